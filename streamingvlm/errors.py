@@ -1,0 +1,17 @@
+"""The errors that a user can cause, each told in one line: what was given, what was expected, what to do."""
+
+
+class StreamingVLMError(Exception):
+    """Bad input or a bad setting; the message is one line and names the remedy."""
+
+
+class ConfigError(StreamingVLMError):
+    """A setting is out of range or contradicts another."""
+
+
+class VideoError(StreamingVLMError):
+    """A video cannot be opened or holds nothing to watch."""
+
+
+class CheckpointError(StreamingVLMError):
+    """A model folder or hub name cannot be loaded."""
