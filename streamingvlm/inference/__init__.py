@@ -1,0 +1,1 @@
+"""A stream as it runs: the session, its statistics and the files it writes."""
