@@ -9,7 +9,7 @@ number for all its files. Subtitles made by hand often stand beside a video unde
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -32,11 +32,18 @@ class LineWriter:
 
     def __init__(self, path: str | Path, *, overwrite: bool = False):
         self.path = Path(path)
-        self._file = self.path.open("wb" if overwrite else "xb", buffering=0)
-        self._append(self.header)
+        # What is replaced stays as it was until there is something to replace it with.
+        self._holds_old = overwrite and self.path.exists()
+        self._file = self.path.open("r+b" if self._holds_old else "xb", buffering=0)
+        if not self._holds_old:
+            self._append(self.header)
 
     def write(self, line: "Commentary"):
-        """Append one second; it is on its way to the disk when this returns."""
+        """Append one second; the operating system has it when this returns."""
+        if self._holds_old:
+            self._file.truncate(0)
+            self._holds_old = False
+            self._append(self.header)
         self._append(self.format(line))
 
     def format(self, line: "Commentary") -> str:
@@ -46,6 +53,12 @@ class LineWriter:
     def close(self):
         """Close the file; closing twice is allowed."""
         self._file.close()
+
+    def discard(self):
+        """Close the file and leave the folder as it was before, for a run that wrote nothing."""
+        self.close()
+        if not self._holds_old:
+            self.path.unlink(missing_ok=True)
 
     def _append(self, text: str):
         rest = memoryview(text.encode())
@@ -105,7 +118,7 @@ FORMATS = {kind.suffix[1:]: kind for kind in (VttWriter, SrtWriter, JsonlWriter)
 
 
 class MultiWriter:
-    """Several files fed together. Files of a run that never got to its first second are removed when it closes."""
+    """Several files fed together; closed before the first second, it leaves the folder as it was."""
 
     def __init__(self, writers: Sequence[LineWriter]):
         self._writers = tuple(writers)
@@ -123,11 +136,12 @@ class MultiWriter:
             writer.write(line)
 
     def close(self):
-        """Close the files; remove them where nothing was ever written."""
+        """Close the files, and remove them where no second was ever written."""
         for writer in self._writers:
-            writer.close()
-            if not self._num_lines:
-                writer.path.unlink(missing_ok=True)
+            if self._num_lines:
+                writer.close()
+            else:
+                writer.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +174,7 @@ def open_writers(
     try:
         if formats:
             folder.mkdir(parents=True, exist_ok=True)
-        return MultiWriter(_create(folder, stem, formats, overwrite=overwrite))
+        return _create(folder, stem, formats, overwrite=overwrite)
     except OSError as error:
         raise StreamingVLMError(
             f"{error.filename or folder}: cannot be written ({error.strerror}); "
@@ -186,19 +200,20 @@ def _target(source: Path, path: str | Path | None, formats: Sequence[str]) -> tu
     return path, source.stem, formats
 
 
-def _create(folder: Path, stem: str, formats: Sequence[str], *, overwrite: bool) -> list[LineWriter]:
-    for name in [stem] if overwrite else _numbered(stem):
-        targets = [(FORMATS[kind], folder / f"{name}.{kind}") for kind in formats]
-        if not overwrite and any(path.exists() for _, path in targets):
-            continue
-        return [kind(path, overwrite=overwrite) for kind, path in targets]
-    raise AssertionError("the numbers never end")
-
-
-def _numbered(stem: str) -> Iterator[str]:
-    yield stem
-    for number in count(2):
-        yield f"{stem}.{number}"
+def _create(folder: Path, stem: str, formats: Sequence[str], *, overwrite: bool) -> MultiWriter:
+    paths = [folder / f"{stem}.{name}" for name in formats]
+    numbers = count(2)
+    while not overwrite and any(path.exists() for path in paths):
+        number = next(numbers)
+        paths = [folder / f"{stem}.{number}.{name}" for name in formats]
+    writers = []
+    try:
+        for name, path in zip(formats, paths, strict=True):
+            writers.append(FORMATS[name](path, overwrite=overwrite))
+    except OSError:
+        MultiWriter(writers).close()
+        raise
+    return MultiWriter(writers)
 
 
 def _one_line(text: str) -> str:
