@@ -17,7 +17,7 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from streamingvlm.errors import ConfigError, StreamingVLMError
@@ -69,7 +69,7 @@ class CommandLine:
     def _is_override(self, word: str) -> bool:
         """``name=value``, where the name is an option's or else no file is called so; ``~name`` deletes an option."""
         if not (match := _OVERRIDE.fullmatch(word)):
-            return word.startswith("~") and not Path(word).expanduser().exists()
+            return word.startswith("~") and not Path(os.path.expanduser(word)).exists()
         return re.split(r"[./@:]", match["key"])[0] in self._names() or not Path(word).exists()
 
     def _override(self, word: str) -> str:
@@ -117,21 +117,22 @@ def _one_line_errors(line: CommandLine) -> Iterator[None]:
     except StreamingVLMError as error:
         _exit(str(error), EXIT_BAD_INPUT)
     except HydraException as error:
-        _exit(explain(error, line.config_name), EXIT_BAD_INPUT)
+        _exit(explain(error, line.config_name, sys.argv[1:]), EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         _exit("stopped", EXIT_INTERRUPTED)
 
 
-def explain(error: HydraException, config_name: str) -> str:
-    """One line for what Hydra says in several, naming the option and what it could be."""
-    message = " ".join(str(error).split())
+def explain(error: HydraException, config_name: str, words: Sequence[str]) -> str:
+    """One line for what Hydra says of these words in several, naming the option and what it could be."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} is unknown; choose one of {', '.join(sorted(error.options))}"
-    if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", message):
-        return _unknown_option(match[1], _options(config_name))
-    cause = " ".join(str(error.__cause__ or "").split())
-    return f"{message} {cause}".strip()
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: {_first_line(error)}; put a value with signs in quotes of its own"
+    if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", str(error)):
+        word = next((word for word in words if word.lstrip("+~").startswith(match[1])), match[1])
+        return _unknown_option(match[1], word, _options(config_name))
+    return ": ".join(_first_line(cause) for cause in (error, error.__cause__) if cause)
 
 
 def quote(text: str) -> str:
@@ -155,7 +156,7 @@ def _options(config_name: str) -> DictConfig:
         return compose(config_name)
 
 
-def _unknown_option(key: str, options: DictConfig) -> str:
+def _unknown_option(key: str, word: str, options: DictConfig) -> str:
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(options, parent) if parent else options
     if not isinstance(siblings, DictConfig):
@@ -163,7 +164,13 @@ def _unknown_option(key: str, options: DictConfig) -> str:
     names = [str(sibling) for sibling in siblings]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {key.removesuffix(name)}{close[0]}?)" if close else ""
-    return f"{key} is unknown{hint}; {parent or 'the options'} {'has' if parent else 'are'} {', '.join(names)}"
+    if parent:
+        return f"{key} is unknown{hint}; {parent} has {', '.join(names)}"
+    return f"{word} is neither an option{hint} nor a file; the options are {', '.join(names)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _exit(message: str, code: int):

@@ -1,6 +1,7 @@
 """Watch a video and say what happens, second by second: ``python scripts/stream.py match.mp4``, ``--help`` for more."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from terminal import LiveView, PlainView, open_view
 import streamingvlm
 from streamingvlm import StreamingSession
 from streamingvlm.inference.writers import MultiWriter, open_writers
-from streamingvlm.video.reader import open_video
+from streamingvlm.video.reader import VideoReader, open_video
 
 COMMAND_LINE = CommandLine("stream", plain="source", text=("query", "previous_text", "output.path"))
 BUNDLED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
@@ -21,7 +22,7 @@ def main(options: dict[str, Any]):
     source = Path(options["source"] or BUNDLED_MATCH).expanduser()
     duration_s = video_duration_s(source, options["video"]["decoder"])
     limit_s = options["duration_s"] or math.inf
-    with open_output(options) as output:
+    with open_output(source, options) as output:
         session = open_session(options)
         with open_view(duration_s and min(duration_s, limit_s)) as view:
             watch(session, source, limit_s, view, output)
@@ -33,11 +34,12 @@ def video_duration_s(source: Path, decoder: str) -> float | None:
         return reader.info.duration_s
 
 
-def open_output(options: dict[str, Any]) -> MultiWriter:
+def open_output(source: Path, options: dict[str, Any]) -> MultiWriter:
     """The files to write. The bundled match gets none unless a path is named: they would land in the installation."""
     output = options["output"]
-    is_wanted = options["source"] or output["path"]
-    return open_writers(options["source"] or BUNDLED_MATCH, **{**output, "formats": output["formats"] * bool(is_wanted)})
+    if not (options["source"] or output["path"]):
+        output = {**output, "formats": []}
+    return open_writers(source, **output)
 
 
 def open_session(options: dict[str, Any]) -> StreamingSession:
@@ -52,13 +54,7 @@ def open_session(options: dict[str, Any]) -> StreamingSession:
     )
 
 
-def watch(
-    session: StreamingSession,
-    source: Path,
-    limit_s: float,
-    view: LiveView | PlainView,
-    output: MultiWriter,
-):
+def watch(session: StreamingSession, source: Path, limit_s: float, view: LiveView | PlainView, output: MultiWriter):
     """Stream to the terminal and the files, and sum up however it ends."""
     reader = None
     try:
@@ -69,11 +65,18 @@ def watch(
             if line.end_s >= limit_s:
                 break
     finally:
-        view.note(session.stats.summary())
-        if reader and (skipped := reader.skipped.describe()):
-            view.note(skipped)
-        if output.paths:
-            view.note(f"wrote {', '.join(map(str, output.paths))}")
+        for note in closing_notes(session, reader, output):
+            view.note(note)
+
+
+def closing_notes(session: StreamingSession, reader: VideoReader | None, output: MultiWriter) -> Iterator[str]:
+    """How it went, what of the video could not be shown, and where the commentary is; nothing of a run without a second."""
+    if session.stats.num_turns:
+        yield session.stats.summary()
+    if reader and (skipped := reader.skipped.describe()):
+        yield skipped
+    if output.paths:
+        yield f"wrote {', '.join(map(str, output.paths))}"
 
 
 if __name__ == "__main__":
