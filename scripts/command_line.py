@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from streamingvlm.errors import ConfigError, StreamingVLMError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 _FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i"}
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
@@ -120,6 +120,10 @@ def _one_line_errors(line: CommandLine) -> Iterator[None]:
         _exit(explain(error, line.config_name, sys.argv[1:]), EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         _exit("stopped", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has left (`| head`): end quietly, and keep Python from flushing into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
 
 
 def explain(error: HydraException, config_name: str, words: Sequence[str]) -> str:

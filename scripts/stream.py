@@ -24,8 +24,7 @@ def main(options: dict[str, Any]):
     limit_s = options["duration_s"] or math.inf
     with open_output(source, options) as output:
         session = open_session(options)
-        with open_view(duration_s and min(duration_s, limit_s)) as view:
-            watch(session, source, limit_s, view, output)
+        watch(session, source, limit_s, open_view(duration_s and min(duration_s, limit_s)), output)
 
 
 def video_duration_s(source: Path, decoder: str) -> float | None:
@@ -58,12 +57,13 @@ def watch(session: StreamingSession, source: Path, limit_s: float, view: LiveVie
     """Stream to the terminal and the files, and sum up however it ends."""
     reader = None
     try:
-        for line in session.stream(source):
-            reader = session.reader or reader
-            output.write(line)
-            view.show(line, session)
-            if line.end_s >= limit_s:
-                break
+        with view:
+            for line in session.stream(source):
+                reader = session.reader or reader
+                output.write(line)
+                view.show(line, session)
+                if line.end_s >= limit_s:
+                    break
     finally:
         for note in closing_notes(session, reader, output):
             view.note(note)

@@ -29,7 +29,7 @@ class PlainView:
             print(line, flush=True)
 
     def note(self, text: str):
-        """A line about the run, beside the commentary."""
+        """A line about the run, apart from the commentary."""
         print(text, file=sys.stderr, flush=True)
 
 
