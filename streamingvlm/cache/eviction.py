@@ -4,6 +4,7 @@ A policy is asked before a new turn is appended. It returns the layout that surv
 place where it stands now, so that one gather drops and moves at once.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -58,6 +59,25 @@ def text_survivors(num_tokens: int, sink_tokens: int, window_tokens: int) -> lis
     if num_tokens <= sink_tokens + window_tokens:
         return [(0, num_tokens)]
     return [(0, sink_tokens), (num_tokens - window_tokens, num_tokens)]
+
+
+def capacity_tokens(
+    config: CacheConfig, *, markup_tokens: int, previous_tokens: int, turn_tokens: int, chunk_s: float
+) -> int | None:
+    """The most tokens that the cache will ever hold, the newest turn and its reply included; None without a bound.
+
+    markup_tokens: the prologue without its previous text, and the standing query; previous_tokens: the previous text
+    that the stream begins with; turn_tokens: the largest turn, reply and all; chunk_s: seconds a turn.
+    """
+    if not config.is_bounded:
+        return None
+    window_s = config.vision_window_s if config.policy == "window" else max(config.vision_window_s, config.turn_window_s)
+    num_turns = max(1, math.floor(window_s / chunk_s + TIME_SLACK_S))
+    text_tokens = previous_tokens
+    if config.policy != "window":
+        kept_tokens = config.text_sink_tokens + config.text_window_tokens
+        text_tokens = kept_tokens if config.policy == "streaming" else max(previous_tokens, kept_tokens)
+    return markup_tokens + text_tokens + num_turns * turn_tokens
 
 
 def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> Iterator[Span]:
