@@ -48,7 +48,7 @@ def open_session(options: dict[str, Any]) -> StreamingSession:
         cache=options["cache"],
         video=options["video"],
         sampling=options["sampling"],
-        query=options["query"],
+        query=options["query"] or "",
         previous_text=options["previous_text"],
     )
 
