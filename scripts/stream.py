@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from command_line import CommandLine, run
+from streamingvlm.video.reader import VideoReader, open_video
 from terminal import LiveView, PlainView, open_view
 
 import streamingvlm
 from streamingvlm import StreamingSession
 from streamingvlm.inference.writers import MultiWriter, open_writers
-from streamingvlm.video.reader import VideoReader, open_video
 
 COMMAND_LINE = CommandLine("stream", plain="source", text=("query", "previous_text", "output.path"))
 BUNDLED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
@@ -70,7 +70,7 @@ def watch(session: StreamingSession, source: Path, limit_s: float, view: LiveVie
 
 
 def closing_notes(session: StreamingSession, reader: VideoReader | None, output: MultiWriter) -> Iterator[str]:
-    """How it went, what of the video could not be shown, and where the commentary is; nothing of a run without a second."""
+    """How it went, what of the video could not be shown, where the commentary is; nothing where no second was seen."""
     if session.stats.num_turns:
         yield session.stats.summary()
     if reader and (skipped := reader.skipped.describe()):

@@ -23,7 +23,7 @@ MODEL_CLASS_ENDINGS = (
 
 
 def imported_names(file):
-    """Full names of what a file imports, at any depth: ``a.b`` for ``import a.b``, ``a.b.c`` for ``from a.b import c``."""
+    """Full names of what a file imports anywhere: ``a.b`` for ``import a.b``, ``a.b.c`` for ``from a.b import c``."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -118,7 +118,8 @@ IMPORT_ALL = """
 import os, sys
 
 opened = []
-sys.addaudithook(lambda event, args: opened.append((event, args)) if event in ("socket.connect", "socket.bind") else None)
+network = ("socket.connect", "socket.bind", "socket.getaddrinfo")
+sys.addaudithook(lambda event, args: opened.append((event, args)) if event in network else None)
 environment = dict(os.environ)
 import importlib, pkgutil
 import streamingvlm

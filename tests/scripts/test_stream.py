@@ -70,7 +70,7 @@ def start_and_wait_for(path, num_lines, *words):
 
 def assert_whole(stem):
     """Each of the three files is whole, and they agree on what was said."""
-    rows = [json.loads(row) for row in stem.with_suffix(".jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in stem.with_suffix(".jsonl").read_text().split("\n")[:-1]]
     assert [row["start_s"] for row in rows] == list(range(len(rows)))
     spoken = [row for row in rows if row["text"]]
     cue = r"\d\d:\d\d:\d\d[.,]\d{3} --> \d\d:\d\d:\d\d[.,]\d{3}\n.+\n\n"
