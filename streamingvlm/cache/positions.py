@@ -18,12 +18,15 @@ def contiguous_positions(segments: Iterable[Segment], tokens_per_second: float, 
     tokens_per_second: temporal positions of one second of video (a constant of the checkpoint).
     Returns float32 [3, T]: the temporal axis is not truncated, so it may be fractional at odd frame rates.
     """
-    parts = []
+    parts, num_text = [], 0
     for segment in segments:
-        part = _grid(segment, tokens_per_second) if segment.grid else _line(segment.num_tokens)
-        parts.append(part + first)
-        first = next_position(parts[-1])
-    return torch.cat(parts, dim=1) if parts else torch.empty(3, 0)
+        if segment.grid is None:
+            num_text += segment.num_tokens
+            continue
+        start = first + num_text
+        parts += [_line(first, num_text), _grid(segment, tokens_per_second) + start]
+        first, num_text = start + _extent(segment, tokens_per_second), 0
+    return torch.cat([*parts, _line(first, num_text)], dim=1)
 
 
 def next_position(positions: torch.Tensor) -> float:
@@ -31,11 +34,17 @@ def next_position(positions: torch.Tensor) -> float:
     return positions.max().item() + 1 if positions.numel() else 0.0
 
 
-def _line(num_tokens: int) -> torch.Tensor:
-    return torch.arange(num_tokens, dtype=torch.float32).expand(3, -1)
+def _line(first: float, num_tokens: int) -> torch.Tensor:
+    return (torch.arange(num_tokens, dtype=torch.float32) + first).expand(3, -1)
 
 
 def _grid(segment: Segment, tokens_per_second: float) -> torch.Tensor:
     t, h, w = (torch.arange(size, dtype=torch.float32) for size in segment.grid)
     axes = torch.meshgrid(t * segment.patch_s * tokens_per_second, h, w, indexing="ij")
     return torch.stack([axis.flatten() for axis in axes])
+
+
+def _extent(segment: Segment, tokens_per_second: float) -> float:
+    """Positions that a grid takes up: one past its largest, whichever the axis."""
+    t, h, w = segment.grid
+    return max((t - 1) * segment.patch_s * tokens_per_second, h - 1, w - 1) + 1
