@@ -65,7 +65,9 @@ class SamplingGrid:
     def __post_init__(self) -> None:
         for name, value in (("fps", self.fps), ("chunk_s", self.chunk_s)):
             if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value}, but must be a positive number; the usual {name} is {_USUAL[name]}")
+                raise ConfigError(
+                    f"{name} is {value}, but must be a positive number; the usual {name} is {_USUAL[name]}"
+                )
         if not (math.isfinite(self.start_s) and self.start_s >= 0):
             raise ConfigError(f"start_s is {self.start_s}, but must be 0 or a positive number of seconds")
         if self.num_frames < 1:

@@ -1,9 +1,8 @@
 """Read a file of video second by second, decoding ahead while the model works.
 
-    with open_video("match.mp4") as video:
-        for second in video:
-            session.step(second)
-    print(video.skipped.describe() or "nothing skipped")
+with open_video("match.mp4") as video:
+    for second in video:
+        session.step(second)
 """
 
 import os
@@ -12,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch.nn.functional import interpolate
@@ -72,7 +72,7 @@ class VideoReader:
     def __next__(self) -> Second:
         return next(self._prefetch)
 
-    def __enter__(self) -> "VideoReader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
