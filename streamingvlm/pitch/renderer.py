@@ -117,8 +117,8 @@ def _trail(keyframes: tuple[Keyframe, Keyframe, Keyframe], ball: Point) -> Itera
 def _blit_(canvas: np.ndarray, name: str, place: Point, size: int) -> None:
     cell = FIELD_UNITS // size
     step = max(1, cell // _PHASES_PER_PIXEL)
-    column, phase_x = divmod(place.x // step * step, cell)
-    row, phase_y = divmod(place.y // step * step, cell)
+    column, phase_x = divmod((place.x + step // 2) // step * step, cell)
+    row, phase_y = divmod((place.y + step // 2) // step * step, cell)
     colour, through, top, left = sprite(name, size, phase_x, phase_y)
     height, width, _ = colour.shape
     top += row + _border(size)
