@@ -130,10 +130,12 @@ def sprite(name: str, size: int, phase_x: int, phase_y: int) -> Sprite:
     ]
     padded = np.pad(fine, (*padding, (0, 0)))
     height, width = padded.shape[0] // cell, padded.shape[1] // cell
-    means = padded.reshape(height, cell, width, cell, 4).sum(axis=(1, 3)) // cell**2
+    sums = padded.reshape(height, cell, width, cell, 4).sum(axis=(1, 3))
+    # Light is rounded down and opacity up, so that white on white cannot run over 255.
+    colour, opacity = sums[..., :3] // cell**2, -(-sums[..., 3:] // cell**2)
     return Sprite(
-        np.ascontiguousarray(means[..., :3], dtype=np.uint16),
-        np.ascontiguousarray(255 - means[..., 3:], dtype=np.uint16),
+        np.ascontiguousarray(colour, dtype=np.uint16),
+        np.ascontiguousarray(255 - opacity, dtype=np.uint16),
         -before[0],
         -before[1],
     )

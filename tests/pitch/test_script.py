@@ -12,7 +12,7 @@ from streamingvlm.pitch.script import Kind, Script
 NUM_SECONDS = 10_000
 PERCENT_RANGES = {
     Kind.SILENCE: (35, 45),
-    Kind.PASS: (20, 24),
+    Kind.PASS: (20, 25),
     Kind.TACKLE: (9, 12),
     Kind.THROW_IN: (5, 7.5),
     Kind.SHOT: (6, 9),

@@ -16,7 +16,7 @@ OUTCOMES = (Kind.GOAL, Kind.SAVE, Kind.WIDE)
 
 @pytest.fixture(scope="module")
 def seconds():
-    return [second for seed in range(4) for second in islice(Match(seed).seconds(), 1500)]
+    return [second for seed in range(4) for second in islice(Match(seed).seconds(), 1000)]
 
 
 def test_a_seed_gives_the_recorded_frames_and_lines():
@@ -27,7 +27,7 @@ def test_a_seed_gives_the_recorded_frames_and_lines():
         for second in islice(Match(seed).seconds(), 150):
             digest.update(say(second).encode())
             digest.update(render(second).numpy().tobytes())
-    assert digest.hexdigest() == "621acc216a27f4c5e0d3c4ad40f9dbceacc85dd5ad4886169757ca4af118bbff"
+    assert digest.hexdigest() == "fabe4c60a9769f09b3754cff20abe75a068c0ea814706f19d6714b1c791c8b3a"
 
 
 def test_a_match_can_be_watched_twice():
@@ -85,7 +85,7 @@ def test_players_do_not_overlap(seconds):
 
 
 def test_keyframes_join_up(seconds):
-    for before, after in pairwise(seconds[:1500]):
+    for before, after in pairwise(seconds[:1000]):
         assert before.keyframes[2] == after.keyframes[0]
 
 
@@ -110,7 +110,7 @@ def test_the_picture_of_an_outcome_is_the_same_whichever_side_took_the_shot(outc
 def test_where_the_sides_stand_at_an_outcome_does_not_tell_who_shot(seconds):
     outcomes = [second for second in seconds if second.kind in OUTCOMES]
     right = sum(_side_nearer_to_ball(second) == second.side for second in outcomes)
-    assert len(outcomes) > 350
+    assert len(outcomes) > 250
     assert 0.4 < right / len(outcomes) < 0.6
 
 
