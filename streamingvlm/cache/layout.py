@@ -7,6 +7,7 @@ It knows neither tensors nor token ids, so that every decision about the cache i
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 PROLOGUE_TURN = -1
 
@@ -86,8 +87,7 @@ class CacheLayout:
         return "\n".join(_table_row(*row) for row in _table_rows(self))
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A segment and the range [start, stop) of the tokens that it takes up in a layout."""
 
     segment: Segment

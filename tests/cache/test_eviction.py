@@ -19,16 +19,16 @@ class FakeStream:
 
     def __init__(self, dice: random.Random, **config):
         self.dice = dice
-        self.chunk_s = dice.choice([0.5, 1.0, 1.0, 1.0, 1.5, 2.0, 1 / 3])
+        self.chunk_s = dice.choice([0.5, 1.0, 1.0, 1.0, 1.5, 2.0, 2 / 3])
         self.config = CacheConfig(
             text_sink_tokens=dice.randrange(0, 12),
-            text_window_tokens=dice.randrange(0, 24),
-            vision_window_s=dice.choice([1.0, 1.5, 2.0, 4.0, 6.5, 9.0]),
-            turn_window_s=dice.choice([1.0, 2.0, 2.5, 5.0, 8.0]),
+            text_window_tokens=dice.randrange(0, 16),
+            vision_window_s=dice.choice([1.0, 1.5, 2.0, 4.0, 6.5]),
+            turn_window_s=dice.choice([1.0, 2.0, 2.5, 5.0]),
             **config,
         )
         self.grid = (dice.randrange(1, 3), dice.randrange(1, 4), dice.randrange(1, 4))
-        self.num_previous = dice.randrange(0, 40)
+        self.num_previous = dice.randrange(0, 24)
         self.num_query = dice.randrange(0, 5)
         self.max_reply = dice.randrange(1, 6)
         self.layout = CacheLayout()
