@@ -5,6 +5,7 @@ wide is the same whoever took the shot: which side it was has to be remembered.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from streamingvlm.pitch.dice import hashed
 from streamingvlm.pitch.field import (
@@ -81,7 +82,9 @@ class Staging:
     def _noise(self, second: int, channel: int, amplitude: int) -> int:
         """A smooth random walk of its own for every channel: values at every few seconds, lines between."""
         step, part = divmod(second, _WANDER_PERIOD_S)
-        start, stop = (hashed(self._seed, channel, at) % (2 * amplitude + 1) - amplitude for at in (step, step + 1))
+        width = 2 * amplitude + 1
+        start = _knot(self._seed, channel, step) % width - amplitude
+        stop = _knot(self._seed, channel, step + 1) % width - amplitude
         return start + (stop - start) * part // _WANDER_PERIOD_S
 
     def _open_ball(self, beat: Beat, upcoming: Beat, players: list[Point]) -> Point:
@@ -117,6 +120,9 @@ class Staging:
         x = self._noise(beat.index, 2 * NUM_PLAYERS, px(20))
         y = self._noise(beat.index, 2 * NUM_PLAYERS + 1, px(20))
         return Point(CENTRE.x + x, CENTRE.y + y)
+
+
+_knot = lru_cache(maxsize=1024)(hashed)  # a walk asks for the same two ends second after second
 
 
 def touchline_spot(player: Point) -> Point:
