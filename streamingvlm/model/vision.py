@@ -72,6 +72,12 @@ class VisionEncoder:
         assert not features.deepstack, f"{self.family.model_type} also has deepstack features: call features()"
         return features.embeddings, features.grid
 
+    def largest_grid(self, num_frames: int) -> Grid:
+        """Merged grid (t, h, w) with as many tokens as ``num_frames`` frames of any size can have."""
+        max_pixels = MAX_FRAME_TOKENS * self.family.size_factor**2 if self.max_pixels is None else self.max_pixels
+        num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
+        return num_steps, 1, int(max_pixels) // self.family.size_factor**2
+
     @torch.no_grad()
     def features(self, frames: torch.Tensor) -> VisionFeatures:
         """Encode uint8 frames [F, 3, H, W], with the deepstack features where the family has them.

@@ -66,7 +66,7 @@ class FakeStream:
         t, h, w = self.grid
         self.append(
             *self.when(USER_OPEN=2, TIME=4, VISION_START=1),
-            Segment(Kind.VISION, t * h * w, self.turn, *self.span_s(), self.grid, 1.0),
+            Segment(Kind.VISION, t * h * w, self.turn, *self.span_s(), self.grid, 2.0),
             *self.when(VISION_END=1, QUERY=self.num_query if self.turn == 0 else 0, USER_CLOSE=1, REPLY_OPEN=2),
             *self.when(SPEECH=self.dice.randrange(0, self.max_reply + 1), TAIL=self.dice.randrange(0, 2)),
             *self.when(REPLY_END=1, LINE_FEED=1),
@@ -138,7 +138,7 @@ def check_positions(layout: CacheLayout):
             t, h, w = map(range, segment.grid)
             expected += [(following + 2 * i, following + j, following + k) for i in t for j in h for k in w]
         following = max(map(max, expected[-segment.num_tokens :])) + 1
-    assert contiguous_positions(layout.segments, tokens_per_second=2).T.tolist() == [list(map(float, e)) for e in expected]
+    assert contiguous_positions(layout.segments).T.tolist() == [list(map(float, e)) for e in expected]
 
 
 def test_streaming_keeps_its_promises_in_a_hundred_thousand_random_seconds():
