@@ -56,7 +56,9 @@ class CacheConfig:
     @property
     def is_bounded(self) -> bool:
         """Whether the cache has a largest size whatever the length of the stream."""
-        return self.policy != "full" and self.text_window_tokens is not None
+        if self.policy == "reference":
+            return self.text_window_tokens is not None
+        return self.policy != "full"
 
 
 @dataclass(frozen=True)

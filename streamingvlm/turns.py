@@ -137,16 +137,27 @@ class TurnFormat:
 
         The tail is a trailing `` ...`` and an end-of-text: all that is not speech. Nothing else is cut.
         """
-        body = list(reply_ids[:-1] if reply_ids and reply_ids[-1] == self.end_of_turn_id else reply_ids)
-        words = body[:-1] if body and body[-1] in self.stop_ids else body
-        if tuple(words[-len(self.ellipsis_ids) :]) == self.ellipsis_ids:
-            words = words[: -len(self.ellipsis_ids)]
+        has_end = bool(reply_ids) and reply_ids[-1] == self.end_of_turn_id
+        body = reply_ids[:-1] if has_end else reply_ids
+        words = self._words(body)
         return self._of_turn(
             turn,
             (Kind.SPEECH, words),
             (Kind.TAIL, body[len(words) :]),
             (Kind.REPLY_END, (self.end_of_turn_id,)),
         )
+
+    def spoken_text(self, reply_ids: Sequence[int]) -> str:
+        """The words of a reply, finished or not, as a person reads them."""
+        return self.decode(self._words(reply_ids)).strip()
+
+    def _words(self, reply_ids: Sequence[int]) -> Sequence[int]:
+        """The reply without its end and one trailing `` ...``."""
+        words = reply_ids
+        while words and words[-1] in self.stop_ids:
+            words = words[:-1]
+        has_tail = tuple(words[-len(self.ellipsis_ids) :]) == self.ellipsis_ids
+        return words[: -len(self.ellipsis_ids)] if has_tail else words
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words that ``ids`` spell, without special tokens."""

@@ -56,7 +56,7 @@ class Segment:
         return replace(self, num_tokens=stop - start)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CacheLayout:
     """The segments of the cache in the order of its tokens."""
 
@@ -82,7 +82,7 @@ class CacheLayout:
         """Tokens of the given kinds."""
         return sum(segment.num_tokens for segment in self.segments if segment.kind in kinds)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(_table_row(*row) for row in _table_rows(self))
 
 

@@ -1,0 +1,50 @@
+"""Rotary positions (t, h, w) as a pure function of the layout.
+
+Sec. 3.1 of the paper and Sec. 2.1 of Qwen2.5-VL (arXiv 2502.13923): text takes consecutive integers, the same on three
+axes; a vision grid that starts at s takes (s + t * seconds_per_step * tokens_per_second, s + row, s + column); what
+follows stands one past the largest position so far.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from streamingvlm.cache.layout import Segment
+
+
+def contiguous_positions(segments: Iterable[Segment], tokens_per_second: float, first: float = 0.0) -> torch.Tensor:
+    """Number the tokens of ``segments`` from ``first`` without a gap.
+
+    tokens_per_second: temporal positions of one second of video (a constant of the checkpoint).
+    Returns float32 [3, T]: the temporal axis is not truncated, so it may be fractional at odd frame rates.
+    """
+    parts, num_text = [], 0
+    for segment in segments:
+        if segment.grid is None:
+            num_text += segment.num_tokens
+            continue
+        start = first + num_text
+        parts += [_line(first, num_text), _grid(segment, tokens_per_second) + start]
+        first, num_text = start + _extent(segment, tokens_per_second), 0
+    return torch.cat([*parts, _line(first, num_text)], dim=1)
+
+
+def next_position(positions: torch.Tensor) -> float:
+    """The position of the token after ``positions`` [3, T]: one past the largest on any axis, 0 after none."""
+    return positions.max().item() + 1 if positions.numel() else 0.0
+
+
+def _line(first: float, num_tokens: int) -> torch.Tensor:
+    return (torch.arange(num_tokens, dtype=torch.float32) + first).expand(3, -1)
+
+
+def _grid(segment: Segment, tokens_per_second: float) -> torch.Tensor:
+    t, h, w = (torch.arange(size, dtype=torch.float32) for size in segment.grid)
+    axes = torch.meshgrid(t * segment.patch_s * tokens_per_second, h, w, indexing="ij")
+    return torch.stack([axis.flatten() for axis in axes])
+
+
+def _extent(segment: Segment, tokens_per_second: float) -> float:
+    """Positions that a grid takes up: one past its largest, whichever the axis."""
+    t, h, w = segment.grid
+    return max((t - 1) * segment.patch_s * tokens_per_second, h - 1, w - 1) + 1
