@@ -192,10 +192,10 @@ def _check_keys(info: Mapping[str, Any], folder: Path):
     }
     for problem, keys in problems.items():
         if keys:
-            shown = sorted(keys)[:_NUM_KEYS_SHOWN]
-            more = f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else ""
+            more = f" and {len(keys) - _NUM_KEYS_SHOWN} more" if len(keys) > _NUM_KEYS_SHOWN else ""
+            shown = ", ".join(sorted(keys)[:_NUM_KEYS_SHOWN]) + more
             raise CheckpointError(
-                f"weights of {folder} {problem} ({', '.join(shown)}{more}); take weights and config.json of one checkpoint"
+                f"weights of {folder} {problem} ({shown}); take weights and config.json of one checkpoint"
             )
 
 

@@ -249,14 +249,14 @@ def test_what_is_wrong_with_a_checkpoint_is_told_in_one_line(folder, spoil, told
 def test_names_of_nothing_are_told(tmp_path):
     (tmp_path / "model.txt").write_text("no folder")
     with pytest.raises(
-        CheckpointError, match="is a file, expected a model folder; give the folder that holds config.json"
+        CheckpointError, match=r"is a file, expected a model folder; give the folder that holds config\.json"
     ):
         load_model(tmp_path / "model.txt")
     with pytest.raises(
-        CheckpointError, match="there is no model folder .*nowhere; give a folder, one of pitch, or a hub"
+        CheckpointError, match=r"there is no model folder .*nowhere; give a folder, one of pitch, or a hub"
     ):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="there is no model folder ./a; give a folder"):
+    with pytest.raises(CheckpointError, match=r"there is no model folder \./a; give a folder"):
         load_model("./a")
 
 

@@ -82,7 +82,8 @@ def test_a_size_is_made_of_whole_tokens_and_within_the_limits(height, width, fac
         width = height
     min_pixels, max_pixels = min_tokens * factor**2, (min_tokens + spare_tokens) * factor**2
     new_height, new_width = smart_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
-    assert new_height % factor == 0 and new_width % factor == 0
+    assert new_height % factor == 0
+    assert new_width % factor == 0
     assert min(new_height, new_width) >= factor
     assert min_pixels <= new_height * new_width
     # A strip of one token's height cannot shrink further than that.
@@ -153,7 +154,8 @@ def test_an_incomplete_temporal_patch_repeats_the_last_frame(resize):
     frames = random_frames(3, 100, 120)
     padded = torch.cat([frames, frames[-1:]])
     odd, even = (preprocess(f, family=QWEN2_5, resize=resize) for f in (frames, padded))
-    assert odd[1] == even[1] and odd[1][0] == 2
+    assert odd[1] == even[1]
+    assert odd[1][0] == 2
     assert torch.equal(odd[0], even[0])
 
 
@@ -177,7 +179,8 @@ def test_seconds_encoded_one_by_one_equal_the_whole_video(tiny_checkpoint, model
     frames = random_frames(8, 112, 84)
     whole = vision.features(frames)
     seconds = [vision.features(second) for second in frames.split(2)]
-    assert whole.grid == (4, 4, 3) and {second.grid for second in seconds} == {(1, 4, 3)}
+    assert whole.grid == (4, 4, 3)
+    assert {second.grid for second in seconds} == {(1, 4, 3)}
     assert torch.equal(whole.embeddings, torch.cat([second.embeddings for second in seconds]))
     assert len(whole.deepstack) == (1 if model_type == "qwen3_vl" else 0)
     for level, features in enumerate(whole.deepstack):
