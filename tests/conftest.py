@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: tiny random checkpoints of each family, and the recorded runs of the released code."""
+"""Fixtures that many tests share: tiny random checkpoints of each family, and recorded runs of the released code."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,9 @@ SPECIAL_TOKENS = [
     "<|video_pad|>",
 ]
 NUM_TOKENS = 320
-TOKENIZER_TEXT = "system user assistant previous text You are a helpful assistant. Time=0.0-1.0s says the ball is in ..."
+TOKENIZER_TEXT = (
+    "system user assistant previous text You are a helpful assistant. Time=0.0-1.0s says the ball is in ..."
+)
 
 _TEXT = {
     "vocab_size": NUM_TOKENS,
@@ -102,15 +104,32 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     return checkpoint
 
 
+def full_golden_folder() -> Path | None:
+    """Return the full recording where it is beside the checkout."""
+    beside = (ROOT / "shared" / "golden", ROOT.parent / "shared" / "golden")
+    return next((folder for folder in beside if folder.is_dir()), None)
+
+
 def golden_folders() -> list[Path]:
-    """Folders of recorded runs: the one that the tests carry, and the full one where it is at hand."""
+    """List the folders of recorded runs: the carried one, and another if it is named or the full one is at hand."""
     named = os.environ.get("STREAMINGVLM_GOLDEN")
-    beside = [ROOT / "shared" / "golden", ROOT.parent / "shared" / "golden"]
-    full = [Path(named)] if named else [folder for folder in beside if folder.is_dir()][:1]
-    return [CARRIED_GOLDEN, *full]
+    other = Path(named) if named else full_golden_folder()
+    return [CARRIED_GOLDEN, other] if other else [CARRIED_GOLDEN]
 
 
 @pytest.fixture(scope="session", params=golden_folders(), ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def golden(request: pytest.FixtureRequest) -> Path:
     """Give each folder of recorded runs in turn."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def carried_golden() -> Path:
+    """Give the recorded runs that the tests carry with them."""
+    return CARRIED_GOLDEN
+
+
+@pytest.fixture(scope="session")
+def full_golden() -> Path | None:
+    """Give the full recording where it is beside the checkout, else None."""
+    return full_golden_folder()

@@ -3,7 +3,7 @@
 Dimensions: F frames, H x W pixels, t x h x w patches before merging, V tokens after it, D the width of the language
 model. Two resizes are offered because checkpoints differ in the one they were trained with: the video processor's,
 bicubic on integers, and that of qwen-vl-utils, bicubic in float, rounded, with a cap on the pixels of a frame. They
-differ by up to 13 of 255 on sharp edges.
+differ on sharp edges, where the integer one clips what overshoots between its two passes.
 """
 
 import math
