@@ -167,14 +167,16 @@ class PyAVSource:
         if time_s is None:
             return None
         self._note_size(frame)
-        self._orientation = Orientation.from_display_matrix(_display_matrix(frame))
         return Picture(time_s, duration_s, partial(_to_rgb, frame, self._orientation, self._reformatter))
 
     def _note_size(self, frame: "av.VideoFrame") -> None:
         size = frame.height, frame.width
-        if self._stored_size not in (None, size):
+        if size == self._stored_size:
+            return
+        if self._stored_size is not None:
             self.skipped.num_resolution_changes += 1
         self._stored_size = size
+        self._orientation = Orientation.from_display_matrix(_display_matrix(frame))
 
     def _note_early_end(self) -> None:
         announced_s = _stream_length_s(self._container, self._stream)
@@ -235,6 +237,7 @@ def _file_length_s(container: "av.container.InputContainer") -> float | None:
 
 
 def _display_matrix(frame: "av.VideoFrame") -> bytes | None:
+    """Not for every frame: a frame whose side data has been looked at is in a cycle and waits for the collector."""
     data = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else bytes(data)
 
