@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import stream
+import watching
 from command_line import run
 
 ROOT = Path(__file__).parents[2]
@@ -115,8 +116,8 @@ def test_any_file_name_is_a_plain_argument(name, folder, stream_here):
 def test_options_reach_the_session(stream_here, folder, monkeypatch):
     shutil.copy(MATCH, folder / "match.mp4")
     opened = []
-    open_session = stream.open_session
-    monkeypatch.setattr(stream, "open_session", lambda options: opened.append(open_session(options)) or opened[0])
+    open_session = watching.open_session
+    monkeypatch.setattr(watching, "open_session", lambda options: opened.append(open_session(options)) or opened[0])
     words = ["cache=full", "cache.positions=native", "video.prefetch=3", "sampling=greedy", "output=none"]
     code, _, err = stream_here(
         "match.mp4", *words, "query=Who's on, then?", "previous_text=Reds = home", "duration_s=2"
@@ -260,7 +261,7 @@ def test_a_wrong_option_is_named_in_one_line(word, stream_here):
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_model_loads(folder, stream_here, monkeypatch):
     (folder / "file").touch()
-    monkeypatch.setattr(stream, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(watching, "open_session", lambda options: pytest.fail("the model was loaded"))
     assert_one_line(*stream_here("output.path=file/below"), "file")
 
 
