@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.video.reader import VideoReader, open_video
 from terminal import LiveView, PlainView, open_view
 
 import streamingvlm
 from streamingvlm import StreamingSession
 from streamingvlm.inference.writers import MultiWriter, open_writers
+from streamingvlm.video.reader import VideoReader, open_video
 
 BUNDLED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 
