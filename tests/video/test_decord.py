@@ -24,7 +24,9 @@ def assert_same(path, **settings):
     return by_decord
 
 
-@pytest.mark.parametrize("rate", [Fraction(24000, 1001), 25, 30, Fraction(60000, 1001)], ids=lambda r: f"{float(r):.3f}")
+@pytest.mark.parametrize(
+    "rate", [Fraction(24000, 1001), 25, 30, Fraction(60000, 1001)], ids=lambda r: f"{float(r):.3f}"
+)
 def test_ordinary_files_give_the_same_seconds(tmp_path, write_clip, regular_times, rate):
     path = write_clip(tmp_path / "clip.mp4", regular_times(rate, int(rate * 5)), rate=rate)
     assert len(assert_same(path)) == 5
