@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import StreamClock
+from streamingvlm.video.clock import StreamClock, plausible_s
 from streamingvlm.video.mp4 import has_index, is_mp4
 from streamingvlm.video.orientation import Orientation
 from streamingvlm.video.source import Picture, SkipCounts, VideoInfo
@@ -26,6 +26,9 @@ from av.video.reformatter import VideoReformatter
 
 MAX_THREADS = 8
 """Each decoding thread holds a frame of its own; more of them cost memory and win nothing at a few frames a second."""
+
+DEFAULT_FRAME_S = 1 / 25
+"""Between the pictures of a file that tells neither times nor a frame rate."""
 
 MAX_READ_FAILURES = 16
 """So many failures to read in a row mean that the rest of the file is lost."""
@@ -67,7 +70,8 @@ class PyAVSource:
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = min(MAX_THREADS, os.cpu_count() or 1)
         self._reformatter = VideoReformatter()
-        self._frame_s = float(1 / (self._stream.average_rate or self._stream.guessed_rate or 25))
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._frame_s = plausible_s(float(1 / rate) if rate else 0.0, DEFAULT_FRAME_S)
         self._clock = StreamClock(self._frame_s)
         self._stored_size: tuple[int, int] | None = None
         self._orientation = Orientation()
@@ -165,13 +169,15 @@ class PyAVSource:
         """Give a frame its place in stream time; None where it is damaged or comes too late."""
         if frame.is_corrupt:
             return None
-        duration_s = float(frame.duration * frame.time_base) if frame.duration else self._frame_s
-        time_s = self._clock.tell(frame.time, duration_s)
+        # not frame.time: a frame that is flushed out of the decoder has no time base of its own
+        stamp_s = None if frame.pts is None else float(frame.pts * self._stream.time_base)
+        duration_s = plausible_s(float(frame.duration * self._stream.time_base), self._frame_s)
+        time_s = self._clock.tell(stamp_s, duration_s)
         self.skipped.num_clock_jumps, self.skipped.gap_s = self._clock.num_jumps, self._clock.gap_s
         if time_s is None:
             return None
         self._note_size(frame)
-        return Picture(time_s, duration_s, partial(_to_rgb, frame, self._orientation, self._reformatter))
+        return Picture(time_s, duration_s, partial(to_rgb, frame, self._orientation, self._reformatter))
 
     def _note_size(self, frame: "av.VideoFrame") -> None:
         size = frame.height, frame.width
@@ -245,6 +251,11 @@ def _display_matrix(frame: "av.VideoFrame") -> bytes | None:
     return None if data is None else bytes(data)
 
 
-def _to_rgb(frame: "av.VideoFrame", orientation: Orientation, reformatter: VideoReformatter) -> torch.Tensor:
-    image = orientation.apply(reformatter.reformat(frame, format="rgb24").to_ndarray())
+def to_rgb(frame: "av.VideoFrame", orientation: Orientation, reformatter: VideoReformatter) -> torch.Tensor:
+    """Convert a decoded frame of any pixel format to RGB, uint8 [3, H, W], as it is to be shown."""
+    try:
+        rgb = reformatter.reformat(frame, format="rgb24")
+    except av.FFmpegError:  # the frame's colours are tagged with a reserved value: take them as untagged ones are taken
+        rgb = reformatter.reformat(frame, format="rgb24", src_colorspace="itu601", dst_colorspace="itu601")
+    image = orientation.apply(rgb.to_ndarray())
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

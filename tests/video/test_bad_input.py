@@ -7,6 +7,7 @@ import pytest
 
 from streamingvlm.errors import VideoError
 from streamingvlm.video import open_video
+from streamingvlm.video.pyav import PyAVSource
 
 
 def refusal(path, **settings) -> str:
@@ -117,10 +118,35 @@ def test_a_corrupt_middle_of_avi_whose_stamps_count_packets_is_cut_out(
     assert video.skipped.describe() is not None
 
 
+def test_pictures_still_in_the_decoder_when_reading_fails_keep_their_times(
+    tmp_path, write_clip, regular_times, numbers, monkeypatch
+):
+    path = write_clip(tmp_path / "clip.mp4", regular_times(25, 100))
+    whole = numbers(open_video(path))
+    read = PyAVSource._packets
+
+    def failing(self):
+        yield from (packet for packet in read(self) if packet is None or packet.dts is not None)
+
+    monkeypatch.setattr(PyAVSource, "_packets", failing)
+    assert numbers(open_video(path)) == whole
+
+
 def test_noise_at_the_end_of_a_stream_is_no_traceback(tmp_path, write_clip, regular_times, damage):
     path = damage(write_clip(tmp_path / "clip.ts", regular_times(25, 100)), at=0.8, length=0.2)
     with open_video(path) as video:
         assert 2 <= len(list(video)) <= 4
+
+
+def test_a_damaged_frame_rate_does_not_make_the_stream_endless(tmp_path, write_clip, regular_times, numbers):
+    path = write_clip(tmp_path / "clip.avi", regular_times(25, 75), codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    scale = data.index(b"strh") + 28  # the header of the stream: frames take dwScale / dwRate seconds
+    data[scale : scale + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(data)
+    with open_video(path) as video:
+        assert numbers(video) == [[0, 12], [25, 37], [50, 62]]
+    assert video.skipped.num_clock_jumps > 0
 
 
 def test_any_damage_at_all_ends_in_seconds_or_in_a_video_error(tmp_path, write_clip, regular_times):

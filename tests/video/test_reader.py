@@ -6,9 +6,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import VideoReformatter
 
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.video import open_video
+from streamingvlm.video.orientation import Orientation
+from streamingvlm.video.pyav import to_rgb
 
 RATES = [Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60]
 
@@ -119,6 +122,16 @@ def test_colours_survive(tmp_path, write_clip, regular_times):
     path = write_clip(tmp_path / "red.mp4", regular_times(25, 25), draw=paint)
     mean = next(open_video(path)).frames.float().mean((0, 2, 3))
     assert mean.tolist() == pytest.approx([200, 60, 20], abs=4)
+
+
+def test_a_reserved_colour_tag_is_taken_for_none():
+    frames = [av.VideoFrame.from_ndarray(np.full((8, 8, 3), (200, 60, 20), np.uint8), format="rgb24") for _ in range(2)]
+    untagged, reserved = (frame.reformat(format="yuv444p") for frame in frames)
+    reserved.colorspace = 3
+    with pytest.raises(av.FFmpegError):
+        reserved.reformat(format="rgb24")
+    images = [to_rgb(frame, Orientation(), VideoReformatter()) for frame in (untagged, reserved)]
+    assert torch.equal(*images)
 
 
 def test_a_last_second_cut_short_is_filled_up(tmp_path, write_clip, regular_times, numbers):
