@@ -46,6 +46,7 @@ class StreamingDecoder:
         self.layout = CacheLayout()
         self.ids: list[int] = []
         self.positions = torch.empty(3, 0)
+        self.next_position = 0.0
         self.vision: dict[int, torch.Tensor] = {}
 
     @property
@@ -102,15 +103,17 @@ class StreamingDecoder:
         return any(pending) and pending != sorted(pending)
 
     def _append_positions(self, tokens: Tokens):
-        first = next_position(self.positions)
-        new = contiguous_positions(tokens.segments, first)
+        new = contiguous_positions(tokens.segments, self.next_position)
         self.positions = torch.cat([self.positions, new], dim=1)
+        self.next_position = max(self.next_position, next_position(new))
 
     def _number_and_rotate(self):
         """Number what is in sight, rotate its keys to match, and make ready the rotation of the reply."""
-        if self.config.positions == "contiguous":
+        # Native positions are fixed by the keys made with them: while there are none, all are free.
+        if self.config.positions == "contiguous" or self.kv.num_tokens == 0:
             self.positions = contiguous_positions(self.layout.segments)
-        reply = next_position(self.positions) + torch.arange(self.max_reply_tokens).expand(3, -1)
+            self.next_position = next_position(self.positions)
+        reply = self.next_position + torch.arange(self.max_reply_tokens).expand(3, -1)
         places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
         self.kv.reserve_(places.shape[1])
         like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)

@@ -126,7 +126,10 @@ def write_sound() -> Callable[[Path], Path]:
 def expected_numbers(times_s: Sequence[Fraction], sample_s: Sequence[Fraction]) -> list[int]:
     """For each moment, the newest picture that has appeared, by looking at them all."""
     origin, slack = times_s[0], TICK / 2
-    return [max([i for i, time_s in enumerate(times_s) if time_s - origin <= moment + slack], default=0) for moment in sample_s]
+    return [
+        max([i for i, time_s in enumerate(times_s) if time_s - origin <= moment + slack], default=0)
+        for moment in sample_s
+    ]
 
 
 @pytest.fixture

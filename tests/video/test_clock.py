@@ -52,7 +52,8 @@ def test_a_tick_as_long_as_a_frame_does_not_pull_in_the_frame_after():
 
 
 @pytest.mark.parametrize(
-    ("fps", "chunk_s", "num_frames"), [(2, 1, 2), (2, 0.4, 1), (1.5, 1, 2), (0.5, 2, 1), (7.3, 1.7, 12), (30, 0.5, 15), (2, 2, 4)]
+    ("fps", "chunk_s", "num_frames"),
+    [(2, 1, 2), (2, 0.4, 1), (1.5, 1, 2), (0.5, 2, 1), (7.3, 1.7, 12), (30, 0.5, 15), (2, 2, 4)],
 )
 def test_fractional_rates_and_chunks_hold_the_rounded_number_of_frames(fps, chunk_s, num_frames):
     grid = SamplingGrid(fps=fps, chunk_s=chunk_s)

@@ -224,7 +224,9 @@ def test_info_tells_what_the_file_says(tmp_path, write_clip, regular_times):
     assert (info.duration_s, info.average_fps) == pytest.approx((2.5, 50.0))
 
 
-@pytest.mark.parametrize("settings", [{"fps": -2}, {"chunk_s": 0}, {"prefetch": 0}, {"decoder": "cinema"}, {"start_s": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"fps": -2}, {"chunk_s": 0}, {"prefetch": 0}, {"decoder": "cinema"}, {"start_s": -1}]
+)
 def test_settings_out_of_range_are_refused_before_the_file_is_touched(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         open_video("no_such_file.mp4", **settings)
