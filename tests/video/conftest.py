@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -19,6 +20,12 @@ def picture(number: int, width: int, height: int) -> np.ndarray:
     rows, columns = np.arange(height) * BLOCKS // height, np.arange(width) * BLOCKS // width
     gray = bits.reshape(BLOCKS, BLOCKS)[rows][:, columns] * 200 + 30
     return np.repeat(gray[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def noisy_picture(number: int, width: int, height: int) -> np.ndarray:
+    """The same in noise, which takes many bytes to code: the index of the file is small beside its pictures."""
+    noise = np.random.default_rng(number).integers(-30, 31, (height, width, 3))
+    return (picture(number, width, height) + noise).clip(0, 255).astype(np.uint8)
 
 
 def read_number(frame: torch.Tensor) -> int:
@@ -84,6 +91,11 @@ def _cut(path: Path, *, keep: float) -> Path:
 @pytest.fixture
 def write_clip() -> Callable[..., Path]:
     return _write_clip
+
+
+@pytest.fixture
+def write_noisy_clip(write_clip) -> Callable[..., Path]:
+    return partial(write_clip, size=(160, 120), draw=noisy_picture)
 
 
 @pytest.fixture

@@ -30,12 +30,13 @@ RATES = [Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(
 
 
 @pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"{float(rate):.3f}")
-def test_twenty_minutes_at_any_rate_give_distinct_frames_in_every_second(rate):
-    times_s = [i / Fraction(rate) for i in range(int(1200 * rate))]
+def test_five_minutes_at_any_rate_give_distinct_frames_in_every_second(rate):
+    times_s = [i / Fraction(rate) for i in range(int(300 * rate))]
     seconds = chunks(times_s, SamplingGrid(), last_duration_s=float(1 / Fraction(rate)))
-    assert len(seconds) in (1200, 1201)
+    assert len(seconds) in (300, 301)
     flat = [number for second in seconds for number in second]
-    assert all(later > earlier for earlier, later in zip(flat[:-1], flat[1:-1]))
+    assert len(set(flat[:-1])) == len(flat) - 1
+    assert flat == sorted(flat)
     for k, number in enumerate(flat[:-1]):
         assert times_s[number] <= Fraction(k, 2) + Fraction(1, 1000)
         assert times_s[number] > Fraction(k, 2) - 1 / Fraction(rate)
