@@ -1,8 +1,8 @@
 """What the scripts share: a command line that takes plain paths and free text, and errors in one line.
 
-Hydra's grammar gives meaning to spaces, commas, ``=``, quotes and braces. A path or a question has them too, so they are
-taken out of its hands: values of text options are quoted before Hydra reads them, and a word that is no ``name=value``
-is the script's plain argument.
+Hydra's grammar gives meaning to spaces, commas, ``=``, quotes and braces. A path or a question has them too, so it is
+not left to that grammar: values of text options are quoted before Hydra reads them, and a word that is no
+``name=value`` is the script's plain argument.
 """
 
 import difflib
@@ -58,7 +58,7 @@ class CommandLine:
     checkpoints: str = "model"
 
     def overrides(self, words: Sequence[str]) -> list[str]:
-        """The words as Hydra is to see them. Raises ConfigError for more than one plain word or a flag of no meaning."""
+        """The words as Hydra is to see them. Raises ConfigError for a second plain word and for an unknown flag."""
         kept, plain = [], []
         words = iter(words)
         for word in words:
@@ -106,7 +106,7 @@ class CommandLine:
 
 
 def run(task: Callable[[dict[str, Any]], None], line: CommandLine):
-    """Run ``task`` with the options of ``sys.argv``. What a user can cause ends in one line; a bug keeps its traceback."""
+    """Run ``task`` with the options of ``sys.argv``: what a user can cause ends in one line, a bug in its traceback."""
 
     # The task's own errors end here: Hydra would put a line of its own before them.
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=line.config_name)

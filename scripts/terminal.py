@@ -26,7 +26,7 @@ class PlainView:
     def show(self, line: Commentary, session: StreamingSession):
         """One second: a line if something was said."""
         if line.text:
-            print(line, flush=True)
+            print(_one_line(line), flush=True)
 
     def note(self, text: str):
         """A line about the run, apart from the commentary."""
@@ -68,7 +68,7 @@ class LiveView:
             cache=_fill(stats.cache_tokens, stats.capacity_tokens),
         )
         if line.text:
-            stamp, _, words = str(line).partition(" ")
+            stamp, _, words = _one_line(line).partition(" ")
             self._bar.console.print(Text.assemble((stamp, "cyan"), " ", words))
 
     def note(self, text: str):
@@ -80,6 +80,11 @@ def open_view(duration_s: float | None) -> LiveView | PlainView:
     """The view that suits standard output."""
     console = Console(highlight=False)
     return LiveView(console, duration_s) if console.is_terminal else PlainView()
+
+
+def _one_line(line: Commentary) -> str:
+    """What a terminal can show on one line, whatever signs a model comes up with."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(line)).split())
 
 
 def _clock(time_s: float) -> str:

@@ -1,11 +1,11 @@
 """Commentary into files, while it is spoken: WebVTT and SubRip subtitles, and a line of JSON a second.
 
-Each file is whole after every second, so that Ctrl-C, a kill or a power cut costs nothing that was said: a cue or a line
-goes to the operating system in one write, nothing waits in a buffer, and no format here needs a footer. A full disk
-takes back the half-written cue before it is reported.
+Each file is whole after every second, so that Ctrl-C or a kill costs nothing that was said: a cue or a line goes to
+the operating system in one write, nothing waits in a buffer, and no format here needs a footer. On a full disk the
+half-written cue is taken back before the error is raised.
 
-An existing file is never touched unless asked: a second run over ``match.mp4`` writes ``match.2.vtt`` and so on, with one
-number for all its files. Subtitles made by hand often stand beside a video under just this name.
+An existing file is never touched unless asked: a second run over ``match.mp4`` writes ``match.2.vtt`` and so on, with
+one number for all its files. Subtitles made by hand often stand beside a video under just this name.
 """
 
 import json

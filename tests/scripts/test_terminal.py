@@ -33,6 +33,11 @@ def test_where_nobody_watches_each_spoken_second_is_a_line(capsys):
     assert err == "wrote a.vtt\n"
 
 
+def test_signs_that_would_break_the_line_are_left_out(capsys):
+    PlainView().show(Commentary(0.0, 1.0, "one\ntwo\x1b[2J\u2028three", 3, 0.1), session_with(None))
+    assert capsys.readouterr().out == "[00:00] one two [2J three\n"
+
+
 def test_a_pipe_gets_the_plain_view(capsys):
     assert isinstance(open_view(60.0), PlainView)
 
