@@ -1,0 +1,173 @@
+"""Which tokens outlive a second: the policies, as functions of the layout alone.
+
+A policy is asked before a new turn is appended. It returns the layout that survives and, for each surviving token, the
+place where it stands now, so that one gather drops and moves at once.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from streamingvlm.cache.layout import PROLOGUE_TURN, CacheLayout, Kind, Segment, Span
+from streamingvlm.config import TIME_SLACK_S, CacheConfig
+
+_VISION_KINDS = frozenset({Kind.VISION_START, Kind.VISION, Kind.VISION_END})
+_USER_KINDS = frozenset({Kind.USER_OPEN, Kind.TIME, Kind.USER_CLOSE})
+_SPOKEN_KINDS = frozenset({Kind.SPEECH, Kind.TAIL})
+_REPLY_KINDS = frozenset({Kind.REPLY_OPEN, Kind.SPEECH, Kind.TAIL, Kind.REPLY_END, Kind.LINE_FEED})
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """What survives: spans of the old layout in the order of the new one.
+
+    restart: the policy throws everything away; the stream opens anew with its prologue and its query.
+    """
+
+    spans: tuple[Span, ...]
+    restart: bool = False
+
+    @cached_property
+    def layout(self) -> CacheLayout:
+        """The layout after eviction."""
+        return CacheLayout(tuple(span.segment for span in self.spans))
+
+    @cached_property
+    def index(self) -> list[int]:
+        """For each surviving token, in the new order, its place in the old layout."""
+        return [place for span in self.spans for place in range(span.start, span.stop)]
+
+
+def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_s: float, end_s: float) -> Eviction:
+    """Decide what stays in the cache when turn number ``turn``, from ``start_s`` to ``end_s``, is about to come.
+
+    Sec. 3.1 of the paper (arXiv 2510.09608) for ``streaming``; the released code at a940d8c for ``reference``.
+    """
+    spans = tuple(layout.spans())
+    if config.policy == "streaming":
+        return Eviction(tuple(_streaming(spans, config, end_s)))
+    if config.policy == "reference":
+        return Eviction(tuple(_reference(spans, config, turn, end_s - start_s)))
+    if config.policy == "window" and _is_window_full(layout, config, end_s):
+        return Eviction((), restart=True)
+    return Eviction(spans)
+
+
+def text_survivors(num_tokens: int, sink_tokens: int, window_tokens: int) -> list[tuple[int, int]]:
+    """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens`` and the last ``window_tokens``."""
+    if num_tokens <= sink_tokens + window_tokens:
+        return [(0, num_tokens)]
+    return [(0, sink_tokens), (num_tokens - window_tokens, num_tokens)]
+
+
+def capacity_tokens(
+    config: CacheConfig, *, markup_tokens: int, previous_tokens: int, turn_tokens: int, chunk_s: float
+) -> int | None:
+    """The most tokens that the cache will ever hold, the newest turn and its reply included; None without a bound.
+
+    markup_tokens: the prologue without its previous text, and the standing query; previous_tokens: the previous text
+    that the stream begins with; turn_tokens: the largest turn, reply and all; chunk_s: seconds a turn.
+    """
+    if not config.is_bounded:
+        return None
+    window_s = (
+        config.vision_window_s if config.policy == "window" else max(config.vision_window_s, config.turn_window_s)
+    )
+    num_turns = max(1, math.floor(window_s / chunk_s + TIME_SLACK_S))
+    text_tokens = previous_tokens
+    if config.policy != "window":
+        kept_tokens = config.text_sink_tokens + config.text_window_tokens
+        text_tokens = kept_tokens if config.policy == "streaming" else max(previous_tokens, kept_tokens)
+    return markup_tokens + text_tokens + num_turns * turn_tokens
+
+
+def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> Iterator[Span]:
+    asking_turns = {span.segment.turn for span in spans if span.segment.kind is Kind.QUERY}
+
+    def stays(segment: Segment) -> bool:
+        age_s = end_s - segment.start_s - TIME_SLACK_S
+        in_vision, in_turns = age_s <= config.vision_window_s, age_s <= config.turn_window_s
+        if segment.kind in _VISION_KINDS:
+            return in_vision
+        if segment.kind in _REPLY_KINDS:
+            return in_turns
+        # The query stands for ever: its turn shrinks to a user message that holds it and nothing else.
+        is_asking = segment.turn in asking_turns and segment.kind is not Kind.TIME
+        return is_asking or in_vision or in_turns
+
+    retired = [s for s in spans if s.segment.kind is Kind.SPEECH and not stays(s.segment)]
+    previous = _previous_text(spans, retired)
+    num_tokens = sum(span.segment.num_tokens for span in previous)
+    survivors = text_survivors(num_tokens, config.text_sink_tokens, config.text_window_tokens)
+    return _assemble(spans, _cut(previous, survivors), stays)
+
+
+def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, chunk_s: float) -> Iterator[Span]:
+    """Rounds instead of seconds, the last token of a reply taken for its tail, a window one token short."""
+    text_rounds, vision_rounds = (round(s / chunk_s) for s in (config.turn_window_s, config.vision_window_s))
+
+    def stays(segment: Segment) -> bool:
+        age = turn - segment.turn
+        if segment.kind in _REPLY_KINDS:
+            return age < text_rounds
+        if segment.kind in _VISION_KINDS:
+            return age < vision_rounds
+        if segment.kind is Kind.TIME and vision_rounds > text_rounds:
+            return age < text_rounds
+        return age < max(vision_rounds, text_rounds)
+
+    retired = _without_last_token(s for s in spans if s.segment.kind in _SPOKEN_KINDS and not stays(s.segment))
+    previous = _previous_text(spans, retired)
+    num_tokens = sum(span.segment.num_tokens for span in previous)
+    survivors = [(0, num_tokens)]
+    if (
+        config.text_sink_tokens is not None
+        and turn > 0
+        and config.text_sink_tokens <= num_tokens - config.text_window_tokens
+    ):
+        survivors = text_survivors(num_tokens, config.text_sink_tokens, config.text_window_tokens - 1)
+    return _assemble(spans, _cut(previous, survivors), stays)
+
+
+def _is_window_full(layout: CacheLayout, config: CacheConfig, end_s: float) -> bool:
+    turns = [segment for segment in layout.segments if segment.turn != PROLOGUE_TURN]
+    return bool(turns) and end_s - turns[0].start_s > config.vision_window_s + TIME_SLACK_S
+
+
+def _assemble(spans: tuple[Span, ...], previous: Iterable[Span], stays) -> Iterator[Span]:
+    """Order the survivors: the prologue with the previous text in its place, then the turns."""
+    for span in spans:
+        if span.segment.kind is Kind.PREVIOUS_CLOSE:
+            yield from previous
+        is_prologue = span.segment.turn == PROLOGUE_TURN
+        if span.segment.kind is not Kind.PREVIOUS and (is_prologue or stays(span.segment)):
+            yield span
+
+
+def _previous_text(spans: Iterable[Span], retired: Iterable[Span]) -> list[Span]:
+    """The previous text with the words of the turns that leave at its end."""
+    moved = [span._replace(segment=replace(span.segment, kind=Kind.PREVIOUS)) for span in retired]
+    return [span for span in spans if span.segment.kind is Kind.PREVIOUS] + moved
+
+
+def _cut(spans: Iterable[Span], survivors: list[tuple[int, int]]) -> Iterator[Span]:
+    """The parts of ``spans`` that lie in the surviving ranges, counted over all of them together."""
+    start = 0
+    for span in spans:
+        stop = start + span.segment.num_tokens
+        for first, last in survivors:
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                yield span.cut(low - start, high - start)
+        start = stop
+
+
+def _without_last_token(spans: Iterable[Span]) -> Iterator[Span]:
+    """Each turn's spans less the last token of that turn."""
+    by_turn: dict[int, list[Span]] = {}
+    for span in spans:
+        by_turn.setdefault(span.segment.turn, []).append(span)
+    for reply in by_turn.values():
+        num_tokens = sum(span.segment.num_tokens for span in reply)
+        yield from _cut(reply, [(0, num_tokens - 1)])

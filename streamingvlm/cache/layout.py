@@ -1,0 +1,127 @@
+"""What the cache holds, in order, as plain integers.
+
+The layout is the host's picture of the cache: a list of segments, each a run of tokens that live and die together.
+It knows neither tensors nor token ids, so that every decision about the cache is arithmetic that can be tested alone.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import NamedTuple
+
+PROLOGUE_TURN = -1
+
+
+class Kind(Enum):
+    """What a run of tokens is to the chat; the value is its name in the printed table."""
+
+    SYSTEM = "system"
+    PREVIOUS_OPEN = "previous open"
+    PREVIOUS = "previous text"
+    PREVIOUS_CLOSE = "previous close"
+    USER_OPEN = "user open"
+    TIME = "time"
+    VISION_START = "vision start"
+    VISION = "vision"
+    VISION_END = "vision end"
+    QUERY = "query"
+    USER_CLOSE = "user close"
+    REPLY_OPEN = "reply open"
+    SPEECH = "speech"
+    TAIL = "tail"
+    REPLY_END = "reply end"
+    LINE_FEED = "line feed"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of ``num_tokens`` tokens of one kind.
+
+    turn: index of the turn that it was born in, PROLOGUE_TURN before the first.
+    start_s, end_s: stream time of that turn.
+    grid: (t, h, w) of a vision segment after merging, t * h * w == num_tokens.
+    temporal_step: rotary positions between two temporal steps of that grid.
+    """
+
+    kind: Kind
+    num_tokens: int
+    turn: int = PROLOGUE_TURN
+    start_s: float = 0.0
+    end_s: float = 0.0
+    grid: tuple[int, int, int] | None = None
+    temporal_step: float = 0.0
+
+    def cut(self, start: int, stop: int) -> "Segment":
+        """Return the part from token ``start`` up to ``stop``, of a segment that is not vision."""
+        assert self.grid is None, "a vision segment is kept or dropped whole"
+        return replace(self, num_tokens=stop - start)
+
+
+@dataclass(frozen=True, repr=False)
+class CacheLayout:
+    """The segments of the cache in the order of its tokens."""
+
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all segments together."""
+        return sum(segment.num_tokens for segment in self.segments)
+
+    def append(self, segments: Iterable[Segment]) -> "CacheLayout":
+        """Return the layout with ``segments`` at its end."""
+        return CacheLayout((*self.segments, *segments))
+
+    def spans(self) -> Iterator["Span"]:
+        """Yield each segment with the range of its tokens."""
+        start = 0
+        for segment in self.segments:
+            yield Span(segment, start, start + segment.num_tokens)
+            start += segment.num_tokens
+
+    def count(self, *kinds: Kind) -> int:
+        """Tokens of the given kinds."""
+        return sum(segment.num_tokens for segment in self.segments if segment.kind in kinds)
+
+    def __repr__(self) -> str:
+        return "\n".join(_table_row(*row) for row in _table_rows(self))
+
+
+class Span(NamedTuple):
+    """A segment and the range [start, stop) of the tokens that it takes up in a layout."""
+
+    segment: Segment
+    start: int
+    stop: int
+
+    def cut(self, start: int, stop: int) -> "Span":
+        """Return the part from token ``start`` up to ``stop``, counted from the span's own start."""
+        return Span(self.segment.cut(start, stop), self.start + start, self.start + stop)
+
+
+def _table_rows(layout: CacheLayout) -> Iterator[tuple[str, str, str, str]]:
+    """Group neighbours of one turn: a person looks for windows and turns, not for markup."""
+    yield "tokens", "range", "seconds", "holds"
+    run: list[Span] = []
+    for span in layout.spans():
+        if run and _group(run[-1].segment) != _group(span.segment):
+            yield _run_row(run)
+            run = []
+        run.append(span)
+    if run:
+        yield _run_row(run)
+
+
+def _group(segment: Segment) -> object:
+    return Kind.PREVIOUS if segment.kind is Kind.PREVIOUS else segment.turn
+
+
+def _run_row(run: list[Span]) -> tuple[str, str, str, str]:
+    first, last = run[0].segment, run[-1].segment
+    names = list(dict.fromkeys(span.segment.kind.value for span in run))
+    seconds = "" if first.turn == PROLOGUE_TURN == last.turn else f"{first.start_s:.1f}-{last.end_s:.1f}"
+    return str(run[-1].stop - run[0].start), f"{run[0].start}-{run[-1].stop - 1}", seconds, ", ".join(names)
+
+
+def _table_row(tokens: str, where: str, seconds: str, holds: str) -> str:
+    return f"{tokens:>7}  {where:>13}  {seconds:>17}  {holds}"

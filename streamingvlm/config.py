@@ -1,0 +1,158 @@
+"""What a user may set, as frozen dataclasses: units in the names, ranges checked when they are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from streamingvlm.errors import ConfigError
+
+# Fractions of a second are compared with this slack, far below any frame interval.
+TIME_SLACK_S = 1e-6
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What the cache keeps and how it numbers it.
+
+    policy: ``streaming`` keeps a text sink, a text window and a vision window (Sec. 3 of the paper); ``full`` keeps
+        everything; ``window`` starts afresh whenever ``vision_window_s`` is full; ``reference`` keeps, off-by-ones
+        included, what the released code keeps.
+    positions: ``contiguous`` renumbers the survivors from 0 each second; ``native`` leaves every token the position
+        it was born with, which grows for ever.
+    text_sink_tokens, text_window_tokens: first and last tokens kept of the text that left its turn; the reference
+        policy takes ``None`` for no limit.
+    vision_window_s: seconds of vision kept, the newest second included.
+    turn_window_s: seconds of turns kept whole, markup and all, the newest second included.
+    recompute: prefill all that is kept afresh each second instead of reusing keys and values.
+    """
+
+    policy: Literal["streaming", "full", "window", "reference"] = "streaming"
+    positions: Literal["contiguous", "native"] = "contiguous"
+    text_sink_tokens: int | None = 512
+    text_window_tokens: int | None = 512
+    vision_window_s: float = 16.0
+    turn_window_s: float = 16.0
+    recompute: bool = False
+
+    def __post_init__(self):
+        _one_of("cache.policy", self.policy, ("streaming", "full", "window", "reference"))
+        _one_of("cache.positions", self.positions, ("contiguous", "native"))
+        for name in ("vision_window_s", "turn_window_s"):
+            _at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest second is always kept")
+        self._check_text_limits()
+        if self.recompute and self.positions == "native":
+            raise ConfigError("cache.recompute=true renumbers what it keeps; use cache.positions=contiguous with it")
+
+    def _check_text_limits(self):
+        sizes = {name: getattr(self, name) for name in ("text_sink_tokens", "text_window_tokens")}
+        for name, size in sizes.items():
+            if size is None and self.policy == "streaming":
+                raise ConfigError(f"cache.{name} is null, but the streaming policy needs a number of tokens: give one")
+            if size is not None:
+                _at_least(f"cache.{name}", size, 0, "it counts tokens")
+        if (self.text_sink_tokens is None) != (self.text_window_tokens is None):
+            raise ConfigError(
+                "cache.text_sink_tokens and cache.text_window_tokens are limits together: give both or none"
+            )
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the cache has a largest size whatever the length of the stream."""
+        if self.policy == "reference":
+            return self.text_window_tokens is not None
+        return self.policy != "full"
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """How video becomes turns: ``fps`` frames a second, ``chunk_s`` seconds a turn, pixels a frame, the resize.
+
+    resize: ``processor`` is the video processor's (bicubic on integers), ``qwen_vl_utils`` the one that the released
+        checkpoint was trained with (float, rounded, with a cap on the pixels of a frame).
+    prefetch: seconds of video decoded ahead of the model.
+    """
+
+    fps: float = 2.0
+    chunk_s: float = 1.0
+    min_pixels: int = 100 * 28 * 28
+    max_pixels: int = 768 * 28 * 28
+    resize: Literal["processor", "qwen_vl_utils"] = "processor"
+    decoder: Literal["pyav", "decord"] = "pyav"
+    prefetch: int = 2
+
+    def __post_init__(self):
+        _one_of("video.resize", self.resize, ("processor", "qwen_vl_utils"))
+        _one_of("video.decoder", self.decoder, ("pyav", "decord"))
+        _above("video.fps", self.fps, 0, "frames a second")
+        _above("video.chunk_s", self.chunk_s, 0, "seconds a turn")
+        _at_least("video.min_pixels", self.min_pixels, 1, "pixels a frame")
+        _at_least("video.max_pixels", self.max_pixels, self.min_pixels, "never below video.min_pixels")
+        _at_least("video.prefetch", self.prefetch, 1, "seconds decoded ahead")
+        if self.num_frames < 1:
+            raise ConfigError(
+                f"video.fps={self.fps:g} with video.chunk_s={self.chunk_s:g} makes turns of no frame; raise one of them"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of one turn."""
+        return round(self.fps * self.chunk_s)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is chosen; the defaults are the released code's. ``temperature`` 0 is greedy."""
+
+    temperature: float = 0.9
+    top_p: float = 1.0
+    repetition_penalty: float = 1.05
+    max_new_tokens: int = 20
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least("sampling.temperature", self.temperature, 0, "0 is greedy")
+        _above("sampling.repetition_penalty", self.repetition_penalty, 0, "1 is no penalty")
+        _at_least("sampling.max_new_tokens", self.max_new_tokens, 1, "tokens a turn")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling.top_p={self.top_p} is outside (0, 1]; 1 keeps every token")
+
+
+Config = TypeVar("Config", CacheConfig, VideoConfig, SamplingConfig)
+
+
+def resolve(kind: type[Config], given: Config | Mapping[str, Any] | None, checkpoint: Mapping[str, Any]) -> Config:
+    """Fill what was not given (or given as null) from the checkpoint's own settings, then from the paper's defaults.
+
+    Raises ConfigError for a name that ``kind`` does not have.
+    """
+    if isinstance(given, kind):
+        return given
+    names = {field.name for field in fields(kind)}
+    given = dict(given or {})
+    if unknown := sorted(set(given) - names):
+        raise ConfigError(f"{kind.__name__} has no setting {unknown[0]!r}; it has {', '.join(sorted(names))}")
+    chosen = {name: checkpoint[name] for name in names & set(checkpoint)}
+    chosen.update({name: value for name, value in given.items() if value is not None})
+    return kind(**chosen)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]):
+    if value not in allowed:
+        raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: float, least: float, why: str):
+    _number(name, value)
+    if not value >= least:
+        raise ConfigError(f"{name}={value} is below {least:g} ({why}); give {least:g} or more")
+
+
+def _above(name: str, value: float, bound: float, why: str):
+    _number(name, value)
+    if not value > bound:
+        raise ConfigError(f"{name}={value} is not above {bound:g} ({why}); give a larger number")
+
+
+def _number(name: str, value: float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}={value!r} is not a number; give one")

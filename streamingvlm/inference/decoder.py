@@ -1,0 +1,146 @@
+"""The language model over one stream's cache: what was fed, what is kept, what comes next.
+
+The host's picture (layout, ids, positions) and the device's tensors (KVCache) are held in step here. Some tokens of the
+picture have no keys yet: the last one or two of a reply are fed together with the next turn (they are *pending*).
+"""
+
+import torch
+
+from streamingvlm.cache.eviction import Eviction
+from streamingvlm.cache.kv_cache import KVCache
+from streamingvlm.cache.layout import CacheLayout, Kind
+from streamingvlm.cache.positions import contiguous_positions, next_position
+from streamingvlm.config import CacheConfig
+from streamingvlm.turns import Tokens
+
+# Room of a cache whose policy has no bound, before it first grows.
+_FIRST_CAPACITY_TOKENS = 4096
+
+
+class StreamingDecoder:
+    """Feeds tokens to the text model and keeps the cache that a policy asks for.
+
+    model: a StreamingModel whose text attention is the streaming one; capacity: tokens to allocate, None to grow;
+    max_reply_tokens: the most tokens fed one by one after a prefill.
+    """
+
+    def __init__(self, model, config: CacheConfig, *, capacity: int | None, max_reply_tokens: int):
+        self.model = model
+        self.config = config
+        self.max_reply_tokens = max_reply_tokens
+        text = model.text_model.config
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self.kv = KVCache(
+            text.num_hidden_layers,
+            text.num_key_value_heads,
+            head_size,
+            capacity or _FIRST_CAPACITY_TOKENS,
+            model.dtype,
+            model.device,
+        )
+        self.clear_()
+
+    def clear_(self):
+        """Forget the stream."""
+        self.kv.clear_()
+        self.layout = CacheLayout()
+        self.ids: list[int] = []
+        self.positions = torch.empty(3, 0)
+        self.next_position = 0.0
+        self.vision: dict[int, torch.Tensor] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in sight, pending ones included."""
+        return len(self.ids)
+
+    def evict_(self, eviction: Eviction):
+        """Drop and move what the policy decided."""
+        if self.config.recompute:
+            self.kv.clear_()
+        else:
+            if self._moves_pending(eviction):
+                self.prefill_()
+            self.kv.gather_([place for place in eviction.index if place < self.kv.num_tokens])
+        self.ids = [self.ids[place] for place in eviction.index]
+        self.positions = self.positions[:, eviction.index]
+        self.layout = eviction.layout
+        turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is Kind.VISION}
+        self.vision = {turn: vision for turn, vision in self.vision.items() if turn in turns_in_sight}
+
+    def extend_(self, tokens: Tokens):
+        """Append tokens; they wait for ``prefill_``."""
+        self._append_positions(tokens)
+        self.layout = self.layout.append(tokens.segments)
+        self.ids.extend(tokens.ids)
+
+    def see_(self, turn: int, vision: torch.Tensor):
+        """Give the vision embeddings [V, hidden] of a turn whose tokens were appended."""
+        self.vision[turn] = vision
+
+    def prefill_(self) -> torch.Tensor:
+        """Feed all pending tokens and return the logits [V] of what comes next."""
+        self._number_and_rotate()
+        logits = self._feed(self._embed_pending())
+        if not self.config.recompute:
+            self.vision.clear()
+        return logits
+
+    def speak_(self, token: int) -> torch.Tensor:
+        """Feed one token of the reply; return the logits [V] after it."""
+        self.ids.append(token)
+        return self._feed(self._embed([token]))
+
+    def close_(self, tokens: Tokens):
+        """Replace the loose tokens of the reply by the same tokens with their segments."""
+        del self.ids[self.layout.num_tokens :]
+        self.extend_(tokens)
+
+    def _moves_pending(self, eviction: Eviction) -> bool:
+        """Whether a token that has no keys yet would no longer stand at the end, where it can still be fed."""
+        pending = [place >= self.kv.num_tokens for place in eviction.index]
+        return any(pending) and pending != sorted(pending)
+
+    def _append_positions(self, tokens: Tokens):
+        new = contiguous_positions(tokens.segments, self.next_position)
+        self.positions = torch.cat([self.positions, new], dim=1)
+        self.next_position = max(self.next_position, next_position(new))
+
+    def _number_and_rotate(self):
+        """Number what is in sight, rotate its keys to match, and make ready the rotation of the reply."""
+        # Native positions are fixed by the keys made with them: while there are none, all are free.
+        if self.config.positions == "contiguous" or self.kv.num_tokens == 0:
+            self.positions = contiguous_positions(self.layout.segments)
+            self.next_position = next_position(self.positions)
+        reply = self.next_position + torch.arange(self.max_reply_tokens).expand(3, -1)
+        places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
+        self.kv.reserve_(places.shape[1])
+        like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
+        cos, sin = self.model.text_model.rotary_emb(like, places[:, None])
+        self.kv.rotate_(cos[0], sin[0])
+
+    def _feed(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Run the text model over embeddings [1, T, hidden]; return the logits [V] after the last."""
+        num_new = embeds.shape[1]
+        # At position 0 the stock rotation is the identity: the cache and the attention rotate instead.
+        hidden = self.model.text_model(
+            inputs_embeds=embeds,
+            position_ids=torch.zeros(3, 1, num_new, dtype=torch.long, device=self.model.device),
+            past_key_values=self.kv,
+            use_cache=True,
+            query_rotation=self.kv.rotation(num_new),
+        ).last_hidden_state
+        self.kv.advance_(num_new)
+        return self.model.lm_head(hidden[:, -1])[0]
+
+    def _embed_pending(self) -> torch.Tensor:
+        """Embeddings [1, T, hidden] of all tokens without keys, vision in the place of its pads."""
+        start = self.kv.num_tokens
+        embeds = self._embed(self.ids[start:])
+        for span in self.layout.spans():
+            if span.segment.kind is Kind.VISION and span.start >= start:
+                embeds[0, span.start - start : span.stop - start] = self.vision[span.segment.turn]
+        return embeds
+
+    def _embed(self, ids: list[int]) -> torch.Tensor:
+        return self.model.text_model.embed_tokens(torch.tensor([ids], device=self.model.device))

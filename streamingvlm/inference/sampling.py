@@ -1,0 +1,61 @@
+"""Choosing the next token: repetition penalty, temperature, nucleus, all vectorised."""
+
+from collections.abc import Iterable
+
+import torch
+
+from streamingvlm.config import SamplingConfig
+
+
+class Sampler:
+    """Chooses tokens for one stream and remembers which ids it has in sight.
+
+    The penalty sees every id that the cache holds, vision and markup included, and the reply so far, as the released
+    code's does (Keskar et al., CTRL, arXiv 1909.05858, Sec. 4.1).
+    """
+
+    def __init__(self, config: SamplingConfig, device: torch.device):
+        self.config = config
+        self.seen_ids: list[int] = []
+        self.generator = torch.Generator(device=device)
+        self.reset_()
+
+    def reset_(self):
+        """Start the random stream of the seed again and forget what was seen."""
+        self.generator.manual_seed(self.config.seed)
+        self.seen_ids = []
+
+    def see_only_(self, ids: Iterable[int]):
+        """Let the penalty see ``ids`` and nothing else."""
+        self.seen_ids = list(set(ids))
+
+    def choose_(self, logits: torch.Tensor) -> int:
+        """Choose the next token from ``logits`` [V] and remember it."""
+        token = self._draw(self._penalised(logits.float()))
+        self.seen_ids.append(token)
+        return token
+
+    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+        penalty = self.config.repetition_penalty
+        if penalty == 1.0 or not self.seen_ids:
+            return logits
+        ids = torch.tensor(self.seen_ids, device=logits.device)
+        seen = logits[ids]
+        # An id that is listed twice is written twice with the same value.
+        return logits.index_put((ids,), torch.where(seen > 0, seen / penalty, seen * penalty))
+
+    def _draw(self, logits: torch.Tensor) -> int:
+        if self.config.temperature == 0:
+            return int(logits.argmax())
+        probabilities = torch.softmax(logits / self.config.temperature, dim=-1)
+        if self.config.top_p < 1:
+            probabilities = _nucleus(probabilities, self.config.top_p)
+        return int(torch.multinomial(probabilities, 1, generator=self.generator))
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Zero what lies outside the smallest set of tokens that holds ``top_p`` (Holtzman et al., arXiv 1904.09751)."""
+    ordered, places = probabilities.sort(descending=True)
+    # A token stays while what stands before it has not yet filled the nucleus; the likeliest always stays.
+    outside = ordered.cumsum(-1) - ordered >= top_p
+    return probabilities.index_fill(-1, places[outside], 0.0)

@@ -1,0 +1,236 @@
+"""One stream of video, watched second by second: the notebook's handle.
+
+The weights and the stream are two objects. A session holds all that changes while a stream runs, and nothing else does.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamingvlm.cache.eviction import capacity_tokens, plan_eviction
+from streamingvlm.cache.layout import CacheLayout, Kind
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
+from streamingvlm.errors import VideoError
+from streamingvlm.inference.decoder import StreamingDecoder
+from streamingvlm.inference.sampling import Sampler
+from streamingvlm.inference.stats import SessionStats
+from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.turns import Turn, TurnFormat
+from streamingvlm.video.clock import Second
+from streamingvlm.video.reader import VideoReader, open_video
+
+# The longest time label and turn number that a stream may reach: four months of seconds.
+_LAST_TURN_S = 9_999_999.0
+
+
+@dataclass(frozen=True)
+class Commentary:
+    """What was said of one turn.
+
+    start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
+    latency_s: seconds of work from the frames to the last word.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    num_tokens: int = 0
+    latency_s: float = 0.0
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was said."""
+        return not self.text
+
+    def __str__(self) -> str:
+        hours, rest = divmod(int(self.start_s), 3600)
+        clock = f"{rest // 60:02d}:{rest % 60:02d}"
+        return f"[{hours}:{clock}] {self.text}" if hours else f"[{clock}] {self.text}"
+
+
+class StreamingSession:
+    """Watches one stream with one model and says what happens, from a cache that stays within its bound.
+
+    query: an instruction that stands for the whole stream; previous_text: what was said before it began;
+    on_token: called with each new piece of text as it is decoded.
+    """
+
+    def __init__(
+        self,
+        model: StreamingModel,
+        *,
+        cache: CacheConfig | Mapping[str, Any] | None = None,
+        video: VideoConfig | Mapping[str, Any] | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
+        query: str = "",
+        previous_text: str | None = "",
+        on_token: Callable[[str], None] | None = None,
+    ):
+        self.model = model
+        self.cache_config = resolve(CacheConfig, cache, model.stream_defaults)
+        self.video_config = resolve(VideoConfig, video, model.stream_defaults)
+        self.sampling_config = resolve(SamplingConfig, sampling, model.stream_defaults)
+        self.query = query
+        self.previous_text = previous_text or ""
+        self.on_token = on_token
+        self.reader: VideoReader | None = None
+        self.vision = model.vision_encoder(
+            min_pixels=self.video_config.min_pixels,
+            max_pixels=self.video_config.max_pixels,
+            resize=self.video_config.resize,
+        )
+        patch_s = model.family.temporal_patch_size / self.video_config.fps
+        self.format = TurnFormat(model.tokenizer, temporal_step=model.family.temporal_step(patch_s))
+        self.decoder = StreamingDecoder(
+            model,
+            self.cache_config,
+            capacity=self._capacity_tokens(),
+            max_reply_tokens=self.sampling_config.max_new_tokens,
+        )
+        self.sampler = Sampler(self.sampling_config, model.device)
+        self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None, **settings
+    ) -> "StreamingSession":
+        """Load a model ("pitch", a folder or a hub name) and open a session on it.
+
+        ``settings`` are those of the constructor. Raises CheckpointError and ConfigError, each with its remedy.
+        """
+        return cls(load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION), **settings)
+
+    def reset(self):
+        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start."""
+        self.decoder.clear_()
+        self.sampler.reset_()
+        self.num_turns = 0
+        self.stats = SessionStats(capacity_tokens=self._capacity_tokens())
+
+    @property
+    def layout(self) -> CacheLayout:
+        """What the cache holds; printed, it is a table."""
+        return self.decoder.layout
+
+    def stream(self, source: str | Path | Iterable[Second]) -> Iterator[Commentary]:
+        """Watch a file, or seconds from any iterable, and yield a Commentary a turn, silent ones included.
+
+        Raises VideoError before the first turn where the file cannot be watched.
+        """
+        if not isinstance(source, str | Path):
+            yield from map(self.step, source)
+            return
+        config = self.video_config
+        with open_video(
+            source, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch
+        ) as self.reader:
+            yield from map(self.step, self.reader)
+
+    @torch.inference_mode()
+    def step(self, frames: torch.Tensor | Second) -> Commentary:
+        """Take in one turn of video and speak.
+
+        frames: uint8 [F, 3, H, W], RGB, ``fps * chunk_s`` of them; they are taken to follow the turn before. A Second
+        brings its own times. Raises VideoError for frames of another shape.
+        """
+        started = time.perf_counter()
+        second = frames if isinstance(frames, Second) else self._next_second(frames)
+        turn = self._take_in(second)
+        with self.stats.stage("decode"):
+            reply = self._speak()
+        closed = self.format.close_turn(turn, reply)
+        self.decoder.close_(closed)
+        self.num_turns += 1
+        latency_s = time.perf_counter() - started
+        self.stats.turn_done_(
+            stream_s=turn.end_s - turn.start_s,
+            latency_s=latency_s,
+            num_tokens=len(reply),
+            cache_tokens=self.decoder.num_tokens,
+        )
+        return Commentary(turn.start_s, turn.end_s, self.format.spoken_text(reply), len(reply), latency_s)
+
+    def _next_second(self, frames: torch.Tensor) -> Second:
+        _check_frames(frames)
+        chunk_s = self.video_config.chunk_s
+        return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
+
+    def _take_in(self, second: Second) -> Turn:
+        """From frames to the logits of the first word: encode, evict, append, prefill."""
+        with self.stats.stage("vision"):
+            vision, grid = self.vision.encode(second.frames)
+        turn = Turn(self.num_turns, second.start_s, second.end_s, grid)
+        with self.stats.stage("evict"):
+            self._make_room(turn)
+            self._append(turn)
+            self.decoder.see_(turn.index, vision)
+        with self.stats.stage("prefill"):
+            self.sampler.see_only_(self.decoder.ids)
+            self._logits = self.decoder.prefill_()
+        return turn
+
+    def _make_room(self, turn: Turn):
+        if self.num_turns == 0:
+            self.decoder.extend_(self.format.prologue(self.previous_text))
+        eviction = plan_eviction(
+            self.layout, self.cache_config, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s
+        )
+        self.decoder.evict_(eviction)
+        if eviction.restart:
+            self.decoder.extend_(self.format.prologue(self.previous_text))
+
+    def _append(self, turn: Turn):
+        last = self.layout.segments[-1]
+        if last.kind is Kind.REPLY_END:
+            self.decoder.extend_(self.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
+        is_asked = any(segment.kind is Kind.QUERY for segment in self.layout.segments)
+        opens = self.num_turns == 0 or self.cache_config.policy == "window"
+        self.decoder.extend_(self.format.open_turn(turn, self.query if opens and not is_asked else ""))
+
+    def _speak(self) -> list[int]:
+        """Generate the reply's ids, the end of turn included where the model wrote one."""
+        reply: list[int] = []
+        said = ""
+        while True:
+            reply.append(self.sampler.choose_(self._logits))
+            said = self._tell(reply, said)
+            if reply[-1] in self.format.stop_ids or len(reply) == self.sampling_config.max_new_tokens:
+                return reply
+            self._logits = self.decoder.speak_(reply[-1])
+
+    def _tell(self, reply: list[int], said: str) -> str:
+        """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""
+        if self.on_token is None:
+            return said
+        text = self.format.spoken_text(reply)
+        if text == said or text.endswith("\ufffd"):
+            return said
+        self.on_token(text[len(said) :])
+        return text
+
+    def _capacity_tokens(self) -> int | None:
+        """The most tokens that the cache will hold, from the largest turn that these settings allow."""
+        turn = Turn(0, _LAST_TURN_S, _LAST_TURN_S, self.vision.largest_grid(self.video_config.num_frames))
+        previous_tokens = len(self.format.encode_plain(self.previous_text))
+        markup_tokens = len(self.format.prologue()) + len(self.format.standing_query(turn, self.query))
+        reply_tokens = self.sampling_config.max_new_tokens + 1
+        turn_tokens = len(self.format.line_feed(turn) + self.format.open_turn(turn)) + reply_tokens
+        return capacity_tokens(
+            self.cache_config,
+            markup_tokens=markup_tokens,
+            previous_tokens=previous_tokens,
+            turn_tokens=turn_tokens,
+            chunk_s=self.video_config.chunk_s,
+        )
+
+
+def _check_frames(frames: torch.Tensor):
+    is_frames = isinstance(frames, torch.Tensor) and frames.dtype == torch.uint8 and frames.ndim == 4
+    if not is_frames or frames.shape[1] != 3 or 0 in frames.shape:
+        given = f"{frames.dtype} {tuple(frames.shape)}" if isinstance(frames, torch.Tensor) else type(frames).__name__
+        raise VideoError(f"step() was given {given}; give a uint8 tensor of RGB frames, [frames, 3, height, width]")

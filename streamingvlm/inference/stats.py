@@ -1,0 +1,69 @@
+"""What a stream measured of itself."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+# Percentiles look at the last ten minutes of one-second turns, so that the memory of a week-long stream stays flat.
+_RECENT_TURNS = 600
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The nearest-rank percentile of ``values``; 0 of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+@dataclass
+class SessionStats:
+    """Latency by stage, cache fill and real-time factor of one stream.
+
+    num_turns, num_tokens: turns taken and tokens generated; stream_s, busy_s: seconds of video and of work.
+    cache_tokens, capacity_tokens: fill of the cache after the last turn; capacity is None where it is unbounded.
+    """
+
+    capacity_tokens: int | None = None
+    num_turns: int = 0
+    num_tokens: int = 0
+    stream_s: float = 0.0
+    busy_s: float = 0.0
+    cache_tokens: int = 0
+    _recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=_RECENT_TURNS)))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as one stage of a turn."""
+        start = time.perf_counter()
+        yield
+        self._recent[name].append(time.perf_counter() - start)
+
+    def turn_done_(self, *, stream_s: float, latency_s: float, num_tokens: int, cache_tokens: int):
+        """Count one turn."""
+        self.num_turns += 1
+        self.num_tokens += num_tokens
+        self.stream_s += stream_s
+        self.busy_s += latency_s
+        self.cache_tokens = cache_tokens
+        self._recent["turn"].append(latency_s)
+
+    @property
+    def realtime_factor(self) -> float:
+        """Seconds of stream a second of work; above 1 the model keeps up with live video."""
+        return self.stream_s / self.busy_s if self.busy_s else 0.0
+
+    @property
+    def stages(self) -> dict[str, tuple[float, float]]:
+        """Median and 95th percentile of each stage in seconds, over the recent turns."""
+        return {name: (percentile(list(v), 0.5), percentile(list(v), 0.95)) for name, v in self._recent.items()}
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        fill = f"{self.cache_tokens}" + (f" of {self.capacity_tokens}" if self.capacity_tokens else "")
+        pace = f"{self.stream_s:.0f} s of stream, {self.realtime_factor:.1f}x real time"
+        head = f"{pace}, {self.num_tokens} tokens, cache {fill}"
+        rows = (f"  {n:<8} p50 {p50 * 1e3:7.1f} ms   p95 {p95 * 1e3:7.1f} ms" for n, (p50, p95) in self.stages.items())
+        return "\n".join((head, *rows))
+
+    __str__ = summary

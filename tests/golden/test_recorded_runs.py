@@ -1,0 +1,170 @@
+"""The reference policy against recorded runs of the paper's released code, round by round.
+
+Every pair X.json, X.npz of every folder of recorded runs is replayed through StreamingSession: the carried copy, and
+the folder named by STREAMINGVLM_GOLDEN or the full recording beside the checkout.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import golden_folders
+
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.inference.session import StreamingSession
+from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.loading import StreamingModel, load_model
+
+LOGIT_TOLERANCE = 1e-4
+STRIDE = 997
+
+
+def recorded_runs() -> list[tuple[Path, str]]:
+    return [
+        (folder, file.stem)
+        for folder in golden_folders()
+        for file in sorted(folder.glob("*.json"))
+        if file.with_suffix(".npz").is_file() and "rounds" in json.loads(file.read_text("utf-8"))
+    ]
+
+
+@dataclass
+class Recording:
+    """One recorded run: its configuration, a row a round and arrays a round."""
+
+    folder: Path
+    name: str
+
+    def __post_init__(self):
+        document = json.loads((self.folder / f"{self.name}.json").read_text("utf-8"))
+        self.config, self.constants, self.rounds = document["config"], document["constants"], document["rounds"]
+        self.arrays = np.load(self.folder / f"{self.name}.npz")
+        self.frames = torch.from_numpy(np.load(self.folder / "frames.npz")["frames"])
+        vocabulary = self.folder / "vocabulary.npz"
+        self.strided_ids = np.load(vocabulary)["strided_ids"] if vocabulary.is_file() else None
+
+    def array(self, index: int, name: str) -> np.ndarray | None:
+        return self.arrays.get(f"r{index:03d}/{name}")
+
+    def num_frames(self) -> int:
+        return round(self.constants["fps"] * self.constants["chunk_duration"])
+
+    def frames_of(self, index: int) -> torch.Tensor:
+        return self.frames[index * self.num_frames() : (index + 1) * self.num_frames()]
+
+    def session(self, model: StreamingModel) -> StreamingSession:
+        config, chunk_s = self.config, self.constants["chunk_duration"]
+        return StreamingSession(
+            model,
+            cache=CacheConfig(
+                policy="reference",
+                positions="native" if config.get("pos_mode") == "append" else "contiguous",
+                text_sink_tokens=config["text_sink"],
+                text_window_tokens=config["text_sliding_window"],
+                vision_window_s=config["window_size"] * chunk_s,
+                turn_window_s=config["text_round"] * chunk_s,
+                recompute=config.get("recompute", False),
+            ),
+            video=VideoConfig(fps=self.constants["fps"], chunk_s=chunk_s, min_pixels=1),
+            sampling=SamplingConfig(
+                temperature=0,
+                repetition_penalty=config["repetition_penalty"],
+                max_new_tokens=self.constants["max_new_tokens"],
+            ),
+            query=config["query"],
+            previous_text=config["previous_text"],
+        )
+
+
+class Probe:
+    """Steps a session and keeps what it fed, where it stood, and the logits of each token."""
+
+    def __init__(self, session: StreamingSession):
+        self.session, self.decoder = session, session.decoder
+        self.prefill, self.speak = self.decoder.prefill_, self.decoder.speak_
+        self.decoder.prefill_, self.decoder.speak_ = self._prefill, self._speak
+
+    def step(self, frames: torch.Tensor):
+        self.session.step(frames)
+        self.reply = self.decoder.ids[len(self.input_ids) :]
+
+    def _prefill(self) -> torch.Tensor:
+        self.input_ids = list(self.decoder.ids)
+        self.num_cached = self.decoder.kv.num_tokens
+        kept = slice(0, self.num_cached)
+        self.key_norms = self.decoder.kv.keys[:, :, kept].norm(dim=-1).transpose(1, 2)
+        self.value_norms = self.decoder.kv.values[:, :, kept].norm(dim=-1).transpose(1, 2)
+        self.logits = [self.prefill()]
+        self.positions = self.decoder.positions
+        return self.logits[0]
+
+    def _speak(self, token: int) -> torch.Tensor:
+        self.logits.append(self.speak(token))
+        return self.logits[-1]
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[Path, StreamingModel]:
+    return {}
+
+
+@pytest.mark.parametrize("folder, name", recorded_runs(), ids=lambda value: getattr(value, "name", value))
+def test_every_round_of_a_recorded_run_is_repeated(folder: Path, name: str, models: dict[Path, StreamingModel]):
+    if folder not in models:
+        models[folder] = load_model(folder / "model", device="cpu", attention=STREAMING_ATTENTION)
+    recording = Recording(folder, name)
+    probe = Probe(recording.session(models[folder]))
+    for row in recording.rounds:
+        probe.step(recording.frames_of(row["round"]))
+        check_tokens(recording, row, probe)
+        check_positions(recording, row["round"], probe)
+        check_logits(recording, row["round"], probe)
+        check_cache(recording, row, probe)
+
+
+def check_tokens(recording: Recording, row: dict, probe: Probe):
+    index = row["round"]
+    assert probe.input_ids == recording.array(index, "input_ids").tolist(), f"ids of round {index}"
+    generated = recording.array(index, "generated_ids").tolist()
+    assert probe.reply[: len(generated)] == generated, f"reply of round {index}"
+
+
+def check_positions(recording: Recording, index: int, probe: Probe):
+    recorded = torch.from_numpy(recording.array(index, "position_ids"))
+    # Native positions were recorded of the new tokens alone, contiguous ones of all.
+    assert torch.equal(probe.positions[:, -recorded.shape[1] :], recorded), f"positions of round {index}"
+    if recording.config.get("pos_mode") != "append":
+        assert recorded.shape[1] == len(probe.input_ids)
+    decoded = recording.array(index, "dec_pos")
+    if len(decoded):
+        spoken = probe.decoder.positions[:, len(probe.input_ids) :][:, : len(decoded)]
+        assert torch.equal(spoken.T, torch.from_numpy(decoded)), f"positions of the reply of round {index}"
+
+
+def check_logits(recording: Recording, index: int, probe: Probe):
+    top_ids = torch.from_numpy(recording.array(index, "prefill_top_ids")).long()
+    assert_close(probe.logits[0][top_ids], recording.array(index, "prefill_top_logits"), index)
+    strided_ids = range(0, len(probe.logits[0]), STRIDE) if recording.strided_ids is None else recording.strided_ids
+    strided = probe.logits[0][torch.as_tensor(np.array(strided_ids)).long()]
+    assert_close(strided, recording.array(index, "prefill_logits_strided"), index)
+    step_ids, step_logits = recording.array(index, "step_top_ids"), recording.array(index, "step_top_logits")
+    for logits, ids, recorded in zip(probe.logits, step_ids, step_logits, strict=True):
+        assert_close(logits[torch.from_numpy(ids).long()], recorded, index)
+
+
+def check_cache(recording: Recording, row: dict, probe: Probe):
+    assert probe.num_cached == row["kv_len_at_prefill"]
+    assert probe.decoder.kv.num_tokens == row["kv_len_after_generate"]
+    is_reused = probe.num_cached > 0 and recording.config.get("pos_mode") != "append"
+    for name, norms in (("k_norm", probe.key_norms), ("v_norm", probe.value_norms)):
+        recorded = recording.array(row["round"], name)
+        if is_reused and recorded is not None:
+            assert_close(norms.square().sum(-1).sqrt(), recorded, row["round"], tolerance=1e-3)
+
+
+def assert_close(actual: torch.Tensor, recorded: np.ndarray, index: int, tolerance: float = LOGIT_TOLERANCE):
+    difference = (actual - torch.from_numpy(recorded)).abs().max().item()
+    assert difference <= tolerance, f"round {index}: {difference} away"
