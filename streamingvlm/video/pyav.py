@@ -98,7 +98,7 @@ class PyAVSource:
         self._container.close()
 
     def seek(self, start_s: float) -> None:
-        """Go to the last picture at or before `start_s` from which decoding can begin; stay where the file cannot seek."""
+        """Go to a picture at or before `start_s` from which decoding can begin; stay where the file cannot seek."""
         for margin_s in SEEK_MARGINS_S:
             target_s = self._clock.file_time_s(max(start_s - margin_s, -BEFORE_START_S))
             try:

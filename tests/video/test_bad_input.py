@@ -149,6 +149,17 @@ def test_a_damaged_frame_rate_does_not_make_the_stream_endless(tmp_path, write_c
     assert video.skipped.num_clock_jumps > 0
 
 
+def outcome(path) -> str:
+    """Read a file to its end, whatever comes: the line to show the user, if any."""
+    try:
+        with open_video(path) as video:
+            shapes = {second.frames.shape[:2] for second in video}
+    except VideoError as error:
+        return str(error)
+    assert shapes == {(2, 3)}
+    return video.skipped.describe() or ""
+
+
 def test_any_damage_at_all_ends_in_seconds_or_in_a_video_error(tmp_path, write_clip, regular_times):
     clips = [
         write_clip(tmp_path / "a.mp4", regular_times(25, 60), muxer_options={"movflags": "faststart"}),
@@ -163,9 +174,4 @@ def test_any_damage_at_all_ends_in_seconds_or_in_a_video_error(tmp_path, write_c
             data[position] = random.integers(256)
         damaged = tmp_path / f"damaged{clip.suffix}"
         damaged.write_bytes(data[: random.integers(len(data) // 2, len(data) + 1)])
-        try:
-            with open_video(damaged) as video:
-                for second in video:
-                    assert second.frames.shape[:2] == (2, 3)
-        except VideoError as error:
-            assert "\n" not in str(error)
+        assert "\n" not in outcome(damaged)

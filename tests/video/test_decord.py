@@ -19,7 +19,7 @@ def assert_same(path, **settings):
     assert [(s.index, s.start_s, s.end_s, s.num_repeated) for s in by_decord] == [
         (s.index, s.start_s, s.end_s, s.num_repeated) for s in by_pyav
     ]
-    for mine, theirs in zip(by_decord, by_pyav):
+    for mine, theirs in zip(by_decord, by_pyav, strict=True):
         assert torch.equal(mine.frames, theirs.frames)
     return by_decord
 
@@ -70,10 +70,10 @@ def test_a_transport_stream_is_refused(tmp_path, write_clip, regular_times):
 def test_damage_ends_in_a_line_that_names_the_way_out(tmp_path, write_clip, regular_times, damage, cut):
     fast = {"movflags": "faststart"}
     corrupt = damage(write_clip(tmp_path / "a.mp4", regular_times(25, 250), muxer_options=fast), at=0.5, length=0.1)
-    with pytest.raises(VideoError, match="damaged or cut off.*use decoder 'pyav'"):
+    with pytest.raises(VideoError, match=r"damaged or cut off.*use decoder 'pyav'"):
         list(open_video(corrupt, decoder="decord"))
     short = cut(write_clip(tmp_path / "b.mp4", regular_times(25, 250), muxer_options=fast), keep=0.6)
-    with pytest.raises(VideoError, match="damaged or cut off.*use decoder 'pyav'"):
+    with pytest.raises(VideoError, match=r"damaged or cut off.*use decoder 'pyav'"):
         list(open_video(short, decoder="decord"))
 
 
