@@ -53,5 +53,5 @@ $(READY): pyproject.toml
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" || { \
 	    echo "make: no $(TORCH) for this Python; name an index of torch's CPU builds: make $(MAKECMDGOALS) TORCH_INDEX=..." >&2; \
 	    exit 1; }
-	$(PIP) --editable ".[dev]"
+	$(PIP) pip --editable ".[dev]"
 	@touch $@
