@@ -1,5 +1,6 @@
 # make demo    make .venv if it is not there, then watch the bundled match with the embedded model, live in the terminal
 # make test    the same environment, then every test
+# make test-slow  the tests that stream for minutes, left out above
 # make lint    ruff, as pre-commit runs it
 # make clean   remove .venv
 #
@@ -27,13 +28,16 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 PIP = $(PYTHON) -m pip --python $(VENV) --disable-pip-version-check install
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(READY)
 	@$(BIN)/python scripts/stream.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(TESTS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

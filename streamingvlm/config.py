@@ -51,7 +51,9 @@ class CacheConfig:
             if size is not None:
                 _at_least(f"cache.{name}", size, 0, "it counts tokens")
         if (self.text_sink_tokens is None) != (self.text_window_tokens is None):
-            raise ConfigError("cache.text_sink_tokens and cache.text_window_tokens are limits together: give both or none")
+            raise ConfigError(
+                "cache.text_sink_tokens and cache.text_window_tokens are limits together: give both or none"
+            )
 
     @property
     def is_bounded(self) -> bool:

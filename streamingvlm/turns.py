@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamingvlm.cache.layout import Kind, Segment
+from streamingvlm.errors import CheckpointError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ELLIPSIS = " ..."
@@ -17,6 +18,18 @@ SUPERVISED_KINDS = frozenset({Kind.SPEECH, Kind.TAIL, Kind.REPLY_END})
 _END_OF_TURN = "<|im_end|>"
 _END_OF_TEXT = "<|endoftext|>"
 _VISION_PAD = "<|video_pad|>"
+_MARKUP = {
+    Kind.SYSTEM: f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n",
+    Kind.PREVIOUS_OPEN: "<|im_start|>previous text\n",
+    Kind.PREVIOUS_CLOSE: "<|im_end|>\n",
+    Kind.USER_OPEN: "<|im_start|>user\n",
+    Kind.VISION_START: "<|vision_start|>",
+    Kind.VISION_END: "<|vision_end|>",
+    Kind.USER_CLOSE: "<|im_end|>\n",
+    Kind.REPLY_OPEN: "<|im_start|>assistant\n",
+    Kind.REPLY_END: _END_OF_TURN,
+    Kind.LINE_FEED: "\n",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Turn:
 class TurnFormat:
     """Turns seconds and words into tokens with one tokenizer.
 
-    tokenizer: a Hugging Face tokenizer whose vocabulary has Qwen's chat and vision markers.
+    tokenizer: a Hugging Face tokenizer whose vocabulary has Qwen's chat and vision markers; CheckpointError otherwise.
     temporal_step: rotary positions between two temporal steps of a vision grid.
     """
 
@@ -67,6 +80,7 @@ class TurnFormat:
         self.stop_ids = frozenset({self.end_of_turn_id, self._special(_END_OF_TEXT)})
         self.vision_pad_id = self._special(_VISION_PAD)
         self.ellipsis_ids = self.encode(ELLIPSIS)
+        self._markup = {kind: self.encode(text) for kind, text in _MARKUP.items()}
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of markup written by this project."""
@@ -83,15 +97,15 @@ class TurnFormat:
     def prologue_from_ids(self, previous_ids: Sequence[int]) -> Tokens:
         """The same, from the ids of the previous text."""
         return _join(
-            (Kind.SYSTEM, self.encode(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")),
-            (Kind.PREVIOUS_OPEN, self.encode("<|im_start|>previous text\n")),
+            self._piece(Kind.SYSTEM),
+            self._piece(Kind.PREVIOUS_OPEN),
             (Kind.PREVIOUS, previous_ids),
-            (Kind.PREVIOUS_CLOSE, self.encode("<|im_end|>\n")),
+            self._piece(Kind.PREVIOUS_CLOSE),
         )
 
     def line_feed(self, turn: Turn) -> Tokens:
         """The line feed after a turn that was closed; it is read only when another turn follows."""
-        return self._of_turn(turn, (Kind.LINE_FEED, self.encode("\n")))
+        return self._of_turn(turn, self._piece(Kind.LINE_FEED))
 
     def open_turn(self, turn: Turn, query: str = "") -> Tokens:
         """A second of video, up to where the model begins to speak; the query, if any, stands after the vision."""
@@ -100,16 +114,16 @@ class TurnFormat:
         )
         before = self._of_turn(
             turn,
-            (Kind.USER_OPEN, self.encode("<|im_start|>user\n")),
+            self._piece(Kind.USER_OPEN),
             (Kind.TIME, self.encode(f"Time={turn.start_s:.1f}-{turn.end_s:.1f}s")),
-            (Kind.VISION_START, self.encode("<|vision_start|>")),
+            self._piece(Kind.VISION_START),
         )
         after = self._of_turn(
             turn,
-            (Kind.VISION_END, self.encode("<|vision_end|>")),
+            self._piece(Kind.VISION_END),
             (Kind.QUERY, self.encode_plain(query)),
-            (Kind.USER_CLOSE, self.encode("<|im_end|>\n")),
-            (Kind.REPLY_OPEN, self.encode("<|im_start|>assistant\n")),
+            self._piece(Kind.USER_CLOSE),
+            self._piece(Kind.REPLY_OPEN),
         )
         return before + Tokens((self.vision_pad_id,) * turn.num_vision_tokens, (vision,)) + after
 
@@ -119,9 +133,9 @@ class TurnFormat:
             return Tokens()
         return self._of_turn(
             turn,
-            (Kind.USER_OPEN, self.encode("<|im_start|>user\n")),
+            self._piece(Kind.USER_OPEN),
             (Kind.QUERY, self.encode_plain(query)),
-            (Kind.USER_CLOSE, self.encode("<|im_end|>\n")),
+            self._piece(Kind.USER_CLOSE),
         )
 
     def speech_ids(self, words: str) -> tuple[int, ...]:
@@ -144,7 +158,7 @@ class TurnFormat:
             turn,
             (Kind.SPEECH, words),
             (Kind.TAIL, body[len(words) :]),
-            (Kind.REPLY_END, (self.end_of_turn_id,)),
+            self._piece(Kind.REPLY_END),
         )
 
     def spoken_text(self, reply_ids: Sequence[int]) -> str:
@@ -165,8 +179,13 @@ class TurnFormat:
 
     def _special(self, token: str) -> int:
         ids = self.encode(token)
-        assert len(ids) == 1, f"the tokenizer does not know {token} as one token"
+        if len(ids) != 1:
+            name = self.tokenizer.name_or_path or "the tokenizer"
+            raise CheckpointError(f"{name} does not know {token} as one token; give a checkpoint of a Qwen chat model")
         return ids[0]
+
+    def _piece(self, kind: Kind) -> tuple[Kind, tuple[int, ...]]:
+        return kind, self._markup[kind]
 
     def _of_turn(self, turn: Turn, *pieces: tuple[Kind, Sequence[int]]) -> Tokens:
         return _join(*pieces, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s)

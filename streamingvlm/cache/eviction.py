@@ -71,7 +71,9 @@ def capacity_tokens(
     """
     if not config.is_bounded:
         return None
-    window_s = config.vision_window_s if config.policy == "window" else max(config.vision_window_s, config.turn_window_s)
+    window_s = (
+        config.vision_window_s if config.policy == "window" else max(config.vision_window_s, config.turn_window_s)
+    )
     num_turns = max(1, math.floor(window_s / chunk_s + TIME_SLACK_S))
     text_tokens = previous_tokens
     if config.policy != "window":
@@ -119,7 +121,11 @@ def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, chunk_s:
     previous = _previous_text(spans, retired)
     num_tokens = sum(span.segment.num_tokens for span in previous)
     survivors = [(0, num_tokens)]
-    if config.text_sink_tokens is not None and turn > 0 and config.text_sink_tokens <= num_tokens - config.text_window_tokens:
+    if (
+        config.text_sink_tokens is not None
+        and turn > 0
+        and config.text_sink_tokens <= num_tokens - config.text_window_tokens
+    ):
         survivors = text_survivors(num_tokens, config.text_sink_tokens, config.text_window_tokens - 1)
     return _assemble(spans, _cut(previous, survivors), stays)
 

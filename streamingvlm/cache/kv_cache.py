@@ -23,7 +23,13 @@ class KVCache:
     """
 
     def __init__(
-        self, num_layers: int, num_kv_heads: int, head_size: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_size: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ):
         shape = (num_layers, num_kv_heads, capacity, head_size)
         self.keys, self.values, self.rotated = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))

@@ -46,6 +46,7 @@ class StreamingDecoder:
         self.layout = CacheLayout()
         self.ids: list[int] = []
         self.positions = torch.empty(3, 0)
+        self.next_position = 0.0
         self.vision: dict[int, torch.Tensor] = {}
 
     @property
@@ -59,8 +60,7 @@ class StreamingDecoder:
             self.kv.clear_()
         else:
             if self._moves_pending(eviction):
-                self._number_and_rotate()
-                self._feed()
+                self.prefill_()
             self.kv.gather_([place for place in eviction.index if place < self.kv.num_tokens])
         self.ids = [self.ids[place] for place in eviction.index]
         self.positions = self.positions[:, eviction.index]
@@ -81,7 +81,7 @@ class StreamingDecoder:
     def prefill_(self) -> torch.Tensor:
         """Feed all pending tokens and return the logits [V] of what comes next."""
         self._number_and_rotate()
-        logits = self._feed()
+        logits = self._feed(self._embed_pending())
         if not self.config.recompute:
             self.vision.clear()
         return logits
@@ -89,7 +89,7 @@ class StreamingDecoder:
     def speak_(self, token: int) -> torch.Tensor:
         """Feed one token of the reply; return the logits [V] after it."""
         self.ids.append(token)
-        return self._feed()
+        return self._feed(self._embed([token]))
 
     def close_(self, tokens: Tokens):
         """Replace the loose tokens of the reply by the same tokens with their segments."""
@@ -102,27 +102,29 @@ class StreamingDecoder:
         return any(pending) and pending != sorted(pending)
 
     def _append_positions(self, tokens: Tokens):
-        first = next_position(self.positions)
-        new = contiguous_positions(tokens.segments, first)
+        new = contiguous_positions(tokens.segments, self.next_position)
         self.positions = torch.cat([self.positions, new], dim=1)
+        self.next_position = max(self.next_position, next_position(new))
 
     def _number_and_rotate(self):
         """Number what is in sight, rotate its keys to match, and make ready the rotation of the reply."""
-        if self.config.positions == "contiguous":
+        # Native positions are fixed by the keys made with them: while there are none, all are free.
+        if self.config.positions == "contiguous" or self.kv.num_tokens == 0:
             self.positions = contiguous_positions(self.layout.segments)
-        reply = next_position(self.positions) + torch.arange(self.max_reply_tokens).expand(3, -1)
+            self.next_position = next_position(self.positions)
+        reply = self.next_position + torch.arange(self.max_reply_tokens).expand(3, -1)
         places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
         self.kv.reserve_(places.shape[1])
         like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
         cos, sin = self.model.text_model.rotary_emb(like, places[:, None])
         self.kv.rotate_(cos[0], sin[0])
 
-    def _feed(self) -> torch.Tensor:
-        """Run the text model over the tokens without keys; return the logits [V] after the last."""
-        start, num_new = self.kv.num_tokens, len(self.ids) - self.kv.num_tokens
+    def _feed(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Run the text model over embeddings [1, T, hidden]; return the logits [V] after the last."""
+        num_new = embeds.shape[1]
         # At position 0 the stock rotation is the identity: the cache and the attention rotate instead.
         hidden = self.model.text_model(
-            inputs_embeds=self._embed(start),
+            inputs_embeds=embeds,
             position_ids=torch.zeros(3, 1, num_new, dtype=torch.long, device=self.model.device),
             past_key_values=self.kv,
             use_cache=True,
@@ -131,11 +133,14 @@ class StreamingDecoder:
         self.kv.advance_(num_new)
         return self.model.lm_head(hidden[:, -1])[0]
 
-    def _embed(self, start: int) -> torch.Tensor:
-        """Embeddings [1, T, hidden] of the tokens from ``start`` on, vision in the place of its pads."""
-        ids = torch.tensor([self.ids[start:]], device=self.model.device)
-        embeds = self.model.text_model.embed_tokens(ids)
+    def _embed_pending(self) -> torch.Tensor:
+        """Embeddings [1, T, hidden] of all tokens without keys, vision in the place of its pads."""
+        start = self.kv.num_tokens
+        embeds = self._embed(self.ids[start:])
         for span in self.layout.spans():
             if span.segment.kind is Kind.VISION and span.start >= start:
                 embeds[0, span.start - start : span.stop - start] = self.vision[span.segment.turn]
         return embeds
+
+    def _embed(self, ids: list[int]) -> torch.Tensor:
+        return self.model.text_model.embed_tokens(torch.tensor([ids], device=self.model.device))

@@ -14,33 +14,35 @@ class Sampler:
     code's does (Keskar et al., CTRL, arXiv 1909.05858, Sec. 4.1).
     """
 
-    def __init__(self, config: SamplingConfig, vocab_size: int, device: torch.device):
+    def __init__(self, config: SamplingConfig, device: torch.device):
         self.config = config
-        self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.seen_ids: list[int] = []
         self.generator = torch.Generator(device=device)
         self.reset_()
 
     def reset_(self):
         """Start the random stream of the seed again and forget what was seen."""
         self.generator.manual_seed(self.config.seed)
-        self.seen.zero_()
+        self.seen_ids = []
 
     def see_only_(self, ids: Iterable[int]):
         """Let the penalty see ``ids`` and nothing else."""
-        self.seen.zero_()
-        self.seen[torch.as_tensor(list(ids), device=self.seen.device)] = True
+        self.seen_ids = list(set(ids))
 
     def choose_(self, logits: torch.Tensor) -> int:
         """Choose the next token from ``logits`` [V] and remember it."""
         token = self._draw(self._penalised(logits.float()))
-        self.seen[token] = True
+        self.seen_ids.append(token)
         return token
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
         penalty = self.config.repetition_penalty
-        if penalty == 1.0:
+        if penalty == 1.0 or not self.seen_ids:
             return logits
-        return torch.where(self.seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        ids = torch.tensor(self.seen_ids, device=logits.device)
+        seen = logits[ids]
+        # An id that is listed twice is written twice with the same value.
+        return logits.index_put((ids,), torch.where(seen > 0, seen / penalty, seen * penalty))
 
     def _draw(self, logits: torch.Tensor) -> int:
         if self.config.temperature == 0:

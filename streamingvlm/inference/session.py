@@ -92,7 +92,7 @@ class StreamingSession:
             capacity=self._capacity_tokens(),
             max_reply_tokens=self.sampling_config.max_new_tokens,
         )
-        self.sampler = Sampler(self.sampling_config, model.lm_head.out_features, model.device)
+        self.sampler = Sampler(self.sampling_config, model.device)
         self.reset()
 
     @classmethod

@@ -61,7 +61,8 @@ class SessionStats:
     def summary(self) -> str:
         """A few lines for people."""
         fill = f"{self.cache_tokens}" + (f" of {self.capacity_tokens}" if self.capacity_tokens else "")
-        head = f"{self.stream_s:.0f} s of stream, {self.realtime_factor:.1f}x real time, {self.num_tokens} tokens, cache {fill}"
+        pace = f"{self.stream_s:.0f} s of stream, {self.realtime_factor:.1f}x real time"
+        head = f"{pace}, {self.num_tokens} tokens, cache {fill}"
         rows = (f"  {n:<8} p50 {p50 * 1e3:7.1f} ms   p95 {p95 * 1e3:7.1f} ms" for n, (p50, p95) in self.stages.items())
         return "\n".join((head, *rows))
 

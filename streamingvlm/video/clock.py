@@ -17,8 +17,8 @@ from streamingvlm.errors import ConfigError
 MAX_TOLERANCE_S = 0.0005
 """Half a tick forgives the rounding of timestamps, but some files (AVI) tick once a frame and round nothing."""
 
-MAX_GAP_S = 60.0
-"""A longer silence than this is a break of the file's clock, not a still picture."""
+MAX_GAP_S = 300.0
+"""A longer silence than this is a break of the file's clock, and a longer picture an error in it."""
 
 MAX_BACKSTEP_S = 0.5
 """A picture that is late by more than this starts a new clock; by less, it is out of order and too late to be shown."""
@@ -91,8 +91,7 @@ class SamplingGrid:
 
     def last_chunk(self, last: Timed, tolerance_s: float) -> int:
         """The last chunk that the last picture gives reason for: it begins there, or stays a whole frame interval."""
-        stays_s = min(last.duration_s, MAX_GAP_S) - 1 / self.fps
-        reaches_s = last.time_s + max(0.0, stays_s) + tolerance_s
+        reaches_s = max(last.time_s, last.time_s + last.duration_s - 1 / self.fps) + tolerance_s
         return math.floor((reaches_s - self.start_s) / self.chunk_s)
 
 
@@ -102,6 +101,11 @@ _USUAL = {"fps": 2, "chunk_s": 1}
 def tolerance_s(tick_s: float) -> float:
     """How much later than the moment asked for a picture may be stamped and still count as there."""
     return min(tick_s / 2, MAX_TOLERANCE_S)
+
+
+def plausible_s(duration_s: float, otherwise_s: float) -> float:
+    """The length of a picture as the file says it, unless damage has made it absurd: else `otherwise_s`."""
+    return duration_s if 0 < duration_s <= MAX_GAP_S else otherwise_s
 
 
 def sample(pictures: Iterable[TimedT], grid: SamplingGrid, *, tick_s: float) -> Iterator[list[TimedT]]:

@@ -71,7 +71,9 @@ class DecordSource:
 
     def _next(self) -> np.ndarray:
         with self._one_line_errors():
-            return self._video.next().asnumpy()
+            image = self._video.next().asnumpy()
+        height, width, _ = image.shape  # where padding makes a row 4 bytes a pixel long, it passes for a 4th channel
+        return image.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ class Orientation:
 
     @classmethod
     def from_display_matrix(cls, matrix: bytes | None) -> "Orientation":
-        """From FFmpeg's side data: nine native 32-bit integers a b u, c d v, x y w in 16.16 (u, v, w: 2.30) fixed point.
+        """From FFmpeg's side data: nine native 32-bit integers a b u, c d v, x y w, in 16.16 fixed point.
 
         A stored point (column p, row q) is shown at column a p + c q + x, row b p + d q + y; of this the nearest
         quarter turn is taken. No matrix, or one of zeros, leaves the picture as it is.

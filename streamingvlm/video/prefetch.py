@@ -54,7 +54,7 @@ class Prefetch(Generic[T]):
         error = None
         try:
             self._make_items()
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, it belongs to the caller, who waits for an item
+        except BaseException as raised:  # noqa: BLE001 - it belongs to the caller, who waits for an item
             error = raised
         self._ready.put(("end", error))
 

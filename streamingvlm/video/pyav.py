@@ -1,5 +1,6 @@
 """Decode with PyAV (FFmpeg): any container and codec, real timestamps, and what is damaged is passed over."""
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import StreamClock
+from streamingvlm.video.clock import StreamClock, plausible_s
 from streamingvlm.video.mp4 import has_index, is_mp4
 from streamingvlm.video.orientation import Orientation
 from streamingvlm.video.source import Picture, SkipCounts, VideoInfo
@@ -26,14 +27,20 @@ from av.video.reformatter import VideoReformatter
 MAX_THREADS = 8
 """Each decoding thread holds a frame of its own; more of them cost memory and win nothing at a few frames a second."""
 
+DEFAULT_FRAME_S = 1 / 25
+"""Between the pictures of a file that tells neither times nor a frame rate."""
+
 MAX_READ_FAILURES = 16
 """So many failures to read in a row mean that the rest of the file is lost."""
 
 EARLY_END_S = 0.5
 """In a sound file too the announced end and the last picture's may differ by a few frames."""
 
-SEEK_MARGINS_S = (0.0, 10.0)
-"""How far before the wanted time to look for a picture from which decoding can begin, before reading from the start."""
+SEEK_MARGINS_S = (0.0, 10.0, math.inf)
+"""How far before the wanted time to look for a picture from which decoding can begin; at last from the start."""
+
+BEFORE_START_S = 10.0
+"""To find the start itself, some containers must be asked for a time that is surely before it."""
 
 TEXT_DEMUXERS = frozenset({"tty"})
 """FFmpeg draws text files as video with these."""
@@ -63,7 +70,8 @@ class PyAVSource:
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = min(MAX_THREADS, os.cpu_count() or 1)
         self._reformatter = VideoReformatter()
-        self._frame_s = float(1 / (self._stream.average_rate or self._stream.guessed_rate or 25))
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._frame_s = plausible_s(float(1 / rate) if rate else 0.0, DEFAULT_FRAME_S)
         self._clock = StreamClock(self._frame_s)
         self._stored_size: tuple[int, int] | None = None
         self._orientation = Orientation()
@@ -90,11 +98,11 @@ class PyAVSource:
         self._container.close()
 
     def seek(self, start_s: float) -> None:
-        """Go to the last picture at or before `start_s` from which decoding can begin; stay where the file cannot seek."""
-        for margin_s in (*SEEK_MARGINS_S, start_s):
-            ticks = self._clock.file_time_s(max(0.0, start_s - margin_s)) / self.tick_s
+        """Go to a picture at or before `start_s` from which decoding can begin; stay where the file cannot seek."""
+        for margin_s in SEEK_MARGINS_S:
+            target_s = self._clock.file_time_s(max(start_s - margin_s, -BEFORE_START_S))
             try:
-                self._container.seek(int(ticks), stream=self._stream)
+                self._container.seek(int(target_s / self.tick_s), stream=self._stream)
             except av.FFmpegError:
                 return
             self._clock.seek()
@@ -130,7 +138,7 @@ class PyAVSource:
         for packet in self._packets():
             try:
                 frames = self._stream.decode(packet)
-            except EOFError:  # already flushed
+            except EOFError:  # nothing is left in the decoder
                 return
             except av.FFmpegError:
                 self.skipped.num_packets += 1
@@ -146,8 +154,8 @@ class PyAVSource:
         while num_failures < MAX_READ_FAILURES:
             try:
                 packet = next(packets)
-            except StopIteration:
-                return
+            except (StopIteration, IndexError):  # PyAV meets its end so where streams have come up on the way
+                break
             except av.FFmpegError:
                 num_failures += 1
                 self.skipped.num_packets += 1
@@ -161,13 +169,15 @@ class PyAVSource:
         """Give a frame its place in stream time; None where it is damaged or comes too late."""
         if frame.is_corrupt:
             return None
-        duration_s = float(frame.duration * frame.time_base) if frame.duration else self._frame_s
-        time_s = self._clock.tell(frame.time, duration_s)
+        # not frame.time: a frame that is flushed out of the decoder has no time base of its own
+        stamp_s = None if frame.pts is None else float(frame.pts * self._stream.time_base)
+        duration_s = plausible_s(float(frame.duration * self._stream.time_base), self._frame_s)
+        time_s = self._clock.tell(stamp_s, duration_s)
         self.skipped.num_clock_jumps, self.skipped.gap_s = self._clock.num_jumps, self._clock.gap_s
         if time_s is None:
             return None
         self._note_size(frame)
-        return Picture(time_s, duration_s, partial(_to_rgb, frame, self._orientation, self._reformatter))
+        return Picture(time_s, duration_s, partial(to_rgb, frame, self._orientation, self._reformatter))
 
     def _note_size(self, frame: "av.VideoFrame") -> None:
         size = frame.height, frame.width
@@ -190,30 +200,29 @@ class PyAVSource:
 def _open_container(path: Path) -> "av.container.InputContainer":
     try:
         # "file:" keeps FFmpeg from taking what stands before a colon in the name for a protocol
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        return av.open(f"file:{path}", metadata_errors="replace")
     except av.FFmpegError as error:
-        raise VideoError(_why_unreadable(path, error)) from error
-    if container.format.name in TEXT_DEMUXERS:
-        container.close()
-        raise VideoError(f"{str(path)!r} is a text file, not a video; name a video file")
-    return container
+        raise _unreadable(path, error.strerror) from error
 
 
-def _why_unreadable(path: Path, error: "av.FFmpegError") -> str:
+def _unreadable(path: Path, reason: str) -> VideoError:
     if is_mp4(path) and not has_index(path):
-        return (
+        return VideoError(
             f"{str(path)!r} is cut off: the index (moov) that stands at the end of an mp4 is missing; "
             "copy or download it again, or repair it with untrunc"
         )
-    return f"{str(path)!r} is not a video, or too damaged to be opened ({error.strerror}); name a video file"
+    return VideoError(f"{str(path)!r} is not a video, or too damaged to be opened ({reason}); name a video file")
 
 
 def _main_stream(path: Path, container: "av.container.InputContainer") -> "av.VideoStream":
     """The best video stream that is not a cover picture, in FFmpeg's opinion, else the largest."""
+    if container.format.name in TEXT_DEMUXERS:
+        raise _unreadable(path, "text")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams and container.streams.audio:
+        raise VideoError(f"{str(path)!r} holds audio alone; name a file with pictures")
     if not streams:
-        holds = "audio alone" if container.streams.audio else "no video stream"
-        raise VideoError(f"{str(path)!r} holds {holds}; name a file with pictures")
+        raise _unreadable(path, "no video stream")
     best = container.streams.best("video")
     stream = best if best in streams else max(streams, key=lambda stream: stream.width * stream.height)
     if stream.codec_context is None:
@@ -225,10 +234,10 @@ def _stream_length_s(container: "av.container.InputContainer", stream: "av.Video
     """Length of the video as the file announces it; None where it does not, or not apart from the sound."""
     if stream.duration and stream.duration > 0:
         return float(stream.duration * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska's own
-    if tag:
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:  # Matroska's: the time at which the stream ends
         hours, minutes, seconds = map(float, tag.groups())
-        return hours * 3600 + minutes * 60 + seconds
+        return hours * 3600 + minutes * 60 + seconds - float((stream.start_time or 0) * stream.time_base)
     return _file_length_s(container) if len(container.streams) == 1 else None
 
 
@@ -242,6 +251,11 @@ def _display_matrix(frame: "av.VideoFrame") -> bytes | None:
     return None if data is None else bytes(data)
 
 
-def _to_rgb(frame: "av.VideoFrame", orientation: Orientation, reformatter: VideoReformatter) -> torch.Tensor:
-    image = orientation.apply(reformatter.reformat(frame, format="rgb24").to_ndarray())
+def to_rgb(frame: "av.VideoFrame", orientation: Orientation, reformatter: VideoReformatter) -> torch.Tensor:
+    """Convert a decoded frame of any pixel format to RGB, uint8 [3, H, W], as it is to be shown."""
+    try:
+        rgb = reformatter.reformat(frame, format="rgb24")
+    except av.FFmpegError:  # the frame's colours are tagged with a reserved value: take them as untagged ones are taken
+        rgb = reformatter.reformat(frame, format="rgb24", src_colorspace="itu601", dst_colorspace="itu601")
+    image = orientation.apply(rgb.to_ndarray())
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

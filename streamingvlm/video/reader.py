@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Self
 
@@ -135,7 +135,7 @@ def _second(index: int, shown: Sequence[Picture], before: Picture | None, grid: 
     pixels = {picture: picture.rgb() for picture in shown}
     height, width = pixels[shown[-1]].shape[1:]
     frames = [_fit(pixels[picture], height, width) for picture in shown]
-    num_repeated = sum(picture is earlier for picture, earlier in zip(shown, [before, *shown]))
+    num_repeated = sum(picture is earlier for earlier, picture in pairwise([before, *shown]))
     start_s, end_s = grid.chunk_start_s(index), grid.chunk_start_s(index + 1)
     return Second(index, start_s, end_s, torch.stack(frames), num_repeated)
 

@@ -54,9 +54,7 @@ class FakeStream:
 
     def evict(self):
         start_s = self.turn * self.chunk_s
-        return plan_eviction(
-            self.layout, self.config, turn=self.turn, start_s=start_s, end_s=start_s + self.chunk_s
-        )
+        return plan_eviction(self.layout, self.config, turn=self.turn, start_s=start_s, end_s=start_s + self.chunk_s)
 
     def take(self, eviction):
         self.serials = [self.serials[place] for place in eviction.index]
@@ -97,7 +95,13 @@ def sink_serials(stream: FakeStream) -> list[int]:
     for span in stream.layout.spans():
         by_kind[span.segment.kind] += stream.serials[span.start : span.stop]
     first_text = by_kind[Kind.PREVIOUS][: stream.config.text_sink_tokens]
-    return by_kind[Kind.SYSTEM] + by_kind[Kind.PREVIOUS_OPEN] + by_kind[Kind.PREVIOUS_CLOSE] + by_kind[Kind.QUERY] + first_text
+    return (
+        by_kind[Kind.SYSTEM]
+        + by_kind[Kind.PREVIOUS_OPEN]
+        + by_kind[Kind.PREVIOUS_CLOSE]
+        + by_kind[Kind.QUERY]
+        + first_text
+    )
 
 
 def check_streaming_second(stream: FakeStream):
@@ -110,8 +114,12 @@ def check_streaming_second(stream: FakeStream):
     assert stream.layout.num_tokens <= stream.bound()
     turns = [segment.turn for segment in stream.layout.segments if segment.kind is not Kind.PREVIOUS]
     assert turns == sorted(turns)
-    words = [s for span in stream.layout.spans() if span.segment.kind is Kind.PREVIOUS
-             for s in stream.serials[span.start : span.stop]]
+    words = [
+        s
+        for span in stream.layout.spans()
+        if span.segment.kind is Kind.PREVIOUS
+        for s in stream.serials[span.start : span.stop]
+    ]
     assert words == sorted(words)
     check_windows(stream)
     check_positions(stream.layout)
@@ -155,7 +163,9 @@ def test_bounded_policies_stay_within_their_capacity(policy):
     dice = random.Random(1)
     for _ in range(50):
         stream = FakeStream(dice, policy=policy)
-        stream.config = CacheConfig(policy=policy, text_sink_tokens=4, text_window_tokens=9, vision_window_s=4, turn_window_s=2)
+        stream.config = CacheConfig(
+            policy=policy, text_sink_tokens=4, text_window_tokens=9, vision_window_s=4, turn_window_s=2
+        )
         stream.chunk_s = 1.0
         for _ in range(60):
             eviction = stream.evict()
@@ -191,7 +201,9 @@ def test_the_query_outlives_its_turn_and_its_time_label_does_not():
     stream.config = CacheConfig(text_sink_tokens=4, text_window_tokens=4, vision_window_s=2, turn_window_s=2)
     for _ in range(6):
         stream.take(stream.evict())
-    asking = [segment.kind for segment in stream.layout.segments if segment.turn == 0 and segment.kind is not Kind.PREVIOUS]
+    asking = [
+        segment.kind for segment in stream.layout.segments if segment.turn == 0 and segment.kind is not Kind.PREVIOUS
+    ]
     assert asking == [Kind.USER_OPEN, Kind.QUERY, Kind.USER_CLOSE]
 
 

@@ -47,8 +47,7 @@ class Recording:
         self.strided_ids = np.load(vocabulary)["strided_ids"] if vocabulary.is_file() else None
 
     def array(self, index: int, name: str) -> np.ndarray | None:
-        key = f"r{index:03d}/{name}"
-        return self.arrays[key] if key in self.arrays else None
+        return self.arrays.get(f"r{index:03d}/{name}")
 
     def num_frames(self) -> int:
         return round(self.constants["fps"] * self.constants["chunk_duration"])

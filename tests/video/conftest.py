@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -19,6 +20,12 @@ def picture(number: int, width: int, height: int) -> np.ndarray:
     rows, columns = np.arange(height) * BLOCKS // height, np.arange(width) * BLOCKS // width
     gray = bits.reshape(BLOCKS, BLOCKS)[rows][:, columns] * 200 + 30
     return np.repeat(gray[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def noisy_picture(number: int, width: int, height: int) -> np.ndarray:
+    """The same in noise, which takes many bytes to code: the index of the file is small beside its pictures."""
+    noise = np.random.default_rng(number).integers(-30, 31, (height, width, 3))
+    return (picture(number, width, height) + noise).clip(0, 255).astype(np.uint8)
 
 
 def read_number(frame: torch.Tensor) -> int:
@@ -87,6 +94,11 @@ def write_clip() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def write_noisy_clip(write_clip) -> Callable[..., Path]:
+    return partial(write_clip, size=(160, 120), draw=noisy_picture)
+
+
+@pytest.fixture
 def damage() -> Callable[..., Path]:
     return _damage
 
@@ -126,7 +138,10 @@ def write_sound() -> Callable[[Path], Path]:
 def expected_numbers(times_s: Sequence[Fraction], sample_s: Sequence[Fraction]) -> list[int]:
     """For each moment, the newest picture that has appeared, by looking at them all."""
     origin, slack = times_s[0], TICK / 2
-    return [max([i for i, time_s in enumerate(times_s) if time_s - origin <= moment + slack], default=0) for moment in sample_s]
+    return [
+        max([i for i, time_s in enumerate(times_s) if time_s - origin <= moment + slack], default=0)
+        for moment in sample_s
+    ]
 
 
 @pytest.fixture

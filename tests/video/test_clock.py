@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.video.clock import MAX_GAP_S, SamplingGrid, StreamClock, sample
+from streamingvlm.video.clock import SamplingGrid, StreamClock, plausible_s, sample
 
 TICK_S = 1 / 90000
 
@@ -30,12 +30,13 @@ RATES = [Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(
 
 
 @pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"{float(rate):.3f}")
-def test_twenty_minutes_at_any_rate_give_distinct_frames_in_every_second(rate):
-    times_s = [i / Fraction(rate) for i in range(int(1200 * rate))]
+def test_five_minutes_at_any_rate_give_distinct_frames_in_every_second(rate):
+    times_s = [i / Fraction(rate) for i in range(int(300 * rate))]
     seconds = chunks(times_s, SamplingGrid(), last_duration_s=float(1 / Fraction(rate)))
-    assert len(seconds) in (1200, 1201)
+    assert len(seconds) in (300, 301)
     flat = [number for second in seconds for number in second]
-    assert all(later > earlier for earlier, later in zip(flat[:-1], flat[1:-1]))
+    assert len(set(flat[:-1])) == len(flat) - 1
+    assert flat == sorted(flat)
     for k, number in enumerate(flat[:-1]):
         assert times_s[number] <= Fraction(k, 2) + Fraction(1, 1000)
         assert times_s[number] > Fraction(k, 2) - 1 / Fraction(rate)
@@ -52,7 +53,8 @@ def test_a_tick_as_long_as_a_frame_does_not_pull_in_the_frame_after():
 
 
 @pytest.mark.parametrize(
-    ("fps", "chunk_s", "num_frames"), [(2, 1, 2), (2, 0.4, 1), (1.5, 1, 2), (0.5, 2, 1), (7.3, 1.7, 12), (30, 0.5, 15), (2, 2, 4)]
+    ("fps", "chunk_s", "num_frames"),
+    [(2, 1, 2), (2, 0.4, 1), (1.5, 1, 2), (0.5, 2, 1), (7.3, 1.7, 12), (30, 0.5, 15), (2, 2, 4)],
 )
 def test_fractional_rates_and_chunks_hold_the_rounded_number_of_frames(fps, chunk_s, num_frames):
     grid = SamplingGrid(fps=fps, chunk_s=chunk_s)
@@ -70,8 +72,10 @@ def test_the_last_chunk_needs_a_picture_of_its_own_or_one_that_stays():
     assert chunks([0.0], grid) == [[0, 0]]
 
 
-def test_a_last_picture_of_absurd_length_ends_the_stream_all_the_same():
-    assert len(chunks([0.0], SamplingGrid(), last_duration_s=1e9)) <= MAX_GAP_S + 1
+@pytest.mark.parametrize("absurd_s", [-1.0, 0.0, 1e9, float("inf"), float("nan")])
+def test_the_absurd_length_of_a_damaged_picture_is_not_believed(absurd_s):
+    assert plausible_s(absurd_s, 0.04) == 0.04
+    assert plausible_s(7.0, 0.04) == 7.0
 
 
 def test_a_gap_repeats_the_newest_picture():

@@ -6,9 +6,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import VideoReformatter
 
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.video import open_video
+from streamingvlm.video.orientation import Orientation
+from streamingvlm.video.pyav import to_rgb
 
 RATES = [Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60]
 
@@ -121,6 +124,16 @@ def test_colours_survive(tmp_path, write_clip, regular_times):
     assert mean.tolist() == pytest.approx([200, 60, 20], abs=4)
 
 
+def test_a_reserved_colour_tag_is_taken_for_none():
+    frames = [av.VideoFrame.from_ndarray(np.full((8, 8, 3), (200, 60, 20), np.uint8), format="rgb24") for _ in range(2)]
+    untagged, reserved = (frame.reformat(format="yuv444p") for frame in frames)
+    reserved.colorspace = 3
+    with pytest.raises(av.FFmpegError):
+        reserved.reformat(format="rgb24")
+    images = [to_rgb(frame, Orientation(), VideoReformatter()) for frame in (untagged, reserved)]
+    assert torch.equal(*images)
+
+
 def test_a_last_second_cut_short_is_filled_up(tmp_path, write_clip, regular_times, numbers):
     seconds = list(open_video(write_clip(tmp_path / "clip.mp4", regular_times(25, 58))))
     assert numbers(seconds) == [[0, 12], [25, 37], [50, 57]]
@@ -224,7 +237,9 @@ def test_info_tells_what_the_file_says(tmp_path, write_clip, regular_times):
     assert (info.duration_s, info.average_fps) == pytest.approx((2.5, 50.0))
 
 
-@pytest.mark.parametrize("settings", [{"fps": -2}, {"chunk_s": 0}, {"prefetch": 0}, {"decoder": "cinema"}, {"start_s": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"fps": -2}, {"chunk_s": 0}, {"prefetch": 0}, {"decoder": "cinema"}, {"start_s": -1}]
+)
 def test_settings_out_of_range_are_refused_before_the_file_is_touched(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         open_video("no_such_file.mp4", **settings)

@@ -1,0 +1,1 @@
+"""Benchmarks: each runs through the session that users run."""

@@ -1,0 +1,250 @@
+"""A stream against its oracles: one full pass while nothing is evicted, a naive stream afterwards."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from naive_stream import NaiveStream
+
+from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.positions import contiguous_positions
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.loading import load_model
+from streamingvlm.video.clock import Second
+
+VIDEO = VideoConfig(fps=2.0, chunk_s=1.0, min_pixels=1, max_pixels=84 * 84)
+GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=5)
+QUERY = "Who has the ball?"
+PREVIOUS = "The match is about to begin and the crowd is on its feet"
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu", attention=STREAMING_ATTENTION)
+
+
+def frames(seed: int, num_frames: int = 2, height: int = 56, width: int = 84) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def open_session(model, cache=None, video=VIDEO, sampling=GREEDY, **settings) -> StreamingSession:
+    return StreamingSession(model, cache=cache, video=video, sampling=sampling, **settings)
+
+
+def record_logits(session: StreamingSession) -> list[torch.Tensor]:
+    """Collect the logits before every token that the session chooses."""
+    seen = []
+    choose = session.sampler.choose_
+
+    def choose_and_keep(logits):
+        seen.append(logits)
+        return choose(logits)
+
+    session.sampler.choose_ = choose_and_keep
+    return seen
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_without_eviction_a_stream_equals_one_full_pass(tiny_checkpoint, model_type):
+    model = load_model(tiny_checkpoint(model_type), device="cpu", attention=STREAMING_ATTENTION)
+    session = open_session(model, CacheConfig(policy="full"), query=QUERY, previous_text=PREVIOUS)
+    streamed = record_logits(session)
+    vision = []
+    for second in range(6):
+        vision.append(session.vision.encode(frames(second))[0])
+        session.step(frames(second))
+    asked = [s.kind in (Kind.SPEECH, Kind.TAIL) for s in session.layout.segments for _ in range(s.num_tokens)]
+    choices = [place - 1 for place, is_said in enumerate(asked) if is_said]
+    whole = full_pass(tiny_checkpoint(model_type), session, torch.cat(vision))[choices]
+    said = torch.stack(streamed)[: len(choices)]
+    assert len(streamed) >= len(choices) >= 6
+    assert (whole - said).abs().max() < TOLERANCE
+
+
+def full_pass(folder, session: StreamingSession, vision: torch.Tensor) -> torch.Tensor:
+    """Logits [T, V] of the stock model, stock attention, over all tokens of the session at once."""
+    stock = load_model(folder, device="cpu")
+    ids = torch.tensor([session.decoder.ids])
+    embeds = stock.text_model.embed_tokens(ids)
+    embeds[ids == session.format.vision_pad_id] = vision
+    positions = contiguous_positions(session.layout.segments)[:, None]
+    with torch.inference_mode():
+        hidden = stock.text_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state
+        return stock.lm_head(hidden)[0]
+
+
+SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("cache", "video"),
+    [
+        (SMALL, {}),
+        ({**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}, {}),
+        ({**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}, {}),
+        ({**SMALL, "text_sink_tokens": 0}, {}),
+        ({**SMALL, "text_window_tokens": 0}, {}),
+        ({**SMALL, "positions": "native"}, {}),
+        ({**SMALL, "positions": "native", "turn_window_s": 1.0}, {}),
+        (SMALL, {"chunk_s": 0.5, "fps": 4.0}),
+        (SMALL, {"chunk_s": 1.5, "fps": 3.0}),
+        (SMALL, {"fps": 5.0}),
+    ],
+)
+def test_after_eviction_a_stream_equals_the_naive_stream(model, cache, video):
+    video = VideoConfig(**{"fps": 2.0, "chunk_s": 1.0, "min_pixels": 1, "max_pixels": 56 * 56, **video})
+    settings = {"query": QUERY, "previous_text": PREVIOUS}
+    session = open_session(model, CacheConfig(**cache), video, **settings)
+    naive = NaiveStream(model, CacheConfig(**cache), video, max_new_tokens=GREEDY.max_new_tokens, **settings)
+    streamed = record_logits(session)
+    for second in range(9):
+        picture = frames(second, video.num_frames, 56, 56)
+        streamed.clear()
+        session.step(picture)
+        with torch.inference_mode():
+            reply, logits = naive.step(picture)
+        assert session.decoder.ids == [token.id for token in naive.tokens], f"second {second}"
+        assert len(streamed) == len(reply)
+        assert (torch.stack(streamed) - torch.stack(logits)).abs().max() < TOLERANCE, f"second {second}"
+
+
+def test_recompute_equals_a_fresh_pass_over_what_is_kept(model, tiny_checkpoint):
+    session = open_session(model, CacheConfig(**SMALL, recompute=True), query=QUERY, previous_text=PREVIOUS)
+    streamed = record_logits(session)
+    for second in range(7):
+        streamed.clear()
+        session.step(frames(second))
+        kept = [s.turn for s in session.layout.segments if s.kind is Kind.VISION]
+        vision = torch.cat([session.vision.encode(frames(turn))[0] for turn in kept])
+        opened = [s.kind is Kind.REPLY_OPEN for s in session.layout.segments for _ in range(s.num_tokens)]
+        last_open = max(place for place, is_open in enumerate(opened) if is_open)
+        fresh = full_pass(tiny_checkpoint("qwen2_5_vl"), session, vision)[last_open]
+        assert (fresh - streamed[0]).abs().max() < TOLERANCE
+
+
+def test_window_starts_as_a_new_stream_would(model):
+    session = open_session(model, CacheConfig(policy="window", vision_window_s=3), query=QUERY, previous_text=PREVIOUS)
+    for second in range(3):
+        session.step(frames(second))
+    streamed = record_logits(session)
+    session.step(frames(3))
+    fresh = open_session(model, CacheConfig(policy="full"), query=QUERY, previous_text=PREVIOUS)
+    expected = record_logits(fresh)
+    fresh.step(Second(0, 3.0, 4.0, frames(3)))
+    assert session.decoder.ids == fresh.decoder.ids
+    assert (torch.stack(streamed) - torch.stack(expected)).abs().max() < TOLERANCE
+
+
+def test_the_cache_looks_like_the_chunk_that_training_shows(model):
+    """System, previous text, the query alone, then whole turns in order."""
+    session = open_session(model, CacheConfig(**SMALL), query=QUERY, previous_text=PREVIOUS)
+    for second in range(8):
+        session.step(frames(second))
+    turns = [s.turn for s in session.layout.segments if s.kind is Kind.REPLY_OPEN]
+    text = model.tokenizer.decode(session.decoder.ids)
+    assert turns == [5, 6, 7]
+    assert text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>previous text\n")
+    assert f"<|im_end|>\n<|im_start|>user\n{QUERY}<|im_end|>\n<|im_start|>user\nTime=5.0-6.0s<|im_end|>\n" in text
+    assert "Time=6.0-7.0s<|vision_start|>" in text
+    assert text.count("Time=") == 3
+
+
+def test_a_long_stream_stays_within_what_was_allocated(model):
+    session = open_session(model, CacheConfig(**SMALL), query=QUERY, previous_text=PREVIOUS * 10)
+    memory = session.decoder.kv.keys.data_ptr()
+    for second in range(40):
+        session.step(frames(second))
+        assert session.stats.cache_tokens <= session.stats.capacity_tokens
+    assert session.decoder.kv.keys.data_ptr() == memory
+    assert session.layout.count(Kind.PREVIOUS) == SMALL["text_sink_tokens"] + SMALL["text_window_tokens"]
+
+
+def test_reset_begins_the_same_stream_again(model):
+    session = open_session(model, SMALL, sampling=SamplingConfig(max_new_tokens=4, seed=3))
+    first = [session.step(frames(second)).text for second in range(5)]
+    session.reset()
+    assert [session.step(frames(second)).text for second in range(5)] == first
+    other = open_session(model, SMALL, sampling=SamplingConfig(max_new_tokens=4, seed=4))
+    assert [other.step(frames(second)).text for second in range(5)] != first
+
+
+def test_tokens_are_told_as_they_are_decoded(model):
+    pieces = []
+    session = open_session(model, SMALL, on_token=pieces.append)
+    for second in range(6):
+        pieces.clear()
+        line = session.step(frames(second))
+        assert "".join(pieces).rstrip("\ufffd ") == line.text.rstrip("\ufffd ")
+
+
+def test_the_penalty_sees_all_that_is_kept(model):
+    session = open_session(
+        model, SMALL, sampling=SamplingConfig(temperature=0, repetition_penalty=2.0, max_new_tokens=3)
+    )
+    for second in range(3):
+        session.step(frames(second))
+        assert set(session.sampler.seen_ids) == set(session.decoder.ids)
+
+
+def test_seconds_bring_their_own_times(model):
+    lines = list(open_session(model, SMALL).stream(Second(i, 10.0 + i, 11.0 + i, frames(i)) for i in range(3)))
+    assert [(line.start_s, line.end_s) for line in lines] == [(10, 11), (11, 12), (12, 13)]
+    assert all(before.end_s == after.start_s for before, after in pairwise(lines))
+
+
+def test_frames_of_changing_size_are_taken_in_their_own_grid(model):
+    session = open_session(model, SMALL)
+    for second, (height, width) in enumerate([(56, 84), (84, 56), (28, 28)]):
+        session.step(frames(second, 2, height, width))
+    grids = [s.grid for s in session.layout.segments if s.kind is Kind.VISION]
+    assert grids == [(1, 3, 2), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(2, 3, 56, 56),
+        torch.zeros(3, 56, 56, dtype=torch.uint8),
+        [[1, 2]],
+        torch.zeros(0, 3, 8, 8, dtype=torch.uint8),
+    ],
+)
+def test_wrong_frames_are_refused_in_one_line_and_the_stream_goes_on(model, wrong):
+    session = open_session(model, SMALL)
+    session.step(frames(0))
+    with pytest.raises(VideoError, match="uint8") as error:
+        session.step(wrong)
+    assert "\n" not in str(error.value)
+    assert session.step(frames(1)).start_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "word"),
+    [
+        ("cache", {"vision_window_s": 0.5}, "vision_window_s"),
+        ("cache", {"turn_window_s": 0}, "turn_window_s"),
+        ("cache", {"text_sink_tokens": -1}, "text_sink_tokens"),
+        ("cache", {"policy": "lru"}, "policy"),
+        ("cache", {"text_sink": 1}, "text_sink"),
+        ("cache", {"recompute": True, "positions": "native"}, "recompute"),
+        ("video", {"fps": -1}, "fps"),
+        ("video", {"fps": "two"}, "fps"),
+        ("video", {"fps": 0.1}, "no frame"),
+        ("sampling", {"temperature": -0.1}, "temperature"),
+        ("sampling", {"top_p": 0}, "top_p"),
+    ],
+)
+def test_wrong_settings_are_named(model, group, settings, word):
+    with pytest.raises(ConfigError, match=word) as error:
+        StreamingSession(model, **{group: settings})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("start_s", "printed"), [(12, "[00:12] goal"), (75, "[01:15] goal"), (3661, "[1:01:01] goal")])
+def test_a_line_prints_with_its_time(start_s, printed):
+    assert str(Commentary(start_s, start_s + 1, "goal")) == printed

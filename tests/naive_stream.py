@@ -1,0 +1,182 @@
+"""The oracle of a cached stream: a stream of plain Python lists, one token at a time, dense softmax, float32.
+
+It shares with the product the turn format and the weights, and nothing of the cache: eviction, numbering, rotation and
+attention are spelled out here a second time, token by token.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from streamingvlm.cache.layout import PROLOGUE_TURN, Kind
+from streamingvlm.turns import Tokens, Turn, TurnFormat
+
+VISION = (Kind.VISION_START, Kind.VISION, Kind.VISION_END)
+REPLY = (Kind.REPLY_OPEN, Kind.SPEECH, Kind.TAIL, Kind.REPLY_END, Kind.LINE_FEED)
+
+
+@dataclass
+class Token:
+    id: int
+    kind: Kind
+    turn: int
+    start_s: float
+    embedding: torch.Tensor
+    cell: tuple[float, int, int] | None
+    position: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    is_numbered: bool = False
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+
+
+class NaiveStream:
+    """Streams with the `streaming` policy, greedily and without a penalty."""
+
+    def __init__(self, model, cache, video, *, max_new_tokens, query="", previous_text=""):
+        self.text, self.head, self.cache, self.video = model.text_model, model.lm_head, cache, video
+        self.vision = model.vision_encoder(min_pixels=video.min_pixels, max_pixels=video.max_pixels)
+        step = model.family.temporal_step(model.family.temporal_patch_size / video.fps)
+        self.format = TurnFormat(model.tokenizer, temporal_step=step)
+        self.max_new_tokens, self.query = max_new_tokens, query
+        self.tokens: list[Token] = []
+        self.turn, self.next = 0, -1.0
+        self.append(self.format.prologue(previous_text))
+
+    def step(self, frames) -> tuple[list[int], list[torch.Tensor]]:
+        """Take in one turn; return the reply's ids and the logits before each."""
+        vision, grid = self.vision.encode(frames)
+        turn = Turn(self.turn, self.turn * self.video.chunk_s, (self.turn + 1) * self.video.chunk_s, grid)
+        self.evict(turn.end_s)
+        if self.tokens[-1].kind is Kind.REPLY_END:
+            self.append(self.format.line_feed(Turn(self.turn - 1, turn.start_s - self.video.chunk_s, 0, grid)))
+        self.append(self.format.open_turn(turn, self.query if self.turn == 0 else ""), vision)
+        self.number()
+        logits, reply, said = self.feed(), [], []
+        while True:
+            said.append(logits)
+            reply.append(int(logits.argmax()))
+            if reply[-1] in self.format.stop_ids or len(reply) == self.max_new_tokens:
+                break
+            self.append(Tokens((reply[-1],), ()), loose=turn)
+            self.number()
+            logits = self.feed()
+        fed = self.tokens[len(self.tokens) - (len(reply) - 1) :] if len(reply) > 1 else []
+        del self.tokens[len(self.tokens) - len(fed) :]
+        self.append(self.format.close_turn(turn, reply))
+        for token, computed in zip(self.tokens[-len(self.format.close_turn(turn, reply)) :], fed, strict=False):
+            token.keys, token.values = computed.keys, computed.values
+            token.position, token.is_numbered = computed.position, True
+        self.turn += 1
+        return reply, said
+
+    def append(self, tokens: Tokens, vision=None, loose: Turn | None = None):
+        kinds = [s for s in tokens.segments for _ in range(s.num_tokens)]
+        cells = [c for s in tokens.segments for c in self.cells(s)]
+        rows = iter(vision if vision is not None else ())
+        for i, token_id in enumerate(tokens.ids):
+            kind = Kind.SPEECH if loose else kinds[i].kind
+            where = (loose.index, loose.start_s) if loose else (kinds[i].turn, kinds[i].start_s)
+            embedding = next(rows) if kind is Kind.VISION else self.text.embed_tokens(torch.tensor(token_id))
+            self.tokens.append(Token(token_id, kind, *where, embedding, None if loose else cells[i]))
+
+    @staticmethod
+    def cells(segment):
+        if segment.grid is None:
+            return [None] * segment.num_tokens
+        t, h, w = map(range, segment.grid)
+        return [(i * segment.temporal_step, j, k) for i in t for j in h for k in w]
+
+    def evict(self, end_s: float):
+        after = self.survivors(end_s)
+        waiting = [not token.keys for token in after]
+        if any(waiting) and waiting != sorted(waiting):
+            self.number()
+            self.feed()
+            after = self.survivors(end_s)
+        self.tokens = after
+
+    def survivors(self, end_s: float) -> list[Token]:
+        asking = {token.turn for token in self.tokens if token.kind is Kind.QUERY}
+        head, previous, tail, moved = [], [], [], []
+        for token in self.tokens:
+            age_s = end_s - token.start_s - 1e-6
+            in_turns, in_vision = age_s <= self.cache.turn_window_s, age_s <= self.cache.vision_window_s
+            if token.kind is Kind.PREVIOUS:
+                previous.append(token)
+            elif token.kind in (Kind.SYSTEM, Kind.PREVIOUS_OPEN):
+                head.append(token)
+            elif token.turn == PROLOGUE_TURN:
+                tail.append(token)
+            elif token.kind in REPLY:
+                if in_turns:
+                    tail.append(token)
+                elif token.kind is Kind.SPEECH:
+                    moved.append(token)
+            elif token.kind in VISION:
+                tail += [token] if in_vision else []
+            elif in_turns or in_vision or (token.turn in asking and token.kind is not Kind.TIME):
+                tail.append(token)
+        text = previous + moved
+        sink, window = self.cache.text_sink_tokens, self.cache.text_window_tokens
+        if len(text) > sink + window:
+            text = text[:sink] + text[len(text) - window :]
+        for token in moved:
+            token.kind = Kind.PREVIOUS
+        return head + text + tail
+
+    def number(self):
+        if self.cache.positions == "native":
+            todo = [token for token in self.tokens if not token.is_numbered]
+        else:
+            self.next, todo = -1.0, self.tokens
+        origin = None
+        for token in todo:
+            if token.cell is None:
+                origin = None
+                self.next += 1
+                token.position = (self.next,) * 3
+            else:
+                origin = self.next + 1 if token.cell == (0, 0, 0) else origin
+                token.position = tuple(origin + c for c in token.cell)
+                self.next = max(self.next, *token.position)
+            token.is_numbered = True
+
+    def feed(self) -> torch.Tensor:
+        """Run every token without keys through the layers; return the logits after the last."""
+        for place, token in enumerate(self.tokens):
+            if not token.keys:
+                hidden = self.layers(token, self.tokens[: place + 1])
+        return self.head(self.text.norm(hidden))
+
+    def layers(self, token: Token, seen: list[Token]) -> torch.Tensor:
+        hidden = token.embedding[None]
+        angles = torch.stack([self.angles(other.position) for other in seen])
+        for index, layer in enumerate(self.text.layers):
+            attention = layer.self_attn
+            x = layer.input_layernorm(hidden)
+            token.keys.append(attention.k_proj(x)[0].view(-1, attention.head_dim))
+            token.values.append(attention.v_proj(x)[0].view(-1, attention.head_dim))
+            query = rotate(attention.q_proj(x)[0].view(-1, attention.head_dim), angles[-1])
+            keys = rotate(torch.stack([t.keys[index] for t in seen]).transpose(0, 1), angles)
+            values = torch.stack([t.values[index] for t in seen]).transpose(0, 1)
+            group_size = len(query) // len(keys)
+            heads = [attend(query[h], keys[h // group_size], values[h // group_size]) for h in range(len(query))]
+            hidden = hidden + attention.o_proj(torch.cat(heads)[None])
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden[0]
+
+    def angles(self, position) -> torch.Tensor:
+        rope = self.text.config.rope_parameters
+        axes = [axis for axis, size in enumerate(rope["mrope_section"]) for _ in range(size)]
+        return torch.tensor([position[axis] * rope["rope_theta"] ** (-i / len(axes)) for i, axis in enumerate(axes)])
+
+
+def attend(query, keys, values):
+    return (keys @ query / math.sqrt(len(query))).softmax(0) @ values
+
+
+def rotate(x, angles):
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

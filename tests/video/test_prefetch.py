@@ -1,0 +1,171 @@
+"""The background thread: bounded, ended early, its errors brought to the caller."""
+
+import gc
+import threading
+import time
+import weakref
+
+import psutil
+import pytest
+import torch
+
+from streamingvlm.video import SkipCounts, VideoInfo, VideoReader, open_video
+from streamingvlm.video.clock import SamplingGrid
+from streamingvlm.video.prefetch import Prefetch
+from streamingvlm.video.source import Picture
+
+FRAME = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+
+class FakeSource:
+    """Ten pictures a second without end, or up to one that cannot be decoded."""
+
+    def __init__(self, fails_at_s=float("inf")):
+        self.info = VideoInfo(None, 8, 8, 10.0, "fake", 0)
+        self.skipped = SkipCounts()
+        self.tick_s = 0.001
+        self.fails_at_s = fails_at_s
+        self.num_decoded = 0
+        self.closed_in = None
+
+    def pictures(self):
+        while True:
+            time_s = self.num_decoded / 10
+            if time_s >= self.fails_at_s:
+                raise OSError("the disk is gone")
+            self.num_decoded += 1
+            yield Picture(time_s, 0.1, lambda: FRAME)
+
+    def close(self):
+        self.closed_in = threading.current_thread()
+
+
+def reader(source, prefetch=2):
+    return VideoReader("fake.mp4", source, SamplingGrid(), prefetch=prefetch)
+
+
+def decoding_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decode ")]
+
+
+def wait_until(condition, patience_s=20.0):
+    """Wait for another thread; a hang fails the test in place of stopping it."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, "the other thread did not get there"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_the_thread_works_ahead_by_no_more_than_it_may(depth):
+    made = []
+
+    def items():
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    ahead = Prefetch(items(), depth=depth, name="decode test", stop=threading.Event())
+    assert made == []
+    assert next(ahead) == 0
+    wait_until(lambda: len(made) == 1 + depth)
+    time.sleep(0.05)
+    assert len(made) == 1 + depth
+    assert next(ahead) == 1
+    wait_until(lambda: len(made) == 2 + depth)
+    ahead.close()
+    assert decoding_threads() == []
+
+
+def test_nothing_is_decoded_before_the_first_second_is_asked_for():
+    source = FakeSource()
+    with reader(source):
+        assert (source.num_decoded, decoding_threads()) == (0, [])
+
+
+def test_leaving_the_block_ends_the_thread_and_closes_the_file():
+    source = FakeSource()
+    with reader(source) as video:
+        for second in video:
+            if second.index == 3:
+                break
+        assert len(decoding_threads()) == 1
+    assert decoding_threads() == []
+    assert source.closed_in is threading.current_thread()
+    assert list(video) == []
+    video.close()
+
+
+def test_leaving_off_and_going_on_misses_nothing():
+    with reader(FakeSource()) as video:
+        assert [next(video).index, next(video).index] == [0, 1]
+        for second in video:
+            assert second.index == 2
+            break
+        assert next(video).index == 3
+
+
+def test_a_dropped_reader_ends_its_thread():
+    source = FakeSource()
+    video = reader(source)
+    next(video)
+    gone = weakref.ref(video)
+    del video
+    gc.collect()
+    assert gone() is None
+    assert decoding_threads() == []
+    assert source.closed_in is not None
+
+
+def test_an_error_in_the_thread_reaches_the_caller_in_its_place():
+    source = FakeSource(fails_at_s=3.2)
+    video = reader(source)
+    assert [next(video).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(video)
+    assert list(video) == []
+    video.close()
+    assert decoding_threads() == []
+
+
+def test_a_reader_closed_from_elsewhere_ends_the_loop_that_waits_for_it():
+    video = reader(FakeSource())
+    seen = []
+
+    def watch():
+        seen.extend(second.index for second in video)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wait_until(lambda: len(seen) > 0 or decoding_threads())
+    video.close()
+    watcher.join(20)
+    assert not watcher.is_alive()
+
+
+def test_many_readers_leave_neither_threads_nor_files_behind(tmp_path, write_clip, regular_times):
+    path = write_clip(tmp_path / "clip.mp4", regular_times(25, 100))
+    process = psutil.Process()
+    next(open_video(path))
+    gc.collect()
+    num_threads, num_files = process.num_threads(), process.num_fds()
+    for _ in range(20):
+        video = open_video(path)
+        next(video)
+        video.close()
+    gc.collect()
+    assert process.num_threads() <= num_threads
+    assert process.num_fds() <= num_files
+
+
+def test_a_long_file_is_never_held_in_memory(tmp_path, write_clip, regular_times):
+    options = {"preset": "ultrafast", "tune": "zerolatency"}
+    path = write_clip(tmp_path / "long.mp4", regular_times(25, 500), size=(480, 360), codec_options=options)
+    process = psutil.Process()
+    resident = []
+    with open_video(path, prefetch=2) as video:
+        for _ in video:
+            resident.append(process.memory_info().rss)
+    assert len(resident) == 20
+    whole_file = 500 * 480 * 360 * 3 // 2
+    assert max(resident) - resident[2] < whole_file / 5
