@@ -3,10 +3,10 @@
 import re
 import shlex
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -19,7 +19,7 @@ COMMAND = re.compile(r"# .*?\bscripts/(?P<script>\w+)\.py(?P<words>.*)")
 
 
 def compose_command(script, words):
-    overrides = CommandLine(script, plain="source").overrides(words)
+    overrides = import_module(script).COMMAND_LINE.overrides(words)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(script, overrides=overrides)
 
