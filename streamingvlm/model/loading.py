@@ -1,0 +1,234 @@
+"""Loading a checkpoint: the packaged one, a folder, or a name on the Hugging Face hub.
+
+A checkpoint is a Hugging Face folder: config.json, weights in safetensors, a tokenizer. Nothing in it is executed, no
+parameter is left at a random value, and whatever is wrong with it is told in one line (CheckpointError). The model is
+the class of transformers itself, unpatched; the attention of its language model is chosen by its registered name.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from streamingvlm.errors import CheckpointError, ConfigError
+from streamingvlm.model.checkpoint import (
+    check_tokenizer_exists,
+    check_weights_exist,
+    find_checkpoint,
+    first_line,
+    read_config_json,
+)
+from streamingvlm.model.family import FAMILIES, Family
+from streamingvlm.model.vision import Resize, VisionEncoder
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NUM_KEYS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class StreamingModel:
+    """A loaded checkpoint: weights, tokenizer and what they expect of the video. Nothing in it changes with a stream.
+
+    name: as it was asked for.
+    hf: the model of transformers, in eval mode on ``device``, its floating parameters in ``dtype``.
+    stream_defaults: the checkpoint's own settings, from the key ``streamingvlm`` of its config.json.
+    """
+
+    name: str
+    hf: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    family: Family
+    stream_defaults: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def text_model(self) -> torch.nn.Module:
+        """The language model without its head."""
+        return self.hf.model.language_model
+
+    @property
+    def lm_head(self) -> torch.nn.Module:
+        """From hidden states to logits."""
+        return self.hf.lm_head
+
+    @property
+    def vision(self) -> VisionEncoder:
+        """The vision encoder with the default limits on pixels."""
+        return self.vision_encoder()
+
+    def vision_encoder(
+        self, *, min_pixels: int | None = None, max_pixels: int | None = None, resize: Resize = "processor"
+    ) -> VisionEncoder:
+        """Return the vision encoder; the limits are of one resized frame."""
+        return VisionEncoder(
+            self.hf.model.visual, self.family, min_pixels=min_pixels, max_pixels=max_pixels, resize=resize
+        )
+
+
+def load_model(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+) -> StreamingModel:
+    """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
+
+    name: ``pitch`` (packaged), a folder in the layout of Hugging Face, or a hub name such as mit-han-lab/StreamingVLM.
+    device: by default CUDA where there is one, else the CPU.
+    dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 elsewhere.
+    attention: name under which the language model's attention is registered with transformers; by default sdpa.
+
+    Raises CheckpointError for a checkpoint that cannot be used, ConfigError for an unknown device or dtype.
+    """
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    folder = find_checkpoint(name)
+    config_json = read_config_json(folder)
+    family = _family(config_json, folder)
+    stream_defaults = _stream_defaults(config_json, folder)
+    check_weights_exist(folder)
+    with _quiet_transformers():
+        config = _load_config(folder)
+        tokenizer = _load_tokenizer(folder, config)
+        hf = _load_weights(folder, family, config, dtype, attention or "sdpa")
+    return StreamingModel(
+        name=str(name),
+        hf=hf.to(device).eval(),
+        tokenizer=tokenizer,
+        family=family.with_vision_config(config.vision_config.to_dict()),
+        stream_defaults=stream_defaults,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _family(config_json: Mapping[str, Any], folder: Path) -> Family:
+    model_type = config_json.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of architecture {model_type!r}, which cannot stream; give one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def _stream_defaults(config_json: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    defaults = config_json.get("streamingvlm", {})
+    if not isinstance(defaults, dict):
+        raise CheckpointError(
+            f"the key streamingvlm of {folder / 'config.json'} is {defaults!r}, expected an object of settings"
+        )
+    return defaults
+
+
+def _load_config(folder: Path) -> transformers.PreTrainedConfig:
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # validation errors of several packages
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used ({first_line(error)}); copy it anew") from error
+    rope_type = config.text_config.rope_parameters["rope_type"]
+    if rope_type != "default":
+        # The streaming attention rotates cached keys itself, which would scale other types twice.
+        raise CheckpointError(
+            f"{folder} has rotary positions of type {rope_type!r}, expected 'default'; give a checkpoint without it"
+        )
+    if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
+        raise CheckpointError(f"{folder} has sliding-window layers; set use_sliding_window to false in config.json")
+    return config
+
+
+def _load_tokenizer(folder: Path, config: transformers.PreTrainedConfig) -> transformers.PreTrainedTokenizerBase:
+    check_tokenizer_exists(folder)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the tokenizers package raises bare Exception
+        raise CheckpointError(
+            f"the tokenizer of {folder} cannot be read ({first_line(error)}); copy it anew"
+        ) from error
+    num_rows = config.text_config.vocab_size
+    if not config.video_token_id < len(tokenizer) <= num_rows:
+        raise CheckpointError(
+            f"the tokenizer of {folder} has {len(tokenizer)} tokens, expected more than the video token's id "
+            f"{config.video_token_id} and at most the model's {num_rows}; copy all tokenizer files of this checkpoint"
+        )
+    return tokenizer
+
+
+def _load_weights(
+    folder: Path, family: Family, config: transformers.PreTrainedConfig, dtype: torch.dtype, attention: str
+) -> transformers.PreTrainedModel:
+    try:
+        hf, info = getattr(transformers, family.class_name).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation={"text_config": attention, "vision_config": "sdpa"},
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the weights of {folder} cannot be read ({first_line(error)}); copy them anew"
+        ) from error
+    _check_keys(info, folder)
+    return hf
+
+
+def _check_keys(info: Mapping[str, Any], folder: Path):
+    problems = {
+        "are missing": info["missing_keys"],
+        "are not of this architecture": info["unexpected_keys"],
+        "have another shape than config.json says": [key for key, *_ in info["mismatched_keys"]],
+    }
+    for problem, keys in problems.items():
+        if keys:
+            shown = ", ".join(sorted(keys)[:_NUM_KEYS_SHOWN])
+            raise CheckpointError(
+                f"{len(keys)} weights of {folder} {problem} ({shown}); take weights and config.json of one checkpoint"
+            )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device} is unknown; choose cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}, but {torch.cuda.device_count()} CUDA devices are there; choose cpu")
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype in _DTYPES.values():
+        return dtype
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype={dtype} is unknown; choose one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep bars and reports off the terminal: what is wrong is told by the error alone."""
+    verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,193 @@
+"""From frames to the embeddings that the language model reads, in torch alone.
+
+Dimensions: F frames, H x W pixels, t x h x w patches before merging, V tokens after it, D the width of the language
+model. Two resizes are offered because checkpoints differ in the one they were trained with: the video processor's,
+bicubic on integers, and that of qwen-vl-utils, bicubic in float, rounded, with a cap on the pixels of a frame. They
+differ by up to 13 of 255 on sharp edges.
+"""
+
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from streamingvlm.errors import VideoError
+from streamingvlm.model.family import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Resize = Literal["processor", "qwen_vl_utils"]
+Grid = tuple[int, int, int]
+
+MIN_FRAME_TOKENS = 100
+MAX_FRAME_TOKENS = 768
+_MAX_ASPECT_RATIO = 200
+# qwen-vl-utils 0.0.14: a video may fill 0.9 of a context of 128000 tokens, two frames share a token, and the cap
+# leaves at least a twentieth of room above the smallest frame.
+_MAX_VIDEO_TOKENS = 0.9 * 128_000
+_FRAMES_PER_TOKEN = 2
+_ROOM_ABOVE_MIN = 1.05
+
+
+class VisionFeatures(NamedTuple):
+    """What the vision tower makes of some frames.
+
+    embeddings: [V, D], in the order of the merged grid: time, then rows, then columns.
+    grid: merged (t, h, w), t * h * w == V.
+    deepstack: further [V, D] features that Qwen3-VL adds to its first layers; empty for other families.
+    """
+
+    embeddings: torch.Tensor
+    grid: Grid
+    deepstack: tuple[torch.Tensor, ...] = ()
+
+
+class VisionEncoder:
+    """The vision tower of a loaded model, from frames to merged embeddings.
+
+    It attends inside one temporal patch alone, so that a video encoded second by second gives exactly what the whole
+    video gives at once, as long as a second holds a whole number of temporal patches.
+    """
+
+    def __init__(
+        self,
+        tower: "PreTrainedModel",
+        family: Family,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        resize: Resize = "processor",
+    ):
+        self.tower = tower
+        self.family = family
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+        self.resize = resize
+
+    def encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+        """Encode uint8 frames [F, 3, H, W] into embeddings [V, D] and their merged grid (t, h, w)."""
+        features = self.features(frames)
+        assert not features.deepstack, f"{self.family.model_type} also has deepstack features: call features()"
+        return features.embeddings, features.grid
+
+    @torch.no_grad()
+    def features(self, frames: torch.Tensor) -> VisionFeatures:
+        """Encode uint8 frames [F, 3, H, W], with the deepstack features where the family has them.
+
+        Raises VideoError for frames of another type or shape.
+        """
+        pixels, (t, h, w) = preprocess(
+            frames, family=self.family, min_pixels=self.min_pixels, max_pixels=self.max_pixels, resize=self.resize
+        )
+        output = self.tower(
+            pixels.to(self.tower.device, self.tower.dtype),
+            grid_thw=torch.tensor([[t, h, w]], device=self.tower.device),
+        )
+        merge = self.family.merge_size
+        deepstack = tuple(getattr(output, "deepstack_features", None) or ())
+        return VisionFeatures(output.pooler_output, (t, h // merge, w // merge), deepstack)
+
+
+def preprocess(
+    frames: torch.Tensor,
+    *,
+    family: Family,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    resize: Resize = "processor",
+) -> tuple[torch.Tensor, Grid]:
+    """Resize, normalise and cut uint8 frames [F, 3, H, W] into the patches that the vision tower reads.
+
+    min_pixels, max_pixels: of one resized frame; by default 100 and 768 merged tokens.
+    An incomplete last temporal patch is filled by repeating the last frame.
+
+    Returns float32 pixel values [t * h * w, 3 * temporal patch * patch * patch], in blocks of merged tokens, and the
+    grid (t, h, w) in patches. Raises VideoError for frames of another type or shape.
+    """
+    _check_frames(frames)
+    num_frames, _, height, width = frames.shape
+    min_pixels = MIN_FRAME_TOKENS * family.size_factor**2 if min_pixels is None else min_pixels
+    max_pixels = MAX_FRAME_TOKENS * family.size_factor**2 if max_pixels is None else max_pixels
+    if resize == "qwen_vl_utils":
+        max_pixels = capped_max_pixels(
+            num_frames, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+    size = smart_size(height, width, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    resized = _RESIZERS[resize](frames, size)
+    return _patchify(_normalise(_fill_last_patch(resized, family.temporal_patch_size), family), family)
+
+
+def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
+    """Choose the size, in multiples of ``factor``, that a frame is resized to: near its own, within the pixel limits.
+
+    The rule is that of the Qwen2-VL processor. Raises VideoError for a strip more than 200 times as long as wide.
+    """
+    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
+        raise VideoError(
+            f"a frame of {width}x{height} pixels is more than {_MAX_ASPECT_RATIO} times as long as wide; crop the video"
+        )
+    sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
+    if math.prod(sides) > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        sides = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
+    elif math.prod(sides) < min_pixels:
+        stretch = math.sqrt(min_pixels / (height * width))
+        sides = [math.ceil(side * stretch / factor) * factor for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def capped_max_pixels(num_frames: int, *, factor: int, min_pixels: int, max_pixels: float) -> float:
+    """Return the most pixels that qwen-vl-utils gives one of ``num_frames`` frames when ``max_pixels`` is asked for."""
+    share = _MAX_VIDEO_TOKENS * factor**2 / num_frames * _FRAMES_PER_TOKEN
+    cap = max(min(MAX_FRAME_TOKENS * factor**2, share), int(min_pixels * _ROOM_ABOVE_MIN))
+    return min(max_pixels, cap)
+
+
+def _check_frames(frames: torch.Tensor):
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise VideoError(
+            f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}, expected uint8 [F, 3, H, W]; "
+            "give RGB frames, channels first, of values 0 to 255"
+        )
+
+
+def _resize_integer(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    # torch has the integer kernel on the CPU alone; the video processor goes through float elsewhere, too.
+    if frames.device.type != "cpu":
+        return _resize_float(frames, size)
+    return F.interpolate(frames, size, mode="bicubic", antialias=True)
+
+
+def _resize_float(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    resized = F.interpolate(frames.float(), size, mode="bicubic", antialias=True)
+    return resized.clamp_(0, 255).round_().to(torch.uint8)
+
+
+_RESIZERS = {"processor": _resize_integer, "qwen_vl_utils": _resize_float}
+
+
+def _fill_last_patch(frames: torch.Tensor, temporal_patch_size: int) -> torch.Tensor:
+    num_missing = -frames.shape[0] % temporal_patch_size
+    return torch.cat([frames, frames[-1:].expand(num_missing, -1, -1, -1)])
+
+
+def _normalise(frames: torch.Tensor, family: Family) -> torch.Tensor:
+    # Rescaling by 1/255 is folded into the mean and the deviation: the last bit depends on it.
+    mean, std = (
+        torch.tensor(values, device=frames.device).mul_(255.0).view(3, 1, 1)
+        for values in (family.image_mean, family.image_std)
+    )
+    return (frames.float() - mean) / std
+
+
+def _patchify(frames: torch.Tensor, family: Family) -> tuple[torch.Tensor, Grid]:
+    patch, merge = family.patch_size, family.merge_size
+    num_frames, channels, height, width = frames.shape
+    t, h, w = num_frames // family.temporal_patch_size, height // patch, width // patch
+    blocks = frames.view(
+        t, family.temporal_patch_size, channels, h // merge, merge, patch, w // merge, merge, patch
+    )  # time, frame, channel, block row, row, y, block column, column, x
+    rows = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return rows.reshape(t * h * w, -1), (t, h, w)

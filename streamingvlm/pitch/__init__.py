@@ -1,0 +1,26 @@
+"""Pitch: an endless synthetic football match, to train and to test a commentator on."""
+
+from streamingvlm.pitch.commentator import Call, parse, say
+from streamingvlm.pitch.renderer import render, write_mp4
+from streamingvlm.pitch.scorer import PitchReport, score, score_thirds
+from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.staging import Keyframe
+from streamingvlm.pitch.world import CLUBS, COLOURS, KINDS, Match, PitchSecond
+
+__all__ = [
+    "CLUBS",
+    "COLOURS",
+    "KINDS",
+    "Call",
+    "Keyframe",
+    "Kind",
+    "Match",
+    "PitchReport",
+    "PitchSecond",
+    "parse",
+    "render",
+    "say",
+    "score",
+    "score_thirds",
+    "write_mp4",
+]

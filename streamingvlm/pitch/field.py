@@ -1,0 +1,81 @@
+"""The pitch itself: its measures, the nine zones that players drift between, and plane geometry in integers.
+
+All positions are integers in units of 1/16 pixel of a 112 x 112 picture, x to the right and y down.
+"""
+
+from math import isqrt
+from typing import NamedTuple
+
+UNITS_PER_PIXEL = 16
+FIELD_PIXELS = 112
+FIELD_UNITS = FIELD_PIXELS * UNITS_PER_PIXEL
+
+
+class Point(NamedTuple):
+    """A place on the pitch, in units of 1/16 pixel."""
+
+    x: int
+    y: int
+
+
+def px(pixels: int) -> int:
+    """Pixels of the 112 x 112 picture to units."""
+    return pixels * UNITS_PER_PIXEL
+
+
+DISC_RADIUS = px(7)
+BALL_RADIUS = px(4)
+MARGIN = px(10)  # the strips outside the touch-lines, above and below
+END = px(8)  # the strips behind the goal lines, left and right
+GOAL_TOP, GOAL_BOTTOM = px(38), px(74)
+CENTRE = Point(FIELD_UNITS // 2, FIELD_UNITS // 2)
+
+PLAYERS_PER_SIDE = 4
+NUM_PLAYERS = 2 * PLAYERS_PER_SIDE
+
+# Eight players share nine zones, row by row: one zone is always free, and running means moving into it.
+NUM_COLUMNS = 3
+ZONES = tuple(Point(px(x), px(y)) for y in (24, 56, 88) for x in (32, 56, 80))
+CENTRE_ZONE = 4
+
+# Outfield players stay within these bounds, clear of the keepers and of the touch-lines.
+LOW = Point(px(28), px(19))
+HIGH = Point(px(84), px(93))
+
+
+def side_of(player: int) -> int:
+    """The side, 0 or 1, of a player 0 to 7."""
+    return player // PLAYERS_PER_SIDE
+
+
+def mirrored(x: int, end: int) -> int:
+    """An x measured from the left goal line's end of the picture, at the left (`end` 0) or the right end (1)."""
+    return FIELD_UNITS - x if end else x
+
+
+def distance(a: Point, b: Point) -> int:
+    """The distance of two points, rounded down to whole units."""
+    return isqrt((a.x - b.x) ** 2 + (a.y - b.y) ** 2)
+
+
+def between(a: Point, b: Point, part: int, whole: int) -> Point:
+    """The point `part / whole` of the way from `a` to `b`."""
+    return Point(a.x + (b.x - a.x) * part // whole, a.y + (b.y - a.y) * part // whole)
+
+
+def midpoint(a: Point, b: Point) -> Point:
+    """The point half way from `a` to `b`."""
+    return between(a, b, 1, 2)
+
+
+def towards(start: Point, goal: Point, length: int) -> Point:
+    """The point `length` away from `start` in the direction of `goal` (to the right where the two coincide)."""
+    gap = distance(start, goal)
+    if gap == 0:
+        return Point(start.x + length, start.y)
+    return between(start, goal, length, gap)
+
+
+def clamped(point: Point) -> Point:
+    """The nearest point within the bounds of outfield players."""
+    return Point(min(max(point.x, LOW.x), HIGH.x), min(max(point.y, LOW.y), HIGH.y))
