@@ -1,1 +1,43 @@
-"""Watch a video that never ends and say what happens, as it happens."""
+"""Watch a video that never ends and say what happens, as it happens.
+
+    from streamingvlm import StreamingSession
+
+    session = StreamingSession.from_pretrained("pitch")
+    for line in session.stream("match.mp4"):
+        print(line)
+
+Importing the package loads no model and touches no device; the names below load on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.errors import StreamingVLMError
+
+if TYPE_CHECKING:
+    from streamingvlm.inference.session import Commentary, StreamingSession
+    from streamingvlm.model.loading import load_model
+
+__all__ = [
+    "CacheConfig",
+    "Commentary",
+    "SamplingConfig",
+    "StreamingSession",
+    "StreamingVLMError",
+    "VideoConfig",
+    "load_model",
+]
+
+_HOMES = {
+    "Commentary": "streamingvlm.inference.session",
+    "StreamingSession": "streamingvlm.inference.session",
+    "load_model": "streamingvlm.model.loading",
+}
+
+
+def __getattr__(name: str):
+    # torch and transformers take seconds to import: whoever asks for a version or a config shall not wait.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

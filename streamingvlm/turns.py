@@ -57,12 +57,12 @@ class TurnFormat:
     """Turns seconds and words into tokens with one tokenizer.
 
     tokenizer: a Hugging Face tokenizer whose vocabulary has Qwen's chat and vision markers.
-    patch_s: seconds between two temporal steps of a vision grid (temporal patch size / frames a second).
+    temporal_step: rotary positions between two temporal steps of a vision grid.
     """
 
-    def __init__(self, tokenizer, *, patch_s: float = 1.0):
+    def __init__(self, tokenizer, *, temporal_step: float):
         self.tokenizer = tokenizer
-        self.patch_s = patch_s
+        self.temporal_step = temporal_step
         self.end_of_turn_id = self._special(_END_OF_TURN)
         self.stop_ids = frozenset({self.end_of_turn_id, self._special(_END_OF_TEXT)})
         self.vision_pad_id = self._special(_VISION_PAD)
@@ -96,7 +96,7 @@ class TurnFormat:
     def open_turn(self, turn: Turn, query: str = "") -> Tokens:
         """A second of video, up to where the model begins to speak; the query, if any, stands after the vision."""
         vision = Segment(
-            Kind.VISION, turn.num_vision_tokens, turn.index, turn.start_s, turn.end_s, turn.grid, self.patch_s
+            Kind.VISION, turn.num_vision_tokens, turn.index, turn.start_s, turn.end_s, turn.grid, self.temporal_step
         )
         before = self._of_turn(
             turn,

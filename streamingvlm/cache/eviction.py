@@ -141,7 +141,7 @@ def _assemble(spans: tuple[Span, ...], previous: Iterable[Span], stays) -> Itera
 
 def _previous_text(spans: Iterable[Span], retired: Iterable[Span]) -> list[Span]:
     """The previous text with the words of the turns that leave at its end."""
-    moved = [replace(span, segment=replace(span.segment, kind=Kind.PREVIOUS)) for span in retired]
+    moved = [span._replace(segment=replace(span.segment, kind=Kind.PREVIOUS)) for span in retired]
     return [span for span in spans if span.segment.kind is Kind.PREVIOUS] + moved
 
 

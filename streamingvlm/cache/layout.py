@@ -7,6 +7,7 @@ It knows neither tensors nor token ids, so that every decision about the cache i
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 PROLOGUE_TURN = -1
 
@@ -39,7 +40,7 @@ class Segment:
     turn: index of the turn that it was born in, PROLOGUE_TURN before the first.
     start_s, end_s: stream time of that turn.
     grid: (t, h, w) of a vision segment after merging, t * h * w == num_tokens.
-    patch_s: seconds between two temporal steps of that grid.
+    temporal_step: rotary positions between two temporal steps of that grid.
     """
 
     kind: Kind
@@ -48,7 +49,7 @@ class Segment:
     start_s: float = 0.0
     end_s: float = 0.0
     grid: tuple[int, int, int] | None = None
-    patch_s: float = 0.0
+    temporal_step: float = 0.0
 
     def cut(self, start: int, stop: int) -> "Segment":
         """Return the part from token ``start`` up to ``stop``, of a segment that is not vision."""
@@ -86,8 +87,7 @@ class CacheLayout:
         return "\n".join(_table_row(*row) for row in _table_rows(self))
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A segment and the range [start, stop) of the tokens that it takes up in a layout."""
 
     segment: Segment

@@ -103,13 +103,13 @@ class StreamingDecoder:
 
     def _append_positions(self, tokens: Tokens):
         first = next_position(self.positions)
-        new = contiguous_positions(tokens.segments, self.model.family.tokens_per_second, first)
+        new = contiguous_positions(tokens.segments, first)
         self.positions = torch.cat([self.positions, new], dim=1)
 
     def _number_and_rotate(self):
         """Number what is in sight, rotate its keys to match, and make ready the rotation of the reply."""
         if self.config.positions == "contiguous":
-            self.positions = contiguous_positions(self.layout.segments, self.model.family.tokens_per_second)
+            self.positions = contiguous_positions(self.layout.segments)
         reply = next_position(self.positions) + torch.arange(self.max_reply_tokens).expand(3, -1)
         places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
         self.kv.reserve_(places.shape[1])
@@ -129,7 +129,7 @@ class StreamingDecoder:
             query_rotation=self.kv.rotation(num_new),
         ).last_hidden_state
         self.kv.advance_(num_new)
-        return self.model.hf.lm_head(hidden[:, -1])[0]
+        return self.model.lm_head(hidden[:, -1])[0]
 
     def _embed(self, start: int) -> torch.Tensor:
         """Embeddings [1, T, hidden] of the tokens from ``start`` on, vision in the place of its pads."""

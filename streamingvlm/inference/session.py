@@ -68,7 +68,7 @@ class StreamingSession:
         video: VideoConfig | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         query: str = "",
-        previous_text: str = "",
+        previous_text: str | None = "",
         on_token: Callable[[str], None] | None = None,
     ):
         self.model = model
@@ -76,18 +76,23 @@ class StreamingSession:
         self.video_config = resolve(VideoConfig, video, model.stream_defaults)
         self.sampling_config = resolve(SamplingConfig, sampling, model.stream_defaults)
         self.query = query
-        self.previous_text = previous_text
+        self.previous_text = previous_text or ""
         self.on_token = on_token
         self.reader: VideoReader | None = None
+        self.vision = model.vision_encoder(
+            min_pixels=self.video_config.min_pixels,
+            max_pixels=self.video_config.max_pixels,
+            resize=self.video_config.resize,
+        )
         patch_s = model.family.temporal_patch_size / self.video_config.fps
-        self.format = TurnFormat(model.tokenizer, patch_s=patch_s)
+        self.format = TurnFormat(model.tokenizer, temporal_step=model.family.temporal_step(patch_s))
         self.decoder = StreamingDecoder(
             model,
             self.cache_config,
             capacity=self._capacity_tokens(),
             max_reply_tokens=self.sampling_config.max_new_tokens,
         )
-        self.sampler = Sampler(self.sampling_config, model.vocab_size, model.device)
+        self.sampler = Sampler(self.sampling_config, model.lm_head.out_features, model.device)
         self.reset()
 
     @classmethod
@@ -158,7 +163,7 @@ class StreamingSession:
     def _take_in(self, second: Second) -> Turn:
         """From frames to the logits of the first word: encode, evict, append, prefill."""
         with self.stats.stage("vision"):
-            vision, grid = self._encode(second.frames)
+            vision, grid = self.vision.encode(second.frames)
         turn = Turn(self.num_turns, second.start_s, second.end_s, grid)
         with self.stats.stage("evict"):
             self._make_room(turn)
@@ -168,12 +173,6 @@ class StreamingSession:
             self.sampler.see_only_(self.decoder.ids)
             self._logits = self.decoder.prefill_()
         return turn
-
-    def _encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
-        config = self.video_config
-        return self.model.vision.encode(
-            frames, min_pixels=config.min_pixels, max_pixels=config.max_pixels, resize=config.resize
-        )
 
     def _make_room(self, turn: Turn):
         if self.num_turns == 0:
@@ -216,8 +215,7 @@ class StreamingSession:
 
     def _capacity_tokens(self) -> int | None:
         """The most tokens that the cache will hold, from the largest turn that these settings allow."""
-        grid = self.model.vision.largest_grid(self.video_config.num_frames, max_pixels=self.video_config.max_pixels)
-        turn = Turn(0, _LAST_TURN_S, _LAST_TURN_S, grid)
+        turn = Turn(0, _LAST_TURN_S, _LAST_TURN_S, self.vision.largest_grid(self.video_config.num_frames))
         previous_tokens = len(self.format.encode_plain(self.previous_text))
         markup_tokens = len(self.format.prologue()) + len(self.format.standing_query(turn, self.query))
         reply_tokens = self.sampling_config.max_new_tokens + 1

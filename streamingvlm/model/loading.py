@@ -192,9 +192,10 @@ def _check_keys(info: Mapping[str, Any], folder: Path):
     }
     for problem, keys in problems.items():
         if keys:
-            shown = ", ".join(sorted(keys)[:_NUM_KEYS_SHOWN])
+            more = f" and {len(keys) - _NUM_KEYS_SHOWN} more" if len(keys) > _NUM_KEYS_SHOWN else ""
+            shown = ", ".join(sorted(keys)[:_NUM_KEYS_SHOWN]) + more
             raise CheckpointError(
-                f"{len(keys)} weights of {folder} {problem} ({shown}); take weights and config.json of one checkpoint"
+                f"weights of {folder} {problem} ({shown}); take weights and config.json of one checkpoint"
             )
 
 

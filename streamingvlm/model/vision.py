@@ -3,7 +3,7 @@
 Dimensions: F frames, H x W pixels, t x h x w patches before merging, V tokens after it, D the width of the language
 model. Two resizes are offered because checkpoints differ in the one they were trained with: the video processor's,
 bicubic on integers, and that of qwen-vl-utils, bicubic in float, rounded, with a cap on the pixels of a frame. They
-differ by up to 13 of 255 on sharp edges.
+differ on sharp edges, where the integer one clips what overshoots between its two passes.
 """
 
 import math
@@ -71,6 +71,12 @@ class VisionEncoder:
         features = self.features(frames)
         assert not features.deepstack, f"{self.family.model_type} also has deepstack features: call features()"
         return features.embeddings, features.grid
+
+    def largest_grid(self, num_frames: int) -> Grid:
+        """Merged grid (t, h, w) with as many tokens as ``num_frames`` frames of any size can have."""
+        max_pixels = MAX_FRAME_TOKENS * self.family.size_factor**2 if self.max_pixels is None else self.max_pixels
+        num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
+        return num_steps, 1, int(max_pixels) // self.family.size_factor**2
 
     @torch.no_grad()
     def features(self, frames: torch.Tensor) -> VisionFeatures:

@@ -29,7 +29,7 @@ _LINES = {
     Kind.KICK_OFF: "kick-off for {colour}, {score}",
 }
 _FIRST_WORDS = {line.split()[0].strip("!"): kind for kind, line in _LINES.items() if line}
-_SCORE = re.compile(r"\b(\d+)-(\d+)\b")
+_SCORE = re.compile(r"\b(\d+)\s*-\s*(\d+)\b")
 _WORD = re.compile(r"[\w-]+")
 
 

@@ -9,7 +9,20 @@ import numpy as np
 import torch
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch.field import CENTRE, END, FIELD_UNITS, GOAL_BOTTOM, GOAL_TOP, MARGIN, Point, between, distance, px
+from streamingvlm.pitch.field import (
+    CENTRE,
+    END,
+    FIELD_PIXELS,
+    FIELD_UNITS,
+    GOAL_BOTTOM,
+    GOAL_TOP,
+    MARGIN,
+    Point,
+    between,
+    distance,
+    px,
+    side_of,
+)
 from streamingvlm.pitch.script import Kind
 from streamingvlm.pitch.sprites import NUM_TRAIL_DOTS, RGB, TRAIL_STEP, WHITE, sprite
 from streamingvlm.pitch.staging import Keyframe
@@ -23,6 +36,7 @@ _NET: RGB = (206, 212, 214)
 _NET_POST: RGB = (236, 240, 240)
 _LIT_NET: RGB = (255, 240, 0)
 _BORDER_PIXELS = 24  # of the 112 x 112 picture: sprites may hang over the edge of the canvas by this much
+_PHASES_PER_PIXEL = 4  # places are rounded to a quarter of a pixel, so that few sprites have to be made
 _TICKS_PER_SECOND = 1000  # resolution of a fractional frame rate
 
 
@@ -81,12 +95,12 @@ def _shapes(second: PitchSecond, frame: Keyframe) -> Iterator[tuple[str, Point]]
     """The names of the sprites and their places, the hindmost first."""
     if second.kind is Kind.TACKLE:
         yield "clash", second.keyframes[0].ball
-    for player, place in enumerate(frame.players):
-        yield second.colours[player // 4], place
-    for place in frame.keepers:
-        yield "keeper", place
     if second.kind is Kind.SHOT:
         yield from _trail(second.keyframes, frame.ball)
+    for player, place in enumerate(frame.players):
+        yield second.colours[side_of(player)], place
+    for place in frame.keepers:
+        yield "keeper", place
     if second.kind is Kind.SAVE:
         yield "ring", second.keyframes[0].ball
     yield "ball", frame.ball
@@ -96,14 +110,15 @@ def _trail(keyframes: tuple[Keyframe, Keyframe, Keyframe], ball: Point) -> Itera
     struck, later = keyframes[0].ball, keyframes[1].ball
     way = distance(struck, later)
     for index in reversed(range(NUM_TRAIL_DOTS)):
-        back = (index + 1) * TRAIL_STEP
-        yield f"trail{index}", Point(ball.x - (later.x - struck.x) * back // way, ball.y - (later.y - struck.y) * back // way)
+        x, y = between(struck, later, -(index + 1) * TRAIL_STEP, way)
+        yield f"trail{index}", Point(ball.x + x - struck.x, ball.y + y - struck.y)
 
 
 def _blit_(canvas: np.ndarray, name: str, place: Point, size: int) -> None:
     cell = FIELD_UNITS // size
-    column, phase_x = divmod(place.x, cell)
-    row, phase_y = divmod(place.y, cell)
+    step = max(1, cell // _PHASES_PER_PIXEL)
+    column, phase_x = divmod((place.x + step // 2) // step * step, cell)
+    row, phase_y = divmod((place.y + step // 2) // step * step, cell)
     colour, through, top, left = sprite(name, size, phase_x, phase_y)
     height, width, _ = colour.shape
     top += row + _border(size)
@@ -113,7 +128,7 @@ def _blit_(canvas: np.ndarray, name: str, place: Point, size: int) -> None:
 
 
 def _border(size: int) -> int:
-    return _BORDER_PIXELS * size // 112 + 1
+    return _BORDER_PIXELS * size // FIELD_PIXELS + 1
 
 
 def _stage(second: PitchSecond, size: int) -> np.ndarray:

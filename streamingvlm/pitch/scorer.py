@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import nan
 
 from streamingvlm.pitch.commentator import Call, parse, say
@@ -60,7 +61,7 @@ def score_thirds(truth: Sequence[PitchSecond], lines: Sequence[str]) -> tuple[Pi
     """Score the first, the middle and the last third of a stream apart: does it hold up?"""
     num_seconds = len(truth)
     cuts = [num_seconds * third // 3 for third in range(4)]
-    first, middle, last = (score(truth[a:b], lines[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+    first, middle, last = (score(truth[a:b], lines[a:b]) for a, b in pairwise(cuts))
     return first, middle, last
 
 

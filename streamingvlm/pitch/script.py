@@ -12,14 +12,11 @@ from itertools import permutations
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.field import (
     CENTRE_ZONE,
-    END,
     NUM_COLUMNS,
-    NUM_PLAYERS,
     PLAYERS_PER_SIDE,
     ZONES,
     Point,
     distance,
-    mirrored,
     px,
     side_of,
 )
@@ -71,19 +68,26 @@ Play = Generator[Beat, None, int]
 # Tuned so that about four seconds in ten are silent; a test holds the frequencies.
 _ACTIONS, _ACTION_WEIGHTS = (Kind.PASS, Kind.TACKLE, Kind.SHOT), (56, 26, 18)
 _OUTCOMES = (Kind.GOAL, Kind.SAVE, Kind.WIDE)
-_HOLD_WEIGHTS = {Kind.PASS: (58, 26, 11, 5), Kind.TACKLE: (40, 40, 14, 6), Kind.SHOT: (0, 72, 19, 9)}  # 0, 1, 2, 3 s
+_HOLD_WEIGHTS = {Kind.PASS: (63, 23, 9, 5), Kind.TACKLE: (50, 32, 12, 6), Kind.SHOT: (0, 72, 19, 9)}  # 0, 1, 2, 3 s
 _OUT_OF_PLAY_PERCENT = 27
 _MISPLACED_PERCENT = 25
 _RUN_PERCENT = 65
-_MIN_PASS = px(36)
+_MIN_PASS = px(44)
 _MAX_TACKLE_RUN = px(52)
+_TAKER_ZONES, _MATE_ZONES = (1, 7), (3, 5)
 _LAST_SCORE = 9  # the count then starts again, which keeps a score to single digits
 
 
-def formation(attacks_right: int) -> tuple[int, ...]:
-    """The zones at a kick-off: each side in its own half, one man at the centre line, the middle free."""
-    left, right = (0, 3, 6, 1), (2, 5, 8, 7)
-    return left + right if attacks_right == 0 else right + left
+def _formation(kicking: int, dice: Dice) -> tuple[int, ...]:
+    """The zones at a kick-off: a taker at the centre line, a mate behind or before him, everybody else anywhere.
+
+    A house rule again: were sides to line up in their own halves, the picture of a goal would tell who attacks.
+    """
+    mine = [_TAKER_ZONES[dice.below(2)], _MATE_ZONES[dice.below(2)]]
+    rest = [zone for zone in range(len(ZONES)) if zone not in (*mine, CENTRE_ZONE)]
+    while len(mine) < PLAYERS_PER_SIDE:
+        mine.append(rest.pop(dice.below(len(rest))))
+    return (*mine, *rest) if kicking == 0 else (*rest, *mine)
 
 
 def _lined_up(zones: tuple[int, ...], spots: tuple[int, ...]) -> tuple[int, ...]:
@@ -106,13 +110,13 @@ class Script:
         self._dice = Dice(seed)
         self._index = 0
         self._score = (0, 0)
-        self._attacks_right = self._dice.below(2)
-        self._zones = formation(self._attacks_right)
+        self._attacks_right, self._first = self._dice.below(2), self._dice.below(2)
+        self._zones = _formation(self._first, self._dice)
         self._next_zones = self._drifted(self._zones)
 
     def beats(self) -> Generator[Beat, None, None]:
         """The seconds of the match, without end."""
-        holder = yield from self._kick_off(self._dice.below(2))
+        holder = yield from self._kick_off(self._first)
         while True:
             action = _ACTIONS[self._dice.weighted(_ACTION_WEIGHTS)]
             yield from self._hold(holder, self._dice.weighted(_HOLD_WEIGHTS[action]))
@@ -123,7 +127,9 @@ class Script:
             else:
                 holder = yield from self._shot(holder)
 
-    def _beat(self, kind: Kind, actor: int | None = None, other: int | None = None, end=None, aim_y: int = 0) -> Beat:
+    def _beat(
+        self, kind: Kind, actor: int | None = None, other: int | None = None, end: int | None = None, aim_y: int = 0
+    ) -> Beat:
         """Close the second: players drift on, and the next one begins where they have drifted to."""
         beat = Beat(self._index, kind, self._zones, self._score, self._attacks_right, actor, other, end, aim_y)
         self._index += 1
@@ -137,7 +143,7 @@ class Script:
         (free,) = set(range(len(ZONES))) - set(zones)
         neighbours = [player for player, zone in enumerate(zones) if _adjacent(zone, free)]
         runner = neighbours[self._dice.below(len(neighbours))]
-        return zones[:runner] + (free,) + zones[runner + 1 :]
+        return (*zones[:runner], free, *zones[runner + 1 :])
 
     def _place(self, player: int) -> Point:
         return ZONES[self._next_zones[player]]
@@ -199,7 +205,7 @@ class Script:
             self._score = (self._score[0] + (side == 0), self._score[1] + (side == 1))
         yield self._beat(outcome, shooter, end=end, aim_y=aim_y)
         if outcome is Kind.GOAL:
-            self._swap_ends()
+            self._change_ends(1 - side)
             yield self._beat(Kind.SILENCE, end=end)
             return (yield from self._kick_off(1 - side))
         yield self._beat(Kind.SILENCE, end=end)
@@ -214,17 +220,17 @@ class Script:
             return px(self._dice.between(47, 65))
         return px(self._dice.between(43, 69))
 
-    def _swap_ends(self) -> None:
+    def _change_ends(self, kicking: int) -> None:
         """A house rule: ends change with every goal, so that the end of a shot does not tell who shoots."""
         self._attacks_right = 1 - self._attacks_right
-        self._next_zones = _lined_up(self._zones, formation(self._attacks_right))
+        self._next_zones = _lined_up(self._zones, _formation(kicking, self._dice))
 
     def _kick_off(self, side: int) -> Play:
         if max(self._score) >= _LAST_SCORE:
             self._score = (0, 0)
         by_zone = {self._zones[player]: player for player in _players(side)}
-        taker = by_zone.get(1, by_zone.get(7))
-        mate = by_zone.get(3, by_zone.get(5))
+        taker = next(by_zone[zone] for zone in _TAKER_ZONES if zone in by_zone)
+        mate = next(by_zone[zone] for zone in _MATE_ZONES if zone in by_zone)
         yield self._beat(Kind.KICK_OFF, taker, mate)
         return mate
 

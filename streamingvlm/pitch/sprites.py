@@ -2,7 +2,7 @@
 
 A shape is drawn once on a fine raster whose cells are the world's units (1/16 pixel of the 112 x 112 picture), then
 averaged down to the pixels of the wanted size for each sub-pixel offset. Any size therefore shows the same picture.
-Colours are premultiplied: an array [h, w, 4] of red, green, blue (each times alpha, up to 255 * 255) and alpha (to 255).
+Colours are premultiplied: an array [h, w, 4] of red, green, blue (each times alpha, to 255 * 255) and alpha (to 255).
 """
 
 from functools import lru_cache
@@ -14,19 +14,29 @@ from streamingvlm.pitch.field import BALL_RADIUS, DISC_RADIUS, FIELD_UNITS, px
 
 RGB = tuple[int, int, int]
 
-SIDE_RGB: dict[str, RGB] = {"red": (226, 38, 44), "blue": (38, 84, 232), "yellow": (250, 218, 40), "black": (22, 22, 26)}
-_RIM_RGB: dict[str, RGB] = {"red": (120, 10, 16), "blue": (12, 30, 120), "yellow": (140, 110, 0), "black": (96, 96, 104)}
+SIDE_RGB: dict[str, RGB] = {
+    "red": (226, 38, 44),
+    "blue": (38, 84, 232),
+    "yellow": (250, 218, 40),
+    "black": (22, 22, 26),
+}
+_RIM_RGB: dict[str, RGB] = {
+    "red": (120, 10, 16),
+    "blue": (12, 30, 120),
+    "yellow": (140, 110, 0),
+    "black": (96, 96, 104),
+}
 KEEPER_RGB: RGB = (150, 152, 156)
 _KEEPER_RIM: RGB = (78, 80, 84)
 _INK: RGB = (24, 30, 26)
 WHITE: RGB = (255, 255, 255)
 ORANGE: RGB = (255, 140, 0)
-NUM_TRAIL_DOTS = 8
-TRAIL_STEP = px(3)
+NUM_TRAIL_DOTS = 20
+TRAIL_STEP = px(1)
 
 
 class Sprite(NamedTuple):
-    """A picture of a few pixels: `colour` [h, w, 3] times alpha, what it lets through [h, w, 1], its upper left pixel."""
+    """A few pixels: `colour` [h, w, 3] times alpha, what it lets `through` [h, w, 1] of 255, its upper left pixel."""
 
     colour: np.ndarray
     through: np.ndarray
@@ -87,7 +97,7 @@ def _ring() -> np.ndarray:
 
 def _trail_dot(index: int) -> np.ndarray:
     canvas = _Canvas(BALL_RADIUS)
-    canvas.paint_(canvas.disc(BALL_RADIUS - px(1) - 4 * index), WHITE, 225 - 18 * index)
+    canvas.paint_(canvas.disc(BALL_RADIUS - px(1) - 3 * index // 2), WHITE, 120 - 3 * index)
     return canvas.rgba
 
 
@@ -103,9 +113,9 @@ def _fine(name: str) -> np.ndarray:
     return {"ball": _ball, "clash": _clash, "ring": _ring}[name]()
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def sprite(name: str, size: int, phase_x: int, phase_y: int) -> Sprite:
-    """The sprite of a shape whose centre lies `phase` units right of and below a pixel's corner, for a picture of `size`.
+    """The sprite, for a picture of `size`, of a shape whose centre lies `phase` units off a pixel's upper left corner.
 
     `top` and `left` count from that pixel.
     """
@@ -120,10 +130,12 @@ def sprite(name: str, size: int, phase_x: int, phase_y: int) -> Sprite:
     ]
     padded = np.pad(fine, (*padding, (0, 0)))
     height, width = padded.shape[0] // cell, padded.shape[1] // cell
-    means = padded.reshape(height, cell, width, cell, 4).sum(axis=(1, 3)) // cell**2
+    sums = padded.reshape(height, cell, width, cell, 4).sum(axis=(1, 3))
+    # Light is rounded down and opacity up, so that white on white cannot run over 255.
+    colour, opacity = sums[..., :3] // cell**2, -(-sums[..., 3:] // cell**2)
     return Sprite(
-        np.ascontiguousarray(means[..., :3], dtype=np.uint16),
-        np.ascontiguousarray(255 - means[..., 3:], dtype=np.uint16),
+        np.ascontiguousarray(colour, dtype=np.uint16),
+        np.ascontiguousarray(255 - opacity, dtype=np.uint16),
         -before[0],
         -before[1],
     )

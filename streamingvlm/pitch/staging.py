@@ -5,6 +5,7 @@ wide is the same whoever took the shot: which side it was has to be remembered.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from streamingvlm.pitch.dice import hashed
 from streamingvlm.pitch.field import (
@@ -13,8 +14,6 @@ from streamingvlm.pitch.field import (
     DISC_RADIUS,
     END,
     FIELD_UNITS,
-    HIGH,
-    LOW,
     NUM_PLAYERS,
     ZONES,
     Point,
@@ -32,7 +31,8 @@ _TOUCH = DISC_RADIUS + BALL_RADIUS - px(1)  # centre to centre, ball at the feet
 _LEAVING = DISC_RADIUS + BALL_RADIUS + px(3)  # a gap of three pixels: the ball has been played
 _STRUCK = DISC_RADIUS + BALL_RADIUS + px(8)
 _APART = 2 * DISC_RADIUS + px(2)
-_CLEAR_OF_HELD_BALL = DISC_RADIUS + BALL_RADIUS + px(6)
+_CLEAR_OF_HELD_BALL = DISC_RADIUS + BALL_RADIUS + px(9)
+_CLEAR_OF_CLASH = DISC_RADIUS + BALL_RADIUS + px(14)
 _CLEAR_OF_FLYING_BALL = DISC_RADIUS + BALL_RADIUS + px(9)
 _KEEPER_X = px(13)
 _SAVING_X = px(9)
@@ -63,7 +63,8 @@ class Staging:
         """The keyframe at the start of a second."""
         players = [self._base(beat, player) for player in range(NUM_PLAYERS)]
         ball = self._open_ball(beat, upcoming, players)
-        return _keyframe(beat, players, ball, _roles(beat), _CLEAR_OF_HELD_BALL)
+        clearance = _CLEAR_OF_CLASH if beat.kind is Kind.TACKLE else _CLEAR_OF_HELD_BALL
+        return _keyframe(beat, players, ball, _roles(beat), clearance)
 
     def middle(self, beat: Beat, start: Keyframe, stop: Keyframe) -> Keyframe:
         """The keyframe half a second on, between the second's opening and the next one's."""
@@ -81,7 +82,9 @@ class Staging:
     def _noise(self, second: int, channel: int, amplitude: int) -> int:
         """A smooth random walk of its own for every channel: values at every few seconds, lines between."""
         step, part = divmod(second, _WANDER_PERIOD_S)
-        start, stop = (hashed(self._seed, channel, at) % (2 * amplitude + 1) - amplitude for at in (step, step + 1))
+        width = 2 * amplitude + 1
+        start = _knot(self._seed, channel, step) % width - amplitude
+        stop = _knot(self._seed, channel, step + 1) % width - amplitude
         return start + (stop - start) * part // _WANDER_PERIOD_S
 
     def _open_ball(self, beat: Beat, upcoming: Beat, players: list[Point]) -> Point:
@@ -117,6 +120,9 @@ class Staging:
         x = self._noise(beat.index, 2 * NUM_PLAYERS, px(20))
         y = self._noise(beat.index, 2 * NUM_PLAYERS + 1, px(20))
         return Point(CENTRE.x + x, CENTRE.y + y)
+
+
+_knot = lru_cache(maxsize=1024)(hashed)  # a walk asks for the same two ends second after second
 
 
 def touchline_spot(player: Point) -> Point:
@@ -191,19 +197,35 @@ def _relax_(players: list[Point], free: list[int], ball: Point, clearance: int) 
     """Move the free players off the ball and off each other by one step; False when nobody was too close."""
     moved = False
     for player in free:
-        place = _pushed(players[player], ball, clearance)
+        place = players[player]
         for other, obstacle in enumerate(players):
             if other != player:
                 place = _pushed(place, obstacle, _APART)
+        place = _pushed(place, ball, clearance)
         moved |= place != players[player]
         players[player] = place
     return moved
 
 
 def _pushed(place: Point, obstacle: Point, clearance: int) -> Point:
-    if (place.x - obstacle.x) ** 2 + (place.y - obstacle.y) ** 2 >= clearance**2:
+    """The place moved straight away from an obstacle, or round it where the edge of the field leaves no room."""
+    if _is_clear(place, obstacle, clearance):
         return place
-    return clamped(towards(obstacle, place, clearance + 2))
+    pushed = clamped(towards(obstacle, place, clearance + 2))
+    if _is_clear(pushed, obstacle, clearance):
+        return pushed
+    return clamped(towards(obstacle, _abreast(place, obstacle), clearance + 2))
+
+
+def _is_clear(place: Point, obstacle: Point, clearance: int) -> bool:
+    return (place.x - obstacle.x) ** 2 + (place.y - obstacle.y) ** 2 >= clearance**2
+
+
+def _abreast(place: Point, obstacle: Point) -> Point:
+    """The place turned a quarter about the obstacle, to the side of the centre spot."""
+    dx, dy = place.x - obstacle.x, place.y - obstacle.y
+    turns = Point(obstacle.x - dy, obstacle.y + dx), Point(obstacle.x + dy, obstacle.y - dx)
+    return min(turns, key=lambda turned: distance(turned, CENTRE))
 
 
 def _keeper(beat: Beat, end: int, ball: Point) -> Point:

@@ -1,8 +1,8 @@
 """The endless match: seeds in, seconds out.
 
-Each part of a stream's memory is needed to follow it. What happens now is in the pictures of this second; who took the
-shot that has just gone in was seen a moment ago; the score is never shown, only spoken; the clubs' names are given once,
-before the first second.
+Each part of a stream's memory is needed to follow it. What happens now is in the pictures of this second; who took
+the shot that has just gone in was seen a moment ago; the score is never shown, only spoken; the clubs' names are given
+once, before the first second.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ KINDS = tuple(Kind)
 class PitchSecond:
     """One second of a match: what is seen and what is true.
 
-    `side` is the acting side, 0 or 1: the shooter's for a shot and for what comes of it, None for silence. `actor` is the
-    acting player, 0 to 7, in a silent second the one with the ball (None: a keeper has it). `score` counts side 0
+    `side` is the acting side, 0 or 1: the shooter's for a shot and for what comes of it, None for silence. `actor` is
+    the acting player, 0 to 7, in a silent second the one with the ball (None: a keeper has it). `score` counts side 0
     first and holds once the second is over. `keyframes` are those of the start, the half and the end of the second.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: int, crf: int = 18) -> None:
     """Write frames, each uint8 [H, W, 3] RGB with even sides, as H.264 in an mp4; frame k is shown at k / fps."""
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "slow"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "medium"})
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, fps)
         for index, picture in enumerate(frames):

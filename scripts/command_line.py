@@ -1,0 +1,193 @@
+"""What the scripts share: a command line that takes plain paths and free text, and errors in one line.
+
+Hydra's grammar gives meaning to spaces, commas, ``=``, quotes and braces. A path or a question has them too, so they are
+taken out of its hands: values of text options are quoted before Hydra reads them, and a word that is no ``name=value``
+is the script's plain argument.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from streamingvlm.errors import ConfigError, StreamingVLMError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+
+_FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i"}
+_FLAGS_WITH_VALUE = {
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+}
+_OVERRIDE = re.compile(r"(?P<mark>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """How the words of a script's command line are to be read.
+
+    config_name: the configuration in ``configs/`` that the script opens.
+    plain: the option that a plain word, one that is not ``name=value``, stands for.
+    text: options whose value is free text, taken as it is typed.
+    checkpoints: the group whose choices are checkpoints; any other value is a folder or a name on the hub.
+    """
+
+    config_name: str
+    plain: str
+    text: tuple[str, ...] = ()
+    checkpoints: str = "model"
+
+    def overrides(self, words: Sequence[str]) -> list[str]:
+        """The words as Hydra is to see them. Raises ConfigError for more than one plain word or a flag of no meaning."""
+        kept, plain = [], []
+        words = iter(words)
+        for word in words:
+            if word == "--":
+                plain.extend(words)
+            elif word.startswith("-"):
+                kept.append(_flag(word))
+                kept.extend([next(words, "")] if word in _FLAGS_WITH_VALUE else [])
+            elif self._is_override(word):
+                kept.append(self._override(word))
+            else:
+                plain.append(word)
+        if len(plain) > 1:
+            raise ConfigError(
+                f"{plain[1]}: a second {self.plain} beside {plain[0]}; give one, in quotes where it has spaces"
+            )
+        return kept + [f"{self.plain}={quote(word)}" for word in plain]
+
+    def _is_override(self, word: str) -> bool:
+        """``name=value``, where the name is an option's or else no file is called so; ``~name`` deletes an option."""
+        if not (match := _OVERRIDE.fullmatch(word)):
+            return word.startswith("~") and not Path(os.path.expanduser(word)).exists()
+        return re.split(r"[./@:]", match["key"])[0] in self._names() or not Path(word).exists()
+
+    def _override(self, word: str) -> str:
+        if not (match := _OVERRIDE.fullmatch(word)):
+            return word
+        mark, key, value = match["mark"], match["key"], match["value"]
+        if key == self.checkpoints and not mark:
+            return self._checkpoint(value)
+        is_text = key in (*self.text, self.plain, f"{self.checkpoints}.name")
+        return f"{mark}{key}={quote(value)}" if is_text else word
+
+    def _checkpoint(self, value: str) -> str:
+        """The choice in the group that has this name or loads this checkpoint; else the name of a checkpoint."""
+        files = sorted((CONFIGS / self.checkpoints).glob("*.yaml"))
+        for file in files:
+            if value == file.stem or value == OmegaConf.select(OmegaConf.load(file), f"{self.checkpoints}.name"):
+                return f"{self.checkpoints}={file.stem}"
+        return f"{self.checkpoints}.name={quote(value)}"
+
+    def _names(self) -> set[str]:
+        options = OmegaConf.load(CONFIGS / f"{self.config_name}.yaml")
+        return {*options, *(folder.name for folder in CONFIGS.iterdir() if folder.is_dir()), "hydra"}
+
+
+def run(task: Callable[[dict[str, Any]], None], line: CommandLine):
+    """Run ``task`` with the options of ``sys.argv``. What a user can cause ends in one line; a bug keeps its traceback."""
+
+    # The task's own errors end here: Hydra would put a line of its own before them.
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=line.config_name)
+    def job(config: DictConfig):
+        with _one_line_errors(line):
+            task(OmegaConf.to_container(config, resolve=True))
+
+    # Hydra prints its errors in several lines and exits by itself, unless told to let them through.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with _one_line_errors(line):
+        sys.argv[1:] = line.overrides(sys.argv[1:])
+        job()
+
+
+@contextmanager
+def _one_line_errors(line: CommandLine) -> Iterator[None]:
+    try:
+        yield
+    except StreamingVLMError as error:
+        _exit(str(error), EXIT_BAD_INPUT)
+    except HydraException as error:
+        _exit(explain(error, line.config_name, sys.argv[1:]), EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        _exit("stopped", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has left (`| head`): end quietly, and keep Python from flushing into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
+
+
+def explain(error: HydraException, config_name: str, words: Sequence[str]) -> str:
+    """One line for what Hydra says of these words in several, naming the option and what it could be."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice} is unknown; choose one of {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: {_first_line(error)}; put a value with signs in quotes of its own"
+    if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", str(error)):
+        word = next((word for word in words if word.lstrip("+~").startswith(match[1])), match[1])
+        return _unknown_option(match[1], word, _options(config_name))
+    return ": ".join(_first_line(cause) for cause in (error, error.__cause__) if cause)
+
+
+def quote(text: str) -> str:
+    """Free text as a value in Hydra's grammar; ``null`` and what is in quotes already are left to Hydra."""
+    if text == "null" or _QUOTED.fullmatch(text):
+        return text
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    text = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + (r"\'" if match[2] else ""), text)
+    return f"'{text}'"
+
+
+def _flag(word: str) -> str:
+    if word.partition("=")[0] in _FLAGS | _FLAGS_WITH_VALUE:
+        return word
+    name = word.lstrip("-") or "name"
+    raise ConfigError(f"{word} is unknown; options are written {name.partition('=')[0]}=VALUE, and --help lists them")
+
+
+def _options(config_name: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(config_name)
+
+
+def _unknown_option(key: str, word: str, options: DictConfig) -> str:
+    parent, _, name = key.rpartition(".")
+    siblings = OmegaConf.select(options, parent) if parent else options
+    if not isinstance(siblings, DictConfig):
+        return f"{key} is unknown; there is nothing below {parent}"
+    names = [str(sibling) for sibling in siblings]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {key.removesuffix(name)}{close[0]}?)" if close else ""
+    if parent:
+        return f"{key} is unknown{hint}; {parent} has {', '.join(names)}"
+    return f"{word} is neither an option{hint} nor a file; the options are {', '.join(names)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _exit(message: str, code: int):
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,83 @@
+"""Watch a video and say what happens, second by second: ``python scripts/stream.py match.mp4``, ``--help`` for more."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from command_line import CommandLine, run
+from terminal import LiveView, PlainView, open_view
+
+import streamingvlm
+from streamingvlm import StreamingSession
+from streamingvlm.inference.writers import MultiWriter, open_writers
+from streamingvlm.video.reader import VideoReader, open_video
+
+COMMAND_LINE = CommandLine("stream", plain="source", text=("query", "previous_text", "output.path"))
+BUNDLED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
+
+
+def main(options: dict[str, Any]):
+    """Check what was given before the model loads, then watch."""
+    source = Path(options["source"] or BUNDLED_MATCH).expanduser()
+    duration_s = video_duration_s(source, options["video"]["decoder"])
+    limit_s = options["duration_s"] or math.inf
+    with open_output(source, options) as output:
+        session = open_session(options)
+        watch(session, source, limit_s, open_view(duration_s and min(duration_s, limit_s)), output)
+
+
+def video_duration_s(source: Path, decoder: str) -> float | None:
+    """Open the video and close it: what is wrong with it shows now, not after minutes of loading weights."""
+    with open_video(source, decoder=decoder) as reader:
+        return reader.info.duration_s
+
+
+def open_output(source: Path, options: dict[str, Any]) -> MultiWriter:
+    """The files to write. The bundled match gets none unless a path is named: they would land in the installation."""
+    output = options["output"]
+    if not (options["source"] or output["path"]):
+        output = {**output, "formats": []}
+    return open_writers(source, **output)
+
+
+def open_session(options: dict[str, Any]) -> StreamingSession:
+    """The session that the options describe."""
+    return StreamingSession.from_pretrained(
+        **options["model"],
+        cache=options["cache"],
+        video=options["video"],
+        sampling=options["sampling"],
+        query=options["query"] or "",
+        previous_text=options["previous_text"],
+    )
+
+
+def watch(session: StreamingSession, source: Path, limit_s: float, view: LiveView | PlainView, output: MultiWriter):
+    """Stream to the terminal and the files, and sum up however it ends."""
+    reader = None
+    try:
+        with view:
+            for line in session.stream(source):
+                reader = session.reader or reader
+                output.write(line)
+                view.show(line, session)
+                if line.end_s >= limit_s:
+                    break
+    finally:
+        for note in closing_notes(session, reader, output):
+            view.note(note)
+
+
+def closing_notes(session: StreamingSession, reader: VideoReader | None, output: MultiWriter) -> Iterator[str]:
+    """How it went, what of the video could not be shown, and where the commentary is; nothing of a run without a second."""
+    if session.stats.num_turns:
+        yield session.stats.summary()
+    if reader and (skipped := reader.skipped.describe()):
+        yield skipped
+    if output.paths:
+        yield f"wrote {', '.join(map(str, output.paths))}"
+
+
+if __name__ == "__main__":
+    run(main, COMMAND_LINE)

@@ -1,0 +1,45 @@
+"""How a stored picture is turned and mirrored to be shown: the display matrix of phones and editors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """A turn by a multiple of 90 degrees, maybe mirrored: first transpose, then flip."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @classmethod
+    def from_display_matrix(cls, matrix: bytes | None) -> "Orientation":
+        """From FFmpeg's side data: nine native 32-bit integers a b u, c d v, x y w in 16.16 (u, v, w: 2.30) fixed point.
+
+        A stored point (column p, row q) is shown at column a p + c q + x, row b p + d q + y; of this the nearest
+        quarter turn is taken. No matrix, or one of zeros, leaves the picture as it is.
+        """
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(transpose=True, flip_rows=b < 0, flip_columns=c < 0)
+        return cls(flip_rows=d < 0, flip_columns=a < 0)
+
+    @property
+    def rotation(self) -> int:
+        """Degrees clockwise, mirroring apart."""
+        if self.transpose:
+            return 90 if self.flip_columns else 270
+        return 180 if self.flip_rows else 0
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Turn an image [H, W, 3] (a view, without a copy)."""
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        if self.flip_rows:
+            image = image[::-1]
+        if self.flip_columns:
+            image = image[:, ::-1]
+        return image

@@ -1,0 +1,203 @@
+"""The policies, over many random streams: what they promise must hold in every second."""
+
+import random
+
+import pytest
+import torch
+
+from streamingvlm.cache.eviction import capacity_tokens, plan_eviction, text_survivors
+from streamingvlm.cache.layout import CacheLayout, Kind, Segment
+from streamingvlm.cache.positions import contiguous_positions
+from streamingvlm.config import CacheConfig
+
+NUM_RANDOM_SECONDS = 100_000
+SECONDS_A_STREAM = 200
+
+
+class FakeStream:
+    """Random turns in the shape that the turn format gives them, each token with a serial number of its own."""
+
+    def __init__(self, dice: random.Random, **config):
+        self.dice = dice
+        self.chunk_s = dice.choice([0.5, 1.0, 1.0, 1.0, 1.5, 2.0, 2 / 3])
+        self.config = CacheConfig(
+            text_sink_tokens=dice.randrange(0, 12),
+            text_window_tokens=dice.randrange(0, 16),
+            vision_window_s=dice.choice([1.0, 1.5, 2.0, 4.0, 6.5]),
+            turn_window_s=dice.choice([1.0, 2.0, 2.5, 5.0]),
+            **config,
+        )
+        self.grid = (dice.randrange(1, 3), dice.randrange(1, 4), dice.randrange(1, 4))
+        self.num_previous = dice.randrange(0, 24)
+        self.num_query = dice.randrange(0, 5)
+        self.max_reply = dice.randrange(1, 6)
+        self.layout = CacheLayout()
+        self.serials: list[int] = []
+        self.next_serial = 0
+        self.turn = 0
+        self.append(*self.prologue())
+
+    def prologue(self):
+        sizes = {
+            Kind.SYSTEM: 3,
+            Kind.PREVIOUS_OPEN: 2,
+            Kind.PREVIOUS: self.num_previous,
+            Kind.PREVIOUS_CLOSE: 2,
+        }
+        return [Segment(kind, size) for kind, size in sizes.items() if size]
+
+    def append(self, *segments: Segment):
+        self.layout = self.layout.append(segments)
+        num_new = self.layout.num_tokens - len(self.serials)
+        self.serials += range(self.next_serial, self.next_serial + num_new)
+        self.next_serial += num_new
+
+    def evict(self):
+        start_s = self.turn * self.chunk_s
+        return plan_eviction(
+            self.layout, self.config, turn=self.turn, start_s=start_s, end_s=start_s + self.chunk_s
+        )
+
+    def take(self, eviction):
+        self.serials = [self.serials[place] for place in eviction.index]
+        self.layout = eviction.layout
+        if eviction.restart:
+            self.append(*self.prologue())
+        t, h, w = self.grid
+        self.append(
+            *self.when(USER_OPEN=2, TIME=4, VISION_START=1),
+            Segment(Kind.VISION, t * h * w, self.turn, *self.span_s(), self.grid, 2.0),
+            *self.when(VISION_END=1, QUERY=self.num_query if self.turn == 0 else 0, USER_CLOSE=1, REPLY_OPEN=2),
+            *self.when(SPEECH=self.dice.randrange(0, self.max_reply + 1), TAIL=self.dice.randrange(0, 2)),
+            *self.when(REPLY_END=1, LINE_FEED=1),
+        )
+        self.turn += 1
+
+    def when(self, **sizes: int):
+        return [Segment(Kind[kind], size, self.turn, *self.span_s()) for kind, size in sizes.items() if size]
+
+    def span_s(self):
+        return self.turn * self.chunk_s, (self.turn + 1) * self.chunk_s
+
+    def bound(self) -> int | None:
+        t, h, w = self.grid
+        return capacity_tokens(
+            self.config,
+            markup_tokens=7 + 3 + self.num_query,
+            previous_tokens=self.num_previous,
+            turn_tokens=2 + 4 + 1 + t * h * w + 1 + 1 + 2 + self.max_reply + 1 + 1 + 1,
+            chunk_s=self.chunk_s,
+        )
+
+
+def sink_serials(stream: FakeStream) -> list[int]:
+    """What must never be dropped: the prologue's markup, the first words of all, the query."""
+    first_text = []
+    by_kind = {kind: [] for kind in Kind}
+    for span in stream.layout.spans():
+        by_kind[span.segment.kind] += stream.serials[span.start : span.stop]
+    first_text = by_kind[Kind.PREVIOUS][: stream.config.text_sink_tokens]
+    return by_kind[Kind.SYSTEM] + by_kind[Kind.PREVIOUS_OPEN] + by_kind[Kind.PREVIOUS_CLOSE] + by_kind[Kind.QUERY] + first_text
+
+
+def check_streaming_second(stream: FakeStream):
+    before = sink_serials(stream)
+    eviction = stream.evict()
+    assert len(set(eviction.index)) == len(eviction.index)
+    assert eviction.layout.num_tokens == len(eviction.index)
+    assert set(before) <= {stream.serials[place] for place in eviction.index}
+    stream.take(eviction)
+    assert stream.layout.num_tokens <= stream.bound()
+    turns = [segment.turn for segment in stream.layout.segments if segment.kind is not Kind.PREVIOUS]
+    assert turns == sorted(turns)
+    words = [s for span in stream.layout.spans() if span.segment.kind is Kind.PREVIOUS
+             for s in stream.serials[span.start : span.stop]]
+    assert words == sorted(words)
+    check_windows(stream)
+    check_positions(stream.layout)
+
+
+def check_windows(stream: FakeStream):
+    """No more than the windows allow, and nothing less than they promise."""
+    config, end_s = stream.config, stream.turn * stream.chunk_s
+    text_tokens = stream.layout.count(Kind.PREVIOUS)
+    assert text_tokens <= config.text_sink_tokens + config.text_window_tokens
+    expected = min(stream.turn, max(1, int(config.vision_window_s / stream.chunk_s + 1e-6)))
+    vision = [segment for segment in stream.layout.segments if segment.kind is Kind.VISION]
+    assert len(vision) == expected
+    assert all(s.turn == stream.turn - 1 or end_s - s.start_s <= config.vision_window_s + 1e-5 for s in vision)
+
+
+def check_positions(layout: CacheLayout):
+    """From 0 without a gap, against the rule spelled out token by token."""
+    expected, following = [], 0
+    for segment in layout.segments:
+        if segment.grid is None:
+            expected += [(place,) * 3 for place in range(following, following + segment.num_tokens)]
+        else:
+            t, h, w = map(range, segment.grid)
+            expected += [(following + 2 * i, following + j, following + k) for i in t for j in h for k in w]
+        following = max(map(max, expected[-segment.num_tokens :])) + 1
+    assert contiguous_positions(layout.segments).T.tolist() == [list(map(float, e)) for e in expected]
+
+
+def test_streaming_keeps_its_promises_in_a_hundred_thousand_random_seconds():
+    dice = random.Random(0)
+    torch.set_num_threads(1)
+    for _ in range(NUM_RANDOM_SECONDS // SECONDS_A_STREAM):
+        stream = FakeStream(dice, policy="streaming")
+        for _ in range(SECONDS_A_STREAM):
+            check_streaming_second(stream)
+
+
+@pytest.mark.parametrize("policy", ["window", "reference"])
+def test_bounded_policies_stay_within_their_capacity(policy):
+    dice = random.Random(1)
+    for _ in range(50):
+        stream = FakeStream(dice, policy=policy)
+        stream.config = CacheConfig(policy=policy, text_sink_tokens=4, text_window_tokens=9, vision_window_s=4, turn_window_s=2)
+        stream.chunk_s = 1.0
+        for _ in range(60):
+            eviction = stream.evict()
+            assert len(set(eviction.index)) == len(eviction.index)
+            stream.take(eviction)
+            assert stream.layout.num_tokens <= stream.bound()
+
+
+def test_full_drops_nothing_and_has_no_bound():
+    stream = FakeStream(random.Random(2), policy="full")
+    for _ in range(50):
+        eviction = stream.evict()
+        assert eviction.index == list(range(stream.layout.num_tokens))
+        stream.take(eviction)
+    assert stream.bound() is None
+
+
+def test_window_restarts_from_the_prologue_when_it_is_full():
+    stream = FakeStream(random.Random(3), policy="window")
+    stream.config, stream.chunk_s = CacheConfig(policy="window", vision_window_s=3), 1.0
+    restarts = []
+    for _ in range(10):
+        eviction = stream.evict()
+        restarts.append(eviction.restart)
+        stream.take(eviction)
+    assert restarts == [False, False, False, True, False, False, True, False, False, True]
+
+
+def test_the_query_outlives_its_turn_and_its_time_label_does_not():
+    dice = random.Random(4)
+    stream = FakeStream(dice, policy="streaming")
+    stream.num_query, stream.chunk_s = 3, 1.0
+    stream.config = CacheConfig(text_sink_tokens=4, text_window_tokens=4, vision_window_s=2, turn_window_s=2)
+    for _ in range(6):
+        stream.take(stream.evict())
+    asking = [segment.kind for segment in stream.layout.segments if segment.turn == 0 and segment.kind is not Kind.PREVIOUS]
+    assert asking == [Kind.USER_OPEN, Kind.QUERY, Kind.USER_CLOSE]
+
+
+@pytest.mark.parametrize(
+    "num_tokens, sink, window, expected",
+    [(5, 2, 3, [(0, 5)]), (6, 2, 3, [(0, 2), (3, 6)]), (6, 0, 2, [(0, 0), (4, 6)]), (6, 2, 0, [(0, 2), (6, 6)])],
+)
+def test_text_survivors_are_exactly_the_sink_and_the_window(num_tokens, sink, window, expected):
+    assert text_survivors(num_tokens, sink, window) == expected

@@ -1,0 +1,287 @@
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from streamingvlm.errors import CheckpointError, ConfigError
+from streamingvlm.model.checkpoint import PACKAGED
+from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.loading import load_model
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    """Give a copy of a tiny checkpoint, to be spoilt."""
+    return shutil.copytree(tiny_checkpoint("qwen2_5_vl"), tmp_path / "copy")
+
+
+def edit_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def edit_weights(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def bare(key):
+    """Cut the prefixes by which files and versions of transformers differ."""
+    return re.sub(r"^(model\.)?((language_model|visual)\.)?", "", key)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_loads_with_the_weights_of_its_file(tiny_checkpoint, model_type):
+    folder = tiny_checkpoint(model_type)
+    model = load_model(folder, device="cpu")
+    loaded = {bare(key): value for key, value in model.hf.state_dict().items()}
+    saved = {bare(key): value for key, value in load_file(folder / "model.safetensors").items()}
+    assert loaded.keys() - saved.keys() == {"lm_head.weight"}
+    assert all(torch.equal(loaded[key], value) for key, value in saved.items())
+    assert torch.equal(loaded["lm_head.weight"], saved["embed_tokens.weight"])
+    assert not model.hf.training
+    assert model.family.model_type == model_type
+    assert model.tokenizer.encode("<|video_pad|>") == [model.hf.config.video_token_id]
+
+
+def test_defaults_are_float32_on_the_cpu_and_no_settings(tiny_checkpoint):
+    model = load_model(str(tiny_checkpoint()), device="cpu")
+    assert model.dtype == model.hf.dtype == torch.float32
+    assert model.device == model.hf.device == torch.device("cpu")
+    assert model.stream_defaults == {}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_weights_take_the_dtype_asked_for(tiny_checkpoint, dtype):
+    model = load_model(tiny_checkpoint(), device="cpu", dtype=dtype)
+    assert {parameter.dtype for parameter in model.hf.parameters()} == {torch.bfloat16}
+    assert (
+        model.vision_encoder(min_pixels=1).encode(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))[0].dtype
+        == torch.bfloat16
+    )
+
+
+def test_a_checkpoint_carries_its_own_settings(folder):
+    edit_config(folder, streamingvlm={"fps": 4.0, "previous_text": "Red against Blue."})
+    assert load_model(folder, device="cpu").stream_defaults == {"fps": 4.0, "previous_text": "Red against Blue."}
+
+
+def test_what_the_config_says_of_vision_is_heard(tiny_checkpoint):
+    assert load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu").family.tokens_per_second == 2
+    assert load_model(tiny_checkpoint("qwen3_vl"), device="cpu").family.size_factor == 32
+
+
+def test_the_text_attention_is_chosen_by_its_registered_name(tiny_checkpoint):
+    calls = []
+
+    def counted(module, *tensors, **options):
+        calls.append(type(module).__name__)
+        return sdpa_attention_forward(module, *tensors, **options)
+
+    AttentionInterface.register("counted", counted)
+    AttentionMaskInterface.register("counted", sdpa_mask)
+    ids = torch.arange(12)[None]
+    positions = torch.arange(12).expand(3, 1, 12)
+    stock, chosen = (load_model(tiny_checkpoint(), device="cpu", attention=name) for name in (None, "counted"))
+    expected, actual = (
+        model.text_model(input_ids=ids, position_ids=positions).last_hidden_state for model in (stock, chosen)
+    )
+    assert len(calls) == chosen.hf.config.text_config.num_hidden_layers
+    assert torch.equal(expected, actual)
+    chosen.vision.encode(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))
+    assert len(calls) == chosen.hf.config.text_config.num_hidden_layers
+
+
+def test_loading_prints_nothing(tiny_checkpoint, capfd):
+    load_model(tiny_checkpoint(), device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_shards_load_as_one_file(tiny_checkpoint, tmp_path):
+    whole = load_model(tiny_checkpoint(), device="cpu")
+    folder = shutil.copytree(tiny_checkpoint(), tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
+    whole.hf.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    sharded = load_model(folder, device="cpu").hf.state_dict()
+    assert all(torch.equal(value, sharded[key]) for key, value in whole.hf.state_dict().items())
+
+    min(folder.glob("model-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match=r"lacks 1 of \d+ shards \(model-00001-of-.*\); copy them there"):
+        load_model(folder)
+
+
+@pytest.fixture
+def offline_hub(monkeypatch, tmp_path):
+    """Turn the hub off and give the folder of its local copies."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_hub_name_loads_from_the_local_copies(tiny_checkpoint, offline_hub):
+    copies = offline_hub / "models--someone--some-vlm"
+    revision = "0" * 40
+    shutil.copytree(tiny_checkpoint(), copies / "snapshots" / revision)
+    (copies / "refs").mkdir()
+    (copies / "refs" / "main").write_text(revision)
+    model = load_model("someone/some-vlm", device="cpu")
+    assert model.name == "someone/some-vlm"
+    assert model.family.model_type == "qwen2_5_vl"
+
+
+def test_a_hub_name_that_cannot_be_fetched_is_told(offline_hub):
+    with pytest.raises(CheckpointError) as error:
+        load_model("someone/some-vlm")
+    assert "someone/some-vlm is no folder and cannot be fetched from the hub (" in str(error.value)
+    assert str(error.value).endswith("check the name and the network, or give the folder of a copy")
+
+
+def without(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_short(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def garbled_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"not a tensor" * 99)
+
+
+def lost_weight(folder):
+    edit_weights(folder, lambda weights: weights.pop("model.norm.weight"))
+
+
+def extra_weight(folder):
+    edit_weights(folder, lambda weights: weights.update({"model.extra.weight": torch.zeros(1)}))
+
+
+def misshapen_weight(folder):
+    edit_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.zeros(5)}))
+
+
+def text_config(**values):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        edit_config(folder, text_config={**config["text_config"], **values})
+
+    return spoil
+
+
+def yarn(folder):
+    text_config(rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "mrope_section": [2, 3, 3]})(
+        folder
+    )
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+SPOILT = {
+    "no config": (without("config.json"), "has no config.json; give a model folder in the layout of Hugging Face"),
+    "config of no json": (write("config.json", "{"), "is not JSON (Expecting property name"),
+    "config of a list": (write("config.json", "[]"), "holds no JSON object; copy it anew"),
+    "config of nonsense": (
+        text_config(hidden_size="wide"),
+        "cannot be used (Validation error for field 'hidden_size')",
+    ),
+    "llama": (
+        lambda folder: edit_config(folder, model_type="llama"),
+        "is a checkpoint of architecture 'llama', which cannot stream; give one of qwen2_vl, qwen2_5_vl, qwen3_vl",
+    ),
+    "yarn": (yarn, "has rotary positions of type 'yarn', expected 'default'"),
+    "sliding window": (
+        text_config(use_sliding_window=True, sliding_window=8, layer_types=["full_attention", "sliding_attention"]),
+        "has sliding-window layers; set use_sliding_window to false in config.json",
+    ),
+    "settings of a list": (
+        lambda folder: edit_config(folder, streamingvlm=[1]),
+        "is [1], expected an object of settings",
+    ),
+    "no weights": (without("model.safetensors"), "has no weights; put model.safetensors"),
+    "pickled weights": (pickled, "has only pytorch_model.bin, which can execute code when read; put model.safetensors"),
+    "index of nonsense": (
+        lambda folder: (without("model.safetensors")(folder), write("model.safetensors.index.json", "{}")(folder)),
+        "is no index of shards",
+    ),
+    "weights cut short": (cut_short, "cannot be read (Error while deserializing header"),
+    "garbled weights": (garbled_weights, "cannot be read (Error while deserializing header"),
+    "lost weight": (lost_weight, "are missing (model.language_model.norm.weight)"),
+    "extra weight": (extra_weight, "are not of this architecture (model.language_model.extra.weight)"),
+    "misshapen weight": (
+        misshapen_weight,
+        "have another shape than config.json says (model.language_model.norm.weight)",
+    ),
+    "no tokenizer": (without("tokenizer.json"), "has no tokenizer; put tokenizer.json, or vocab.json and merges.txt"),
+    "garbled tokenizer": (write("tokenizer.json", "{"), "cannot be read ("),
+    "short vocabulary": (
+        text_config(vocab_size=300),
+        "expected more than the video token's id 319 and at most the model's 300",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), SPOILT.values(), ids=SPOILT.keys())
+def test_what_is_wrong_with_a_checkpoint_is_told_in_one_line(folder, spoil, told, capfd):
+    spoil(folder)
+    with pytest.raises(CheckpointError) as error:
+        load_model(folder, device="cpu")
+    message = str(error.value)
+    assert told in message
+    assert str(folder) in message
+    assert "\n" not in message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_names_of_nothing_are_told(tmp_path):
+    (tmp_path / "model.txt").write_text("no folder")
+    with pytest.raises(
+        CheckpointError, match=r"is a file, expected a model folder; give the folder that holds config\.json"
+    ):
+        load_model(tmp_path / "model.txt")
+    with pytest.raises(
+        CheckpointError, match=r"there is no model folder .*nowhere; give a folder, one of pitch, or a hub"
+    ):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"there is no model folder \./a; give a folder"):
+        load_model("./a")
+
+
+def test_a_packaged_model_that_is_absent_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(PACKAGED, "pitch", tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="the packaged model 'pitch' is not in this installation"):
+        load_model("pitch")
+
+
+def test_the_packaged_name_stands_before_a_folder_of_that_name(monkeypatch, tmp_path, tiny_checkpoint):
+    (tmp_path / "pitch").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PACKAGED, "pitch", tiny_checkpoint())
+    assert load_model("pitch", device="cpu").name == "pitch"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dtype": "float8"}, "dtype=float8 is unknown; choose one of float32, bfloat16, float16"),
+        ({"dtype": torch.int64}, "dtype=torch.int64 is unknown; choose one of float32, bfloat16, float16"),
+        ({"device": "gpu"}, "device=gpu is unknown; choose cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, r"device=cuda:99, but \d+ CUDA devices are there; choose cpu"),
+    ],
+)
+def test_unknown_devices_and_dtypes_are_told(tiny_checkpoint, options, told):
+    with pytest.raises(ConfigError, match=told):
+        load_model(tiny_checkpoint(), **options)

@@ -1,0 +1,62 @@
+"""The commentator: fixed lines, and a parser that takes them apart again."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from streamingvlm.pitch import Call, Kind, Match, parse, say
+
+SPEAKS_OF_SIDE = set(Kind) - {Kind.SILENCE, Kind.SHOT}
+SPEAKS_OF_SCORE = {Kind.GOAL, Kind.THROW_IN, Kind.KICK_OFF}
+
+
+@pytest.fixture(scope="module")
+def second():
+    return replace(next(Match(0).seconds()), side=1, colours=("red", "blue"), clubs=("Rovers", "City"), score=(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (Kind.SILENCE, ""),
+        (Kind.PASS, "pass by blue"),
+        (Kind.TACKLE, "tackle by blue"),
+        (Kind.SHOT, "shot"),
+        (Kind.GOAL, "goal for blue! City make it 2-1"),
+        (Kind.SAVE, "saved! blue denied"),
+        (Kind.WIDE, "wide from blue"),
+        (Kind.THROW_IN, "throw-in to blue, still 2-1"),
+        (Kind.KICK_OFF, "kick-off for blue, 2-1"),
+    ],
+)
+def test_lines(second, kind, line):
+    assert say(replace(second, kind=kind)) == line
+
+
+def test_parse_undoes_say():
+    for seed in range(20):
+        for second in islice(Match(seed).seconds(), 100):
+            assert parse(say(second)) == Call(
+                second.kind,
+                colour=second.colour if second.kind in SPEAKS_OF_SIDE else None,
+                club=second.club if second.kind is Kind.GOAL else None,
+                score=second.score if second.kind in SPEAKS_OF_SCORE else None,
+            )
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("...", Call(Kind.SILENCE)),
+        ("  pass by red ...", Call(Kind.PASS, colour="red")),
+        ("Goal for BLUE! rovers make it 3 - 2", Call(Kind.GOAL, colour="blue", club="Rovers", score=(3, 2))),
+        ("tackle by", Call(Kind.TACKLE)),
+        ("shot shot red", Call(Kind.SHOT, colour="red")),
+        ("red pass", Call("other")),
+        ("goalkeeper", Call("other")),
+        ("2-1", Call("other")),
+    ],
+)
+def test_parse_takes_what_a_model_may_say(text, call):
+    assert parse(text) == call

@@ -1,0 +1,189 @@
+import re
+
+import pytest
+from command_line import CommandLine, explain, quote, run
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from streamingvlm.errors import ConfigError, StreamingVLMError
+
+LINE = CommandLine("stream", plain="source", text=("query", "previous_text", "output.path"))
+ODD_TEXTS = [
+    "",
+    "Who's on, then?",
+    'He said "goal", and left',
+    "a = b, c: [d] {e} (f) ~g +h",
+    "${oc.env:HOME} costs $5 \\${x}",
+    "ends in \\",
+    "\\\\'",
+    "two\nlines\tand a tab",
+    "Где мяч? 球在哪里",
+    "  spaces around  ",
+    "3",
+    "true",
+    "'open",
+    "''''",
+]
+
+
+def value_of(override):
+    """What a script gets to see of an override: through Hydra's grammar and OmegaConf's interpolation."""
+    parsed = OverridesParser.create().parse_override(override)
+    config = OmegaConf.create({})
+    OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def options_of(words, monkeypatch):
+    """The options that a script is run with."""
+    seen = []
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["stream.py", *words])
+    run(seen.append, LINE)
+    return seen[0]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.text("'\"\\${}=, ab") | st.sampled_from(ODD_TEXTS))
+def test_free_text_reaches_the_script_as_it_was_typed(text):
+    if quote(text) == text:
+        return  # null, and text in quotes of its own, are Hydra's
+    assert value_of(f"query={quote(text)}") == {"query": text}
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_odd_questions_survive_the_whole_command_line(text, monkeypatch):
+    words = [f"query={text}", f"previous_text={text}", f"output.path={text}"]
+    options = options_of(words, monkeypatch)
+    assert (options["query"], options["previous_text"], options["output"]["path"]) == (text, text, text)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "match.mp4",
+        "my match.mp4",
+        "a=b.mp4",
+        "/videos/a=b, c.mp4",
+        "x,y.mp4",
+        "it's [1] {2}.mp4",
+        "../up.mp4",
+        "7",
+        "null.mp4",
+    ],
+)
+def test_a_plain_word_is_the_video(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if not path.startswith(("/", ".")):
+        (tmp_path / path).touch()
+    options = options_of([path, "video.fps=4", "cache=full"], monkeypatch)
+    assert options["source"] == path
+    assert options["video"]["fps"] == 4
+    assert options["cache"]["policy"] == "full"
+
+
+def test_without_a_word_there_is_no_video(monkeypatch):
+    assert options_of([], monkeypatch)["source"] is None
+
+
+def test_the_video_may_stand_anywhere_and_after_a_double_dash_all_is_a_path(monkeypatch):
+    assert options_of(["cache=full", "match.mp4"], monkeypatch)["source"] == "match.mp4"
+    assert options_of(["cache=full", "--", "-cache=full"], monkeypatch)["source"] == "-cache=full"
+
+
+def test_an_option_goes_before_a_file_of_the_same_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache=full").touch()
+    options = options_of(["cache=full"], monkeypatch)
+    assert (options["cache"]["policy"], options["source"]) == ("full", None)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("pitch", "pitch"),
+        ("streamingvlm", "mit-han-lab/StreamingVLM"),
+        ("mit-han-lab/StreamingVLM", "mit-han-lab/StreamingVLM"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"),
+        ("/models/my model, v=2", "/models/my model, v=2"),
+    ],
+)
+def test_a_model_is_a_choice_a_folder_or_a_name_on_the_hub(value, name, monkeypatch):
+    assert options_of([f"model={value}"], monkeypatch)["model"]["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["cache=foo"], ["cache=foo", "streaming", "full", "window", "recompute", "reference"]),
+        (
+            ["cache.vision_windw_s=8"],
+            ["cache.vision_windw_s", "did you mean cache.vision_window_s?", "text_sink_tokens"],
+        ),
+        (["cahce=full"], ["cahce=full", "did you mean cache?", "query"]),
+        (["x=y.mp4"], ["x=y.mp4", "nor a file"]),
+        (["video.fps.x=1"], ["video.fps.x", "nothing below video.fps"]),
+        (["~cahce"], ["cahce", "did you mean cache?"]),
+        (["video.fps=[1"], ["video.fps=[1", "cannot be read"]),
+        (["--fps", "2"], ["--fps", "fps=VALUE"]),
+        (["a.mp4", "b.mp4"], ["a.mp4", "b.mp4", "quotes"]),
+        (["--config-name", "nowhere"], ["nowhere"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_word_is_named_in_one_line(words, parts, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        options_of(words, monkeypatch)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert error.startswith("stream.py: ")
+    assert error.count("\n") == 1
+    assert [part for part in parts if part not in error] == []
+
+
+def run_task(task, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["stream.py"])
+    run(task, LINE)
+
+
+def raising(error):
+    def task(options):
+        raise error
+
+    return task
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (StreamingVLMError("a.mp4: no such file"), 2, "stream.py: a.mp4: no such file\n"),
+        (ConfigError("video.fps=-1"), 2, "stream.py: video.fps=-1\n"),
+        (KeyboardInterrupt(), 130, "stream.py: stopped\n"),
+    ],
+)
+def test_what_a_user_can_cause_ends_in_one_line(error, code, said, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run_task(raising(error), monkeypatch)
+    assert exit_.value.code == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        run_task(lambda options: 1 / 0, monkeypatch)
+
+
+def test_help_shows_the_choices_and_the_options(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        options_of(["--help"], monkeypatch)
+    out = capsys.readouterr().out
+    assert exit_.value.code in (0, None)
+    assert re.search(r"^cache: full, recompute, reference, streaming, window$", out, re.MULTILINE)
+    assert "vision_window_s: null" in out
+
+
+def test_what_hydra_says_otherwise_is_cut_to_its_first_line():
+    assert explain(HydraException("\nfirst\nsecond"), "stream", []) == "first"

@@ -1,0 +1,94 @@
+"""Every file under configs/ opens with the command that runs it, and that command composes."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+COMMAND = re.compile(r"# .*?\bscripts/(?P<script>\w+)\.py(?P<words>.*)")
+
+
+def compose_command(script, words):
+    overrides = CommandLine(script, plain="source").overrides(words)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(script, overrides=overrides)
+
+
+def first_comment(file):
+    """The first line, after the package header that Hydra wants before all else."""
+    lines = file.read_text().splitlines()
+    return next(line for line in lines if not line.startswith("# @package"))
+
+
+def name_of(file):
+    return str(file.relative_to(CONFIGS))
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_file_opens_with_the_command_that_runs_it(file):
+    match = COMMAND.match(first_comment(file))
+    assert match, f"{name_of(file)} opens with {first_comment(file)!r}"
+    assert (ROOT / "scripts" / f"{match['script']}.py").is_file()
+    group, choice = file.parent.name, file.stem
+    if file.parent == CONFIGS:
+        assert match["script"] == choice
+    else:
+        assert f"{group}={choice}" in shlex.split(match["words"])
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_the_command_composes_with_every_value_known(file):
+    match = COMMAND.match(first_comment(file))
+    config = compose_command(match["script"], shlex.split(match["words"]))
+    assert OmegaConf.missing_keys(config) == set()
+    OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[f"cache={file.stem}"] for file in sorted((CONFIGS / "cache").glob("*.yaml"))]
+    + [
+        ["video=decord"],
+        ["sampling=greedy"],
+        ["model=streamingvlm"],
+        ["debug=short"],
+    ],
+    ids=" ".join,
+)
+def test_the_options_of_a_stream_are_those_of_the_library(words):
+    config = OmegaConf.to_container(compose_command("stream", words))
+    for kind in (CacheConfig, VideoConfig, SamplingConfig):
+        given = config[kind.__name__.removesuffix("Config").lower()]
+        assert set(given) == {field.name for field in fields(kind)}
+        resolve(kind, given, {})
+
+
+def test_null_leaves_a_choice_to_the_checkpoint():
+    config = OmegaConf.to_container(compose_command("stream", []))
+    assert resolve(CacheConfig, config["cache"], {"vision_window_s": 4.0}).vision_window_s == 4.0
+    assert resolve(CacheConfig, config["cache"], {}) == CacheConfig()
+
+
+def test_the_released_checkpoint_is_watched_as_it_was_trained_under_either_of_its_names():
+    by_choice, by_name = (
+        compose_command("stream", [f"model={n}"]) for n in ("streamingvlm", "mit-han-lab/StreamingVLM")
+    )
+    assert by_choice == by_name
+    assert by_name.model.name == "mit-han-lab/StreamingVLM"
+    assert by_name.video.resize == "qwen_vl_utils"
+
+
+def test_a_stream_runs_where_it_was_called_and_leaves_no_folders():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        job = compose("stream", return_hydra_config=True).hydra
+    assert (job.run.dir, job.output_subdir, job.job.chdir) == (".", None, False)

@@ -1,0 +1,164 @@
+"""The rules of the house, read from the imports of every file."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "streamingvlm"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+COMMAND_LINE_ONLY = ("argparse", "hydra", "omegaconf", "wandb")
+MODEL_CLASS_ENDINGS = (
+    "ForConditionalGeneration",
+    "ForCausalLM",
+    "ForImageTextToText",
+    "PreTrainedModel",
+    "VLModel",
+    "TextModel",
+)
+
+
+def imported_names(file):
+    """Full names of what a file imports, at any depth: ``a.b`` for ``import a.b``, ``a.b.c`` for ``from a.b import c``."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{_origin(node, file)}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "find_spec"):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant))
+
+
+def _origin(node, file):
+    if not node.level:
+        return node.module
+    package = file.relative_to(ROOT).with_suffix("").parts[: -node.level]
+    return ".".join((*package, *([node.module] if node.module else [])))
+
+
+def importers(*modules):
+    """Files of the package, relative to it, that import any of the modules or something below them."""
+    return {
+        str(file.relative_to(PACKAGE))
+        for file in SOURCES
+        for name in imported_names(file)
+        if any(name == module or name.startswith(module + ".") for module in modules)
+    }
+
+
+def folders(files):
+    return {file.split("/")[0] for file in files}
+
+
+def test_the_reader_of_imports_sees_every_way_to_import(tmp_path):
+    file = PACKAGE / "video" / "x.py"
+    source = tmp_path / "x.py"
+    source.write_text("def f():\n    import av.codec\n    from hydra import main\n    import_module('flash_attn')\n")
+    assert list(imported_names(source)) == ["av.codec", "hydra.main", "flash_attn"]
+    node = ast.parse("from ..turns import Turn").body[0]
+    assert _origin(node, file) == "streamingvlm.turns"
+
+
+def test_training_and_inference_never_import_each_other():
+    assert "training" not in folders(importers("streamingvlm.inference"))
+    assert "inference" not in folders(importers("streamingvlm.training"))
+
+
+def test_cache_model_and_turns_import_neither_training_nor_inference():
+    shared_spine = {"cache", "model", "turns.py"}
+    assert not shared_spine & folders(importers("streamingvlm.training", "streamingvlm.inference"))
+
+
+@pytest.mark.parametrize("module", COMMAND_LINE_ONLY)
+def test_only_scripts_read_command_lines_and_log_runs(module):
+    assert importers(module) == set()
+
+
+def test_flash_attention_has_one_importer():
+    assert importers("flash_attn") <= {"model/attention.py"}
+
+
+def test_decoders_of_video_have_one_home():
+    outside = {file for file in importers("av", "decord") if not file.startswith("video/")}
+    # Pitch may write its mp4 for people itself, in one file.
+    assert folders(outside) <= {"pitch"}
+    assert len(outside) <= 1
+
+
+def test_model_classes_of_transformers_are_used_by_model_and_training_alone():
+    users = {
+        str(file.relative_to(PACKAGE))
+        for file in SOURCES
+        for name in imported_names(file)
+        if name.startswith(("transformers.models", "transformers.modeling"))
+        or (name.startswith("transformers.") and name.endswith(MODEL_CLASS_ENDINGS))
+        or (name.startswith("transformers.Auto") and "Model" in name)
+    }
+    assert folders(users) <= {"model", "training"}
+
+
+def test_nothing_is_called_utils():
+    named = [
+        path for folder in ("streamingvlm", "scripts", "tests", "configs") for path in (ROOT / folder).rglob("*util*")
+    ]
+    assert [path for path in named if "__pycache__" not in path.parts] == []
+
+
+def test_nothing_is_printed_by_the_library():
+    for file in SOURCES:
+        calls = (node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"], file
+
+
+IMPORT_ALL = """
+import os, sys
+
+opened = []
+sys.addaudithook(lambda event, args: opened.append((event, args)) if event in ("socket.connect", "socket.bind") else None)
+environment = dict(os.environ)
+import importlib, pkgutil
+import streamingvlm
+
+for module in pkgutil.walk_packages(streamingvlm.__path__, "streamingvlm."):
+    if not module.name.rpartition(".")[2].startswith("_") and not module.name.startswith("streamingvlm.assets"):
+        importlib.import_module(module.name)
+
+import torch
+
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+assert not opened, opened
+changed = {name for name in environment.keys() | os.environ.keys() if environment.get(name) != os.environ.get(name)}
+ours = {name for name in changed if name not in torch_and_friends}
+assert not ours, ours
+"""
+
+# What importing these alone does to the environment is theirs to answer for.
+THIRD_PARTY = """
+import os
+before = dict(os.environ)
+import torch, transformers
+print(",".join(name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)))
+"""
+
+
+def run_python(code):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True)
+
+
+def test_importing_the_package_is_inert():
+    theirs = run_python(THIRD_PARTY).stdout.strip().split(",")
+    result = run_python(f"torch_and_friends = {theirs!r}\n{IMPORT_ALL}")
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_importing_the_package_leaves_decoders_and_flash_attention_alone():
+    result = run_python(
+        "import sys, streamingvlm; print(*(n for n in ('av', 'decord', 'flash_attn') if n in sys.modules))"
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip() == ""

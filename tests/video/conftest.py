@@ -1,0 +1,134 @@
+"""Real files of video whose every picture carries its own number, readable after lossy compression."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+BLOCKS = 4  # a number is drawn as 4 x 4 blocks, white for 1, the lowest bit at the top left
+TICK = Fraction(1, 90000)
+
+
+def picture(number: int, width: int, height: int) -> np.ndarray:
+    """Draw a number below 65536 as an image, uint8 [height, width, 3]."""
+    bits = (number >> np.arange(BLOCKS * BLOCKS)) & 1
+    rows, columns = np.arange(height) * BLOCKS // height, np.arange(width) * BLOCKS // width
+    gray = bits.reshape(BLOCKS, BLOCKS)[rows][:, columns] * 200 + 30
+    return np.repeat(gray[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def read_number(frame: torch.Tensor) -> int:
+    """Read the number back from a decoded frame, uint8 [3, H, W]."""
+    _, height, width = frame.shape
+    rows = [(2 * i + 1) * height // (2 * BLOCKS) for i in range(BLOCKS)]
+    columns = [(2 * i + 1) * width // (2 * BLOCKS) for i in range(BLOCKS)]
+    bits = frame.float().mean(0)[rows][:, columns].flatten() > 128
+    return sum(1 << i for i, bit in enumerate(bits.tolist()) if bit)
+
+
+def regular(rate: Fraction | int, num_frames: int, start_s: float = 0) -> list[Fraction]:
+    """Times of the pictures of a clip with a constant frame rate."""
+    return [Fraction(start_s) + i / Fraction(rate) for i in range(num_frames)]
+
+
+def _write_clip(
+    path: Path,
+    times_s: Sequence[Fraction],
+    *,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    rate: Fraction | int = 25,
+    rotation: int | None = None,
+    codec_options: dict[str, str] | None = None,
+    muxer_options: dict[str, str] | None = None,
+    draw: Callable[[int, int, int], np.ndarray] = picture,
+) -> Path:
+    """Write picture i at `times_s[i]`; the stamps are those times to the tick of 1/90000 s."""
+    width, height = size
+    with av.open(str(path), "w", options=muxer_options or {}) as container:
+        stream = container.add_stream(codec, rate=Fraction(rate), options=codec_options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.codec_context.time_base = TICK if codec not in ("mpeg4", "mjpeg") else 1 / Fraction(rate)
+        stream.codec_context.gop_size = 25
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for number, time_s in enumerate(times_s):
+            frame = av.VideoFrame.from_ndarray(draw(number, width, height), format="rgb24")
+            frame.pts, frame.time_base = round(time_s / stream.codec_context.time_base), stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def _damage(path: Path, *, at: float, length: float) -> Path:
+    """Overwrite a part of a file, given as fractions of it, with noise."""
+    data = bytearray(path.read_bytes())
+    begin, size = int(len(data) * at), int(len(data) * length)
+    data[begin : begin + size] = np.random.default_rng(0).bytes(size)
+    path.write_bytes(data)
+    return path
+
+
+def _cut(path: Path, *, keep: float) -> Path:
+    """Cut a file off behind a fraction of it."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    return path
+
+
+@pytest.fixture
+def write_clip() -> Callable[..., Path]:
+    return _write_clip
+
+
+@pytest.fixture
+def damage() -> Callable[..., Path]:
+    return _damage
+
+
+@pytest.fixture
+def cut() -> Callable[..., Path]:
+    return _cut
+
+
+@pytest.fixture
+def regular_times() -> Callable[..., list[Fraction]]:
+    return regular
+
+
+@pytest.fixture
+def numbers() -> Callable[..., list[list[int]]]:
+    """Read the numbers of the frames of each second."""
+    return lambda seconds: [[read_number(frame) for frame in second.frames] for second in seconds]
+
+
+@pytest.fixture
+def write_sound() -> Callable[[Path], Path]:
+    """Write a second of silence, without pictures."""
+
+    def write(path: Path) -> Path:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("aac", rate=16000)
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 16000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+def expected_numbers(times_s: Sequence[Fraction], sample_s: Sequence[Fraction]) -> list[int]:
+    """For each moment, the newest picture that has appeared, by looking at them all."""
+    origin, slack = times_s[0], TICK / 2
+    return [max([i for i, time_s in enumerate(times_s) if time_s - origin <= moment + slack], default=0) for moment in sample_s]
+
+
+@pytest.fixture
+def expected() -> Callable[..., list[int]]:
+    return expected_numbers
