@@ -1,7 +1,7 @@
 """The small tokenizer of the embedded model: Qwen's markers, bytes, and whole words for what a match needs.
 
 Any text can be encoded, by its bytes if need be; the words of the commentary and of the turn format are one token each.
-A score is two tokens (" 2", "-1") and a time label a token a digit, so that neither is mistaken for the other.
+A score is two tokens (" 2", "-1"), and a time label has one for two digits, so that neither is mistaken for the other.
 """
 
 from itertools import product
@@ -24,8 +24,8 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Digits stand alone, but for the halves of a score; hyphenated words and the fixed parts of a time label do not split.
-_PIECES = Regex(r"\.\p{N}-|\.\p{N}s|Time=| ?\p{L}+(?:-\p{L}+)*\n?|[ -]?\p{N}| ?[^\s\p{L}\p{N}]+|\s")
+# Digits go in pairs, but for the halves of a score; hyphenated words and the fixed parts of a time label do not split.
+_PIECES = Regex(r"\.\p{N}-|\.\p{N}s|Time=| ?\p{L}+(?:-\p{L}+)*\n?|[ -]\p{N}|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s")
 _MARKUP = ("Time=0.0-0.0s", "system\n", "You are a helpful assistant.", "previous text\n", "user\n", "assistant\n", " ...")
 _MAX_VOCABULARY = 1024  # never reached: training ends when every word is one token
 
@@ -60,7 +60,7 @@ def _corpus() -> list[str]:
     """Each line in every colour, club and score, as it stands after another line, and the introductions."""
     lines = [" " + say(_second(*facts)) for facts in product(KINDS, COLOURS, CLUBS, range(10))]
     introductions = [f"{club} in {colour}, {club} in {colour}." for club, colour in product(CLUBS, COLOURS)]
-    return lines + introductions + list(_MARKUP)
+    return lines + introductions + [f"{pair:02d}" for pair in range(100)] + list(_MARKUP)
 
 
 def _second(kind, colour: str, club: str, goals: int) -> PitchSecond:

@@ -69,7 +69,6 @@ class ClipDataset(Dataset):
         turns: TurnFormat,
         settings: ClipSettings,
         *,
-        tokens_per_second: float,
         num_examples: int,
         seed: int,
     ):
@@ -79,7 +78,6 @@ class ClipDataset(Dataset):
         self.footage = footage
         self.turns = turns
         self.settings = settings
-        self.tokens_per_second = tokens_per_second
         self.num_examples = num_examples
         self.seed = seed
         self.lines = [[say(second) for second in film.seconds] for film in footage]
@@ -102,7 +100,7 @@ class ClipDataset(Dataset):
         return Example(
             input_ids=ids,
             labels=ids.masked_fill(~torch.tensor(tokens.supervised()), -100),
-            position_ids=contiguous_positions(tokens.segments, self.tokens_per_second),
+            position_ids=contiguous_positions(tokens.segments),
             vision=vision.flatten(0, 1),
         )
 
