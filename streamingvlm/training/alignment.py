@@ -40,6 +40,8 @@ class SecondDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         """Return frames [F, 3, H, W], the kind's number and the colour's (or -100)."""
+        if not 0 <= index < self.num_examples:
+            raise IndexError(f"example {index} of {self.num_examples}")
         dice = Dice(hashed(self.seed, index))
         group = self.by_kind[dice.below(len(self.by_kind))] if index % 2 else self.places
         film, place = group[dice.below(len(group))]

@@ -5,10 +5,19 @@ and puts the commentary of all that came before in the ``previous text``, cut as
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from streamingvlm.cache.eviction import text_survivors
 from streamingvlm.errors import ConfigError
 from streamingvlm.turns import Tokens, Turn, TurnFormat
+
+
+class RememberingTokenizer:
+    """A tokenizer for `TurnFormat` that remembers what it has encoded: the same markup and lines, again and again."""
+
+    def __init__(self, tokenizer):
+        self.encode = lru_cache(maxsize=2**16)(tokenizer.encode)
+        self.decode = tokenizer.decode
 
 
 def plan_chunks(num_turns: int, *, chunk_turns: int = 24, overlap_turns: int = 12) -> list[range]:

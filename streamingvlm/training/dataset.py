@@ -86,6 +86,8 @@ class ClipDataset(Dataset):
         return self.num_examples
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.num_examples:
+            raise IndexError(f"example {index} of {self.num_examples}")
         dice = Dice(hashed(self.seed, index))
         number = dice.below(len(self.footage))
         film, lines = self.footage[number], self.lines[number]

@@ -59,16 +59,13 @@ def pixels_of(frames: torch.Tensor, tower: Tower) -> torch.Tensor:
 @torch.no_grad()
 def encode_(footage: Iterable[Footage], tower: Tower, *, num_mirrorings: int = NUM_MIRRORINGS):
     """Let a trained tower see all footage, and keep what it makes of it (bfloat16) instead of the pictures."""
-    for film in footage:
-        film.vision = torch.stack(
-            [
-                torch.cat(
-                    [
-                        tower(pixels_of(mirrored(frames, mirroring), tower)).bfloat16()
-                        for frames in film.frames.split(_ENCODED_AT_ONCE)
-                    ]
-                )
-                for mirroring in range(num_mirrorings)
-            ]
-        )
-        film.frames = film.frames[:0]
+    for reel in footage:
+        reel.vision = torch.stack([_encoded(mirrored(reel.frames, number), tower) for number in range(num_mirrorings)])
+        reel.frames = reel.frames[:0].clone()  # a view would keep the bytes
+
+
+def _encoded(frames: torch.Tensor, tower: Tower) -> torch.Tensor:
+    device = tower.visual.device
+    with torch.autocast(device.type, torch.bfloat16):
+        parts = [tower(pixels_of(part, tower).to(device)) for part in frames.split(_ENCODED_AT_ONCE)]
+    return torch.cat(parts).bfloat16().cpu()

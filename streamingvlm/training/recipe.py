@@ -20,6 +20,7 @@ from streamingvlm.pitch.dice import hashed
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.alignment import SecondDataset, TowerWithHeads
 from streamingvlm.training.architecture import PICTURE_PIXELS, build_model, tiny_config
+from streamingvlm.training.chunks import RememberingTokenizer
 from streamingvlm.training.collate import Collate
 from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.dataset import ClipDataset, ClipSettings
@@ -148,7 +149,7 @@ class Run:
     def _teach_language_(self, model, stage: LanguageStage, folder: Path) -> list[dict[str, float]]:
         clips = ClipDataset(
             self._encoded_footage(model),
-            TurnFormat(self.tokenizer, temporal_step=Tower(model).family.temporal_step(_PATCH_S)),
+            TurnFormat(RememberingTokenizer(self.tokenizer), temporal_step=Tower(model).family.temporal_step(_PATCH_S)),
             stage.clips,
             num_examples=stage.fit.num_steps * stage.fit.batch_size,
             seed=hashed(self.recipe.seed, *stage.name.encode()),
