@@ -1,0 +1,1 @@
+"""Training: overlapped chunks out of the same turns and positions that a stream is made of."""

@@ -1,0 +1,136 @@
+"""Examples for the language model: clips of footage with the commentary that they call for.
+
+An example depends on the seed and its own number alone. The previous text is a shortcut that a model would rather take
+than look: it is at times cut down to what cannot be seen, at times altered where it does not matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from streamingvlm.cache.positions import contiguous_positions
+from streamingvlm.errors import ConfigError
+from streamingvlm.pitch.commentator import parse, say
+from streamingvlm.pitch.dice import Dice, hashed
+from streamingvlm.pitch.script import Kind
+from streamingvlm.training.chunks import chunk_tokens, previous_ids
+from streamingvlm.training.footage import Footage
+from streamingvlm.turns import Turn, TurnFormat
+
+_EVERYDAY = frozenset({Kind.SILENCE, Kind.PASS, Kind.TACKLE})
+_LONGEST_STREAM_S = 3 * 3600
+_ALTERED_LINES = ("", "pass by red", "pass by blue", "pass by yellow", "pass by black", "shot")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a batch: token ids, labels (-100 where none), positions [3, T], vision [number of vision tokens, D]."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    vision: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are drawn; percentages are of the clips.
+
+    clip_turns: seconds in a clip.
+    opening_percent: clips that begin with the match, with nothing said before but the introduction.
+    highlights_percent: clips that leave out the everyday seconds (silence, passes, tackles), so that what is rare comes
+        often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
+    forgetful_percent: clips whose previous text is the introduction and the last line that gave a score.
+    altered_percent: clips whose previous text has every third line without a score replaced by one that is not true.
+    text_sink_tokens, text_window_tokens: what the cache will keep of the previous text.
+    """
+
+    clip_turns: int = 24
+    opening_percent: int = 4
+    highlights_percent: int = 25
+    forgetful_percent: int = 15
+    altered_percent: int = 25
+    text_sink_tokens: int = 32
+    text_window_tokens: int = 128
+
+    def __post_init__(self):
+        if self.clip_turns < 1:
+            raise ConfigError(f"clip_turns={self.clip_turns} leaves nothing to learn from; give 1 or more")
+
+
+class ClipDataset(Dataset):
+    """Clips drawn from encoded footage: ``num_examples`` of them, each by the seed and its number."""
+
+    def __init__(
+        self,
+        footage: Sequence[Footage],
+        turns: TurnFormat,
+        settings: ClipSettings,
+        *,
+        num_examples: int,
+        seed: int,
+    ):
+        shortest = min(len(film) for film in footage)
+        if shortest <= settings.clip_turns:
+            raise ConfigError(f"footage of {shortest} s is too short for clips of {settings.clip_turns}; film more")
+        self.footage = footage
+        self.turns = turns
+        self.settings = settings
+        self.num_examples = num_examples
+        self.seed = seed
+        self.lines = [[say(second) for second in film.seconds] for film in footage]
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.num_examples:
+            raise IndexError(f"example {index} of {self.num_examples}")
+        dice = Dice(hashed(self.seed, index))
+        number = dice.below(len(self.footage))
+        film, lines = self.footage[number], self.lines[number]
+        places = self._places(film, dice)
+        previous = self._previous_ids(film.intro, lines[: places[0]], dice)
+        offset_s = dice.below(_LONGEST_STREAM_S) if places[0] else 0
+        vision = film.vision[dice.below(film.vision.shape[0]), places]
+        grid = (1, *[round(vision.shape[1] ** 0.5)] * 2)
+        seconds = [Turn(offset_s + place, offset_s + place, offset_s + place + 1, grid) for place in places]
+        tokens = chunk_tokens(self.turns, seconds, [lines[place] for place in places], previous)
+        ids = torch.tensor(tokens.ids)
+        return Example(
+            input_ids=ids,
+            labels=ids.masked_fill(~torch.tensor(tokens.supervised()), -100),
+            position_ids=contiguous_positions(tokens.segments),
+            vision=vision.flatten(0, 1),
+        )
+
+    def _places(self, film: Footage, dice: Dice) -> list[int]:
+        """The seconds of the clip."""
+        num_turns = self.settings.clip_turns
+        if dice.chance(self.settings.opening_percent):
+            return list(range(num_turns))
+        places = list(range(len(film)))
+        if dice.chance(self.settings.highlights_percent):
+            rare = [place for place in places if film.seconds[place].kind not in _EVERYDAY]
+            places = rare if len(rare) > num_turns else places
+        start = dice.below(len(places) - num_turns)
+        return places[start : start + num_turns]
+
+    def _previous_ids(self, intro: str, lines: list[str], dice: Dice) -> tuple[int, ...]:
+        has_score = [parse(line).score is not None for line in lines]
+        if dice.chance(self.settings.forgetful_percent):
+            lines = [line for line, scored in zip(lines, has_score, strict=True) if scored][-1:]
+        elif dice.chance(self.settings.altered_percent):
+            lines = [
+                _ALTERED_LINES[dice.below(len(_ALTERED_LINES))] if dice.below(3) == 0 and not scored else line
+                for line, scored in zip(lines, has_score, strict=True)
+            ]
+        return previous_ids(
+            self.turns,
+            intro,
+            lines,
+            sink_tokens=self.settings.text_sink_tokens,
+            window_tokens=self.settings.text_window_tokens,
+        )

@@ -1,0 +1,30 @@
+"""How a run went, for the record: its loss curves as JSON and as a picture."""
+
+import json
+from pathlib import Path
+
+from streamingvlm.training.recipe import Run
+
+
+def write_loss_curves(run: Run, path: str | Path):
+    """Write the loss curve of every stage to a JSON file and, where matplotlib is installed, a picture beside it."""
+    curves = run.loss_curves()
+    path = Path(path)
+    path.write_text(json.dumps({"history": run.history(), "loss_curves": curves}, indent=1), encoding="utf-8")
+    try:
+        import matplotlib
+    except ImportError:  # a development dependency
+        return
+    matplotlib.use("Agg")
+    _draw(curves, path.with_suffix(".png"))
+
+
+def _draw(curves: dict[str, list[dict[str, float]]], path: Path):
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), layout="constrained", squeeze=False)
+    for panel, (name, curve) in zip(panels[0], curves.items(), strict=True):
+        panel.plot([point["step"] for point in curve], [point["loss"] for point in curve], linewidth=1)
+        panel.set(title=name, xlabel="step", ylabel="loss", yscale="log")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,91 @@
+"""The vision tower over many small pictures at once, as training needs it.
+
+transformers' own path runs one attention a picture, and its first layer is a convolution whose stride equals its
+kernel; over hundreds of small pictures on a CPU, both cost many times the arithmetic. Here all pictures share one
+batched product. The weights, their names and the result are the same.
+"""
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
+
+from streamingvlm.model.family import FAMILIES
+from streamingvlm.training.architecture import PICTURE_PIXELS
+
+_ATTENTION = "streamingvlm_pictures"
+
+
+class Tower(nn.Module):
+    """A model's vision tower, for pictures of one size: from patches [S * patches, values] to tokens [S, V, D]."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration):
+        super().__init__()
+        self.visual = model.model.visual
+        self.family = FAMILIES["qwen2_5_vl"].with_vision_config(model.config.vision_config.to_dict())
+        self.side = PICTURE_PIXELS // self.family.patch_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of a token."""
+        return self.visual.config.out_hidden_size
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode the patches of S pairs of pictures."""
+        num_patches = self.side**2
+        num_seconds = pixels.shape[0] // num_patches
+        grid = torch.tensor([[num_seconds, self.side, self.side]], device=pixels.device)
+        everything = torch.tensor([0, pixels.shape[0]], dtype=torch.int32, device=pixels.device)
+        with _fast_kernels(self.visual):
+            merged = self.visual(
+                pixels,
+                grid_thw=grid,
+                cu_seqlens=everything,
+                cu_window_seqlens=everything,
+                patches_per_picture=num_patches,
+            ).pooler_output
+        return merged.view(num_seconds, -1, merged.shape[-1])
+
+
+class _PatchProduct(nn.Conv3d):
+    """A convolution whose stride equals its kernel is a matrix product over the patches."""
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(patches.flatten(1), self.weight.flatten(1))
+
+
+class _fast_kernels:
+    """Lend the tower the kernels of this file for one forward pass."""
+
+    def __init__(self, visual: nn.Module):
+        self.visual = visual
+
+    def __enter__(self):
+        self.attention = self.visual.config._attn_implementation
+        self.projection = self.visual.patch_embed.proj
+        product = _PatchProduct(
+            self.projection.in_channels,
+            self.projection.out_channels,
+            self.projection.kernel_size,
+            bias=False,
+            device="meta",
+        )
+        product.weight = self.projection.weight
+        self.visual.patch_embed.proj = product
+        self.visual.set_attn_implementation(_ATTENTION)
+
+    def __exit__(self, *_):
+        self.visual.patch_embed.proj = self.projection
+        self.visual.set_attn_implementation(self.attention)
+
+
+def _attend_within_pictures(
+    module, query, key, value, attention_mask, *, scaling: float, patches_per_picture: int, **_transformers_extras
+) -> tuple[torch.Tensor, None]:
+    """Full attention inside each run of ``patches_per_picture`` patches; query, key, value [1, H, N, D]."""
+    batched = (x[0].unflatten(1, (-1, patches_per_picture)).transpose(0, 1) for x in (query, key, value))
+    q, k, v = batched
+    weights = torch.softmax(q @ k.transpose(-1, -2) * scaling, dim=-1)
+    return (weights @ v).transpose(1, 2).flatten(0, 1)[None], None
+
+
+AttentionInterface.register(_ATTENTION, _attend_within_pictures)

@@ -1,0 +1,88 @@
+"""Clips are drawn by seed and number, and hold what the footage shows."""
+
+import pytest
+import torch
+
+from streamingvlm.errors import ConfigError
+from streamingvlm.pitch import Kind, say
+from streamingvlm.pitch.tokenizer import build_tokenizer
+from streamingvlm.training.collate import Collate
+from streamingvlm.training.dataset import ClipDataset, ClipSettings
+from streamingvlm.training.footage import film, mirrored
+from streamingvlm.turns import TurnFormat
+
+CLIP_TURNS = 6
+
+
+@pytest.fixture(scope="module")
+def turns():
+    return TurnFormat(build_tokenizer(), temporal_step=2.0)
+
+
+@pytest.fixture(scope="module")
+def footage():
+    """A minute of a match, each vision token of a second filled with the second's number."""
+    reel = film(3, 60)
+    reel.vision = torch.arange(60.0).view(1, 60, 1, 1).expand(1, 60, 16, 8)
+    return [reel]
+
+
+def clips(footage, turns, seed=0, **settings):
+    return ClipDataset(footage, turns, ClipSettings(CLIP_TURNS, **settings), num_examples=20, seed=seed)
+
+
+def test_a_seed_draws_the_same_clips_and_another_seed_others(footage, turns):
+    def drawn(seed):
+        return [example.input_ids.tolist() for example in clips(footage, turns, seed)]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_words_and_vision_of_a_clip_are_of_the_same_seconds(footage, turns):
+    for example in clips(footage, turns, highlights_percent=50):
+        places = example.vision[::16, 0].int().tolist()
+        said = turns.tokenizer.decode(example.labels[example.labels >= 0]).split("<|im_end|>")[:-1]
+        assert [line.removesuffix(" ...").strip() for line in said] == [say(footage[0].seconds[p]) for p in places]
+        assert example.position_ids.shape == (3, len(example.input_ids))
+
+
+def test_highlights_leave_out_the_everyday_seconds(footage, turns):
+    everyday = {Kind.SILENCE, Kind.PASS, Kind.TACKLE}
+    for example in clips(footage, turns, highlights_percent=100, opening_percent=0):
+        places = example.vision[::16, 0].int().tolist()
+        assert not everyday & {footage[0].seconds[place].kind for place in places}
+
+
+def test_a_forgetful_clip_knows_the_introduction_and_one_score(footage, turns):
+    for example in clips(footage, turns, forgetful_percent=100, opening_percent=0):
+        text = turns.tokenizer.decode(example.input_ids)
+        previous = text.partition("previous text\n")[2].partition("<|im_end|>")[0]
+        assert previous.startswith(footage[0].intro)
+        assert len(previous) - len(footage[0].intro) <= len(" goal for yellow! Wanderers make it 0-0")
+
+
+def test_footage_shorter_than_a_clip_is_refused(footage, turns):
+    with pytest.raises(ConfigError, match="too short"):
+        ClipDataset(footage, turns, ClipSettings(60), num_examples=1, seed=0)
+
+
+def test_a_batch_is_padded_on_the_right_and_pads_are_not_asked_for(footage, turns):
+    examples = sorted(clips(footage, turns), key=lambda example: len(example.input_ids))
+    short, long = examples[0], examples[-1]
+    batch = Collate(pad_token_id=0)([short, long])
+    length = len(short.input_ids)
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape[1:]
+    assert torch.equal(batch["input_ids"][0, :length], short.input_ids)
+    assert torch.equal(batch["position_ids"][:, 1], long.position_ids)
+    assert (batch["labels"][0, length:] == -100).all()
+    assert torch.equal(batch["vision"], torch.cat([short.vision, long.vision]))
+
+
+def test_mirroring_moves_the_corners():
+    picture = torch.arange(4).view(2, 2)
+    assert [mirrored(picture, number).flatten().tolist() for number in range(4)] == [
+        [0, 1, 2, 3],
+        [1, 0, 3, 2],
+        [2, 3, 0, 1],
+        [3, 2, 1, 0],
+    ]

@@ -1,0 +1,88 @@
+"""A recipe in miniature: it learns, it repeats itself, it goes on where it was broken off, and its model streams."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from streamingvlm import StreamingSession
+from streamingvlm.errors import ConfigError
+from streamingvlm.pitch import Match, render
+from streamingvlm.training.recipe import Run, publish, recipe_from
+from streamingvlm.training.report import write_loss_curves
+
+EXPERIMENTS = Path(__file__).parents[2] / "configs"
+
+
+def options():
+    return yaml.safe_load((EXPERIMENTS / "debug" / "train.yaml").read_text(encoding="utf-8"))["recipe"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = Run(recipe_from(options()), tmp_path_factory.mktemp("run"))
+    return run, run.follow()
+
+
+def test_every_stage_leaves_a_model_and_a_loss_that_falls(tmp_path):
+    recipe = recipe_from(options())
+    longer = dataclasses.replace(recipe.language[0], fit=dataclasses.replace(recipe.language[0].fit, num_steps=30))
+    run = Run(dataclasses.replace(recipe, language=[longer]), tmp_path)
+    run.follow()
+    losses = [point["loss"] for point in run.loss_curves()["clips"]]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-tower", "1-clips"]
+
+
+def test_the_same_seed_trains_the_same_model(finished, tmp_path):
+    run, last = finished
+    again = Run(run.recipe, tmp_path).follow()
+    mine, other = (load_file(folder / "model.safetensors") for folder in (last, again))
+    assert all(torch.equal(weights, other[name]) for name, weights in mine.items())
+
+
+def test_the_tower_stands_still_while_the_language_model_learns(finished):
+    run, last = finished
+    before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
+    changed = {name.split(".")[1] for name, weights in before.items() if not torch.equal(weights, after[name])}
+    assert "visual" in {name.split(".")[0] for name in before} | {name.split(".")[1] for name in before}
+    assert changed and not any("visual" in name for name, weights in before.items() if not torch.equal(weights, after[name]))
+
+
+def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
+    run, last = finished
+    broken = Run(run.recipe, tmp_path)
+    (tmp_path / "1-clips").symlink_to(run.folder / "1-clips")
+    (tmp_path / "0-tower").symlink_to(run.folder / "0-tower")
+    resumed = load_file(broken.follow() / "model.safetensors")
+    assert all(torch.equal(weights, resumed[name]) for name, weights in load_file(last / "model.safetensors").items())
+    assert json.loads((tmp_path / "2-chunks" / "training.json").read_text())["minutes"] > 0
+
+
+def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
+    run, last = finished
+    publish(run, last, tmp_path)
+    match = Match(5)
+    session = StreamingSession.from_pretrained(tmp_path, previous_text=match.intro)
+    assert session.cache_config.text_sink_tokens == run.recipe.language[-1].clips.text_sink_tokens
+    assert session.sampling_config.temperature == 0
+    assert session.step(render(next(match.seconds()))).num_tokens > 0
+    assert session.model.hf.config.streamingvlm["training"]["stages"]["clips"]["steps"] == 4
+
+
+def test_loss_curves_are_written_as_figures_and_as_a_picture(finished, tmp_path):
+    run, _ = finished
+    write_loss_curves(run, tmp_path / "curves.json")
+    curves = json.loads((tmp_path / "curves.json").read_text())["loss_curves"]
+    assert [len(curve) for curve in curves.values()] == [4, 4, 4]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_recipe_with_an_unknown_name_is_refused_in_one_line():
+    wrong = options() | {"tower": {"steps": 3}}
+    with pytest.raises(ConfigError, match="steps"):
+        recipe_from(wrong)
