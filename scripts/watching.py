@@ -47,8 +47,15 @@ def open_session(options: dict[str, Any]) -> StreamingSession:
         video=options["video"],
         sampling=options["sampling"],
         query=options["query"] or "",
-        previous_text=options["previous_text"],
+        previous_text=previous_text(options),
     )
+
+
+def previous_text(options: dict[str, Any]) -> str:
+    """What was said before the stream; of the bundled match, who plays in which colour."""
+    if options["previous_text"] is None and not options["source"]:
+        return BUNDLED_MATCH.with_suffix(".txt").read_text("utf-8").strip()
+    return options["previous_text"] or ""
 
 
 def follow(session: StreamingSession, source: Path, limit_s: float, view: LiveView | PlainView, output: MultiWriter):

@@ -39,10 +39,11 @@ class PitchResult:
 
     def __str__(self) -> str:
         by_third = ", ".join(f"{third.macro_f1:.3f}" for third in self.thirds)
+        held_up = self.thirds[2].macro_f1 / self.thirds[0].macro_f1
         return "\n".join(
             (
                 f"seed {self.seed}: {self.report}",
-                f"macro-F1 by thirds: {by_third}; last over first {self.thirds[2].macro_f1 / self.thirds[0].macro_f1:.3f}",
+                f"macro-F1 by thirds: {by_third}; last over first {held_up:.3f}",
                 f"{self.realtime_factor:.1f}x real time; p95 of a second {self.first_p95_s * 1e3:.0f} ms in the first "
                 f"{_MINUTES_COMPARED} minutes, {self.last_p95_s * 1e3:.0f} ms in the last",
                 f"resident memory {self.settled_mb:.1f} MB after 5 minutes, {self.final_mb:.1f} MB at the end",

@@ -68,7 +68,7 @@ class StreamingSession:
         video: VideoConfig | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         query: str = "",
-        previous_text: str | None = "",
+        previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
     ):
         self.model = model
@@ -76,7 +76,7 @@ class StreamingSession:
         self.video_config = resolve(VideoConfig, video, model.stream_defaults)
         self.sampling_config = resolve(SamplingConfig, sampling, model.stream_defaults)
         self.query = query
-        self.previous_text = previous_text or ""
+        self.previous_text = previous_text
         self.on_token = on_token
         self.reader: VideoReader | None = None
         self.vision = model.vision_encoder(
