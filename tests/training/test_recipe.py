@@ -50,7 +50,9 @@ def test_the_tower_stands_still_while_the_language_model_learns(finished):
     before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
     changed = {name.split(".")[1] for name, weights in before.items() if not torch.equal(weights, after[name])}
     assert "visual" in {name.split(".")[0] for name in before} | {name.split(".")[1] for name in before}
-    assert changed and not any("visual" in name for name, weights in before.items() if not torch.equal(weights, after[name]))
+    assert changed and not any(
+        "visual" in name for name, weights in before.items() if not torch.equal(weights, after[name])
+    )
 
 
 def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
