@@ -46,9 +46,7 @@ def previous_ids(
     for line in lines:
         ids += turns.speech_ids(line)
     return tuple(
-        token
-        for start, stop in text_survivors(len(ids), sink_tokens, window_tokens)
-        for token in ids[start:stop]
+        token for start, stop in text_survivors(len(ids), sink_tokens, window_tokens) for token in ids[start:stop]
     )
 
 
