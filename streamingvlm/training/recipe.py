@@ -51,7 +51,7 @@ class FootagePlan:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the tower learns to see (``clips`` None), or the language model learns from clips, the tower at rest."""
+    """The tower learns to see (``clips`` None), or the language model learns from clips while the tower rests."""
 
     name: str
     fit: StageSettings
@@ -185,7 +185,7 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
         return Recipe(options["seed"], [_stage(**stage) for stage in options["stages"]], options.get("sizes", {}))
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"the recipe cannot be read: {error}; see configs/experiment/pitch.yaml for a whole one"
+            f"the recipe cannot be read ({error}); configs/experiment/pitch.yaml is a whole one"
         ) from error
 
 
