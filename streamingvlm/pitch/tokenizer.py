@@ -26,7 +26,15 @@ SPECIAL_TOKENS = (
 
 # Digits go in pairs, but for the halves of a score; hyphenated words and the fixed parts of a time label do not split.
 _PIECES = Regex(r"\.\p{N}-|\.\p{N}s|Time=| ?\p{L}+(?:-\p{L}+)*\n?|[ -]\p{N}|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s")
-_MARKUP = ("Time=0.0-0.0s", "system\n", "You are a helpful assistant.", "previous text\n", "user\n", "assistant\n", " ...")
+_MARKUP = (
+    "Time=0.0-0.0s",
+    "system\n",
+    "You are a helpful assistant.",
+    "previous text\n",
+    "user\n",
+    "assistant\n",
+    " ...",
+)
 _MAX_VOCABULARY = 1024  # never reached: training ends when every word is one token
 
 

@@ -46,9 +46,7 @@ def previous_ids(
     for line in lines:
         ids += turns.speech_ids(line)
     return tuple(
-        token
-        for start, stop in text_survivors(len(ids), sink_tokens, window_tokens)
-        for token in ids[start:stop]
+        token for start, stop in text_survivors(len(ids), sink_tokens, window_tokens) for token in ids[start:stop]
     )
 
 
@@ -62,9 +60,8 @@ def chunk_tokens(
     tokens = turns.prologue_from_ids(previous)
     if seconds[0].index > 0:
         tokens += turns.standing_query(seconds[0], query)
-    for turn, line in zip(seconds, lines, strict=True):
-        if turn is not seconds[0]:
-            tokens += turns.line_feed(before)
+    for number, (turn, line) in enumerate(zip(seconds, lines, strict=True)):
+        if number:
+            tokens += turns.line_feed(seconds[number - 1])
         tokens += turns.open_turn(turn, query if turn.index == 0 else "") + turns.reply(turn, line)
-        before = turn
     return tokens

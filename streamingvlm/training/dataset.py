@@ -26,7 +26,7 @@ _ALTERED_LINES = ("", "pass by red", "pass by blue", "pass by yellow", "pass by 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a batch: token ids, labels (-100 where none), positions [3, T], vision [number of vision tokens, D]."""
+    """One row of a batch: token ids, labels (-100 where none), positions [3, T], vision [its vision tokens, D]."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor

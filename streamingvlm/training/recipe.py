@@ -50,26 +50,21 @@ class FootagePlan:
 
 
 @dataclass(frozen=True)
-class LanguageStage:
-    """A stage in which the language model learns from clips while the tower stands still."""
+class Stage:
+    """The tower learns to see (``clips`` None), or the language model learns from clips while the tower rests."""
 
     name: str
     fit: StageSettings
-    clips: ClipSettings = field(default_factory=ClipSettings)
+    footage: FootagePlan
+    clips: ClipSettings | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a model: the seed, the sizes, the footage and the stages.
-
-    sizes: of the model, as `tiny_config` takes them.
-    """
+    """All that decides a model: the seed, the stages in their order, the sizes as `tiny_config` takes them."""
 
     seed: int
-    tower_footage: FootagePlan
-    tower: StageSettings
-    language_footage: FootagePlan
-    language: Sequence[LanguageStage]
+    stages: Sequence[Stage]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -81,23 +76,58 @@ class Run:
         self.folder = Path(folder)
         self.device = device
         self.tokenizer = build_tokenizer()
-        self._footage: list[Footage] = []
+        self._encoded: tuple[object, list[Footage]] = (None, [])
 
     def follow(self) -> Path:
         """Go through the stages that are not complete yet; return the folder of the last."""
-        recipe = self.recipe
-        folder = self._stage_folder(0, "tower")
-        if not (folder / _RECORD).is_file():
-            set_seed(recipe.seed)
-            model = build_model(tiny_config(self.tokenizer, **recipe.sizes)).to(self.device)
-            self._record(folder, model, self._teach_tower_, recipe.tower)
-        for number, stage in enumerate(recipe.language, start=1):
-            before, folder = folder, self._stage_folder(number, stage.name)
-            if not (folder / _RECORD).is_file():
-                model = Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype=torch.float32).to(self.device)
-                set_seed(hashed(recipe.seed, number) % 2**32)
-                self._record(folder, model, self._teach_language_, stage)
+        for number, stage in enumerate(self.recipe.stages):
+            folder = self._stage_folder(number)
+            if (folder / _RECORD).is_file():
+                continue
+            started = time.monotonic()
+            set_seed(hashed(self.recipe.seed, number) % 2**32)
+            model = self._model_before(number)
+            loss_curve = self._teach_(model, number, stage)
+            _save(model, self.tokenizer, folder)
+            record = {"minutes": (time.monotonic() - started) / 60, "loss_curve": loss_curve}
+            (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+            _LOG.info("%s: loss %.3f after %.1f min", folder.name, loss_curve[-1]["loss"], record["minutes"])
         return folder
+
+    def _stage_folder(self, number: int) -> Path:
+        return self.folder / f"{number}-{self.recipe.stages[number].name}"
+
+    def _model_before(self, number: int) -> Qwen2_5_VLForConditionalGeneration:
+        if number == 0:
+            return build_model(tiny_config(self.tokenizer, **self.recipe.sizes)).to(self.device)
+        before = self._stage_folder(number - 1)
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype=torch.float32).to(self.device)
+
+    def _teach_(self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage) -> list[dict[str, float]]:
+        draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": hashed(self.recipe.seed, number)}
+        if stage.clips is None:
+            module = TowerWithHeads(Tower(model)).to(self.device)
+            dataset, collate = SecondDataset(stage.footage.film(), **draw), module.collate
+        else:
+            module = Commentator(model)
+            dataset = ClipDataset(self._encoded_footage(model, number), self._turns(model), stage.clips, **draw)
+            collate = Collate(self.tokenizer.pad_token_id)
+        folder = self._stage_folder(number)
+        return fit_(module, dataset, collate, stage.fit, seed=self.recipe.seed, folder=folder, device=self.device)
+
+    def _turns(self, model: Qwen2_5_VLForConditionalGeneration) -> TurnFormat:
+        step = Tower(model).family.temporal_step(_PATCH_S)
+        return TurnFormat(RememberingTokenizer(self.tokenizer), temporal_step=step)
+
+    def _encoded_footage(self, model: Qwen2_5_VLForConditionalGeneration, number: int) -> list[Footage]:
+        """What the tower makes of a stage's footage; stages with the same footage and the same tower share it."""
+        plan = self.recipe.stages[number].footage
+        tower_stage = max(n for n in range(-1, number) if n < 0 or self.recipe.stages[n].clips is None)
+        if self._encoded[0] != (plan, tower_stage):
+            footage = plan.film()
+            encode_(footage, Tower(model), num_mirrorings=plan.num_mirrorings)
+            self._encoded = (plan, tower_stage), footage
+        return self._encoded[1]
 
     def loss_curves(self) -> dict[str, list[dict[str, float]]]:
         """The loss curve of every complete stage, by name."""
@@ -105,7 +135,7 @@ class Run:
 
     def history(self) -> dict[str, Any]:
         """Seed, machine, and the steps and minutes of every complete stage, for the model's own record."""
-        fits = {"tower": self.recipe.tower} | {stage.name: stage.fit for stage in self.recipe.language}
+        fits = {stage.name: stage.fit for stage in self.recipe.stages}
         return {
             "seed": self.recipe.seed,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
@@ -121,50 +151,8 @@ class Run:
         }
 
     def _records(self) -> dict[str, Any]:
-        names = ["tower", *(stage.name for stage in self.recipe.language)]
-        files = {name: self._stage_folder(number, name) / _RECORD for number, name in enumerate(names)}
+        files = {stage.name: self._stage_folder(number) / _RECORD for number, stage in enumerate(self.recipe.stages)}
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-
-    def _stage_folder(self, number: int, name: str) -> Path:
-        return self.folder / f"{number}-{name}"
-
-    def _record(self, folder: Path, model: Qwen2_5_VLForConditionalGeneration, teach_, stage):
-        """Run a stage, then write the model and, last of all, how it came about."""
-        started = time.monotonic()
-        loss_curve = teach_(model, stage, folder)
-        _save(model, self.tokenizer, folder)
-        record = {"minutes": (time.monotonic() - started) / 60, "loss_curve": loss_curve}
-        (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
-        _LOG.info("%s: loss %.3f after %.1f min", folder.name, loss_curve[-1]["loss"], record["minutes"])
-
-    def _teach_tower_(self, model, settings: StageSettings, folder: Path) -> list[dict[str, float]]:
-        seconds = SecondDataset(
-            self.recipe.tower_footage.film(),
-            num_examples=settings.num_steps * settings.batch_size,
-            seed=hashed(self.recipe.seed, 0),
-        )
-        heads = TowerWithHeads(Tower(model)).to(self.device)
-        return fit_(heads, seconds, heads.collate, settings, seed=self.recipe.seed, folder=folder, device=self.device)
-
-    def _teach_language_(self, model, stage: LanguageStage, folder: Path) -> list[dict[str, float]]:
-        clips = ClipDataset(
-            self._encoded_footage(model),
-            TurnFormat(RememberingTokenizer(self.tokenizer), temporal_step=Tower(model).family.temporal_step(_PATCH_S)),
-            stage.clips,
-            num_examples=stage.fit.num_steps * stage.fit.batch_size,
-            seed=hashed(self.recipe.seed, *stage.name.encode()),
-        )
-        collate = Collate(self.tokenizer.pad_token_id)
-        seed = self.recipe.seed
-        return fit_(Commentator(model), clips, collate, stage.fit, seed=seed, folder=folder, device=self.device)
-
-    def _encoded_footage(self, model) -> list[Footage]:
-        """What the tower makes of the footage; it stands still, so that all language stages share it."""
-        if not self._footage:
-            plan = self.recipe.language_footage
-            self._footage = plan.film()
-            encode_(self._footage, Tower(model), num_mirrorings=plan.num_mirrorings)
-        return self._footage
 
 
 def publish(run: Run, stage_folder: Path, target: str | Path):
@@ -176,7 +164,7 @@ def publish(run: Run, stage_folder: Path, target: str | Path):
 
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:
     """How a stream is to be watched with the model: as it was trained."""
-    clips = recipe.language[-1].clips
+    clips = next(stage.clips for stage in reversed(recipe.stages) if stage.clips)
     return {
         "fps": 2.0,
         "chunk_s": 1.0,
@@ -194,19 +182,16 @@ def stream_defaults(recipe: Recipe) -> dict[str, Any]:
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
     """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not."""
     try:
-        return Recipe(
-            seed=options["seed"],
-            tower_footage=FootagePlan(**options["tower_footage"]),
-            tower=StageSettings(**options["tower"]),
-            language_footage=FootagePlan(**options["language_footage"]),
-            language=[
-                LanguageStage(stage["name"], StageSettings(**stage["fit"]), ClipSettings(**stage["clips"]))
-                for stage in options["language"]
-            ],
-            sizes=options.get("sizes", {}),
-        )
+        return Recipe(options["seed"], [_stage(**stage) for stage in options["stages"]], options.get("sizes", {}))
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"the recipe cannot be read: {error}; see configs/experiment/pitch.yaml for a whole one") from error
+        raise ConfigError(
+            f"the recipe cannot be read ({error}); configs/experiment/pitch.yaml is a whole one"
+        ) from error
+
+
+def _stage(name: str, fit: Mapping, footage: Mapping, clips: Mapping | None = None) -> Stage:
+    settings = None if clips is None else ClipSettings(**clips)
+    return Stage(name, StageSettings(**fit), FootagePlan(**footage), settings)
 
 
 def _save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path):

@@ -5,6 +5,9 @@ kernel; over hundreds of small pictures on a CPU, both cost many times the arith
 batched product. The weights, their names and the result are the same.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
@@ -53,37 +56,28 @@ class _PatchProduct(nn.Conv3d):
         return nn.functional.linear(patches.flatten(1), self.weight.flatten(1))
 
 
-class _fast_kernels:
-    """Lend the tower the kernels of this file for one forward pass."""
-
-    def __init__(self, visual: nn.Module):
-        self.visual = visual
-
-    def __enter__(self):
-        self.attention = self.visual.config._attn_implementation
-        self.projection = self.visual.patch_embed.proj
-        product = _PatchProduct(
-            self.projection.in_channels,
-            self.projection.out_channels,
-            self.projection.kernel_size,
-            bias=False,
-            device="meta",
-        )
-        product.weight = self.projection.weight
-        self.visual.patch_embed.proj = product
-        self.visual.set_attn_implementation(_ATTENTION)
-
-    def __exit__(self, *_):
-        self.visual.patch_embed.proj = self.projection
-        self.visual.set_attn_implementation(self.attention)
+@contextmanager
+def _fast_kernels(visual: nn.Module) -> Iterator[None]:
+    """Lend a tower the kernels of this file; the weights stay its own."""
+    attention, projection = visual.config._attn_implementation, visual.patch_embed.proj
+    product = _PatchProduct(
+        projection.in_channels, projection.out_channels, projection.kernel_size, bias=False, device="meta"
+    )
+    product.weight = projection.weight
+    visual.patch_embed.proj = product
+    visual.set_attn_implementation(_ATTENTION)
+    try:
+        yield
+    finally:
+        visual.patch_embed.proj = projection
+        visual.set_attn_implementation(attention)
 
 
 def _attend_within_pictures(
     module, query, key, value, attention_mask, *, scaling: float, patches_per_picture: int, **_transformers_extras
 ) -> tuple[torch.Tensor, None]:
     """Full attention inside each run of ``patches_per_picture`` patches; query, key, value [1, H, N, D]."""
-    batched = (x[0].unflatten(1, (-1, patches_per_picture)).transpose(0, 1) for x in (query, key, value))
-    q, k, v = batched
+    q, k, v = (x[0].unflatten(1, (-1, patches_per_picture)).transpose(0, 1) for x in (query, key, value))
     weights = torch.softmax(q @ k.transpose(-1, -2) * scaling, dim=-1)
     return (weights @ v).transpose(1, 2).flatten(0, 1)[None], None
 

@@ -1,5 +1,7 @@
 """Chunks cover a transcript with the overlap asked for, and their labels are its words."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,8 +40,8 @@ def test_neighbours_share_exactly_the_overlap_and_nothing_is_left_out(num_turns,
     overlap = data.draw(st.integers(0, chunk - 1))
     chunks = plan_chunks(num_turns, chunk_turns=chunk, overlap_turns=overlap)
     assert sorted({turn for part in chunks for turn in part}) == list(range(num_turns))
-    assert all(before.stop - after.start == overlap for before, after in zip(chunks, chunks[1:], strict=False))
-    assert all(after.stop > before.stop for before, after in zip(chunks, chunks[1:], strict=False))
+    assert all(before.stop - after.start == overlap for before, after in pairwise(chunks))
+    assert all(after.stop > before.stop for before, after in pairwise(chunks))
 
 
 def test_an_overlap_as_long_as_the_chunk_is_refused():

@@ -30,8 +30,9 @@ def finished(tmp_path_factory):
 
 def test_every_stage_leaves_a_model_and_a_loss_that_falls(tmp_path):
     recipe = recipe_from(options())
-    longer = dataclasses.replace(recipe.language[0], fit=dataclasses.replace(recipe.language[0].fit, num_steps=30))
-    run = Run(dataclasses.replace(recipe, language=[longer]), tmp_path)
+    tower, clips, _ = recipe.stages
+    longer = dataclasses.replace(clips, fit=dataclasses.replace(clips.fit, num_steps=30))
+    run = Run(dataclasses.replace(recipe, stages=[tower, longer]), tmp_path)
     run.follow()
     losses = [point["loss"] for point in run.loss_curves()["clips"]]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -48,11 +49,10 @@ def test_the_same_seed_trains_the_same_model(finished, tmp_path):
 def test_the_tower_stands_still_while_the_language_model_learns(finished):
     run, last = finished
     before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
-    changed = {name.split(".")[1] for name, weights in before.items() if not torch.equal(weights, after[name])}
-    assert "visual" in {name.split(".")[0] for name in before} | {name.split(".")[1] for name in before}
-    assert changed and not any(
-        "visual" in name for name, weights in before.items() if not torch.equal(weights, after[name])
-    )
+    changed = [name for name, weights in before.items() if not torch.equal(weights, after[name])]
+    assert any("visual" in name for name in before)
+    assert changed
+    assert not any("visual" in name for name in changed)
 
 
 def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
@@ -70,7 +70,7 @@ def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
     publish(run, last, tmp_path)
     match = Match(5)
     session = StreamingSession.from_pretrained(tmp_path, previous_text=match.intro)
-    assert session.cache_config.text_sink_tokens == run.recipe.language[-1].clips.text_sink_tokens
+    assert session.cache_config.text_sink_tokens == run.recipe.stages[-1].clips.text_sink_tokens
     assert session.sampling_config.temperature == 0
     assert session.step(render(next(match.seconds()))).num_tokens > 0
     assert session.model.hf.config.streamingvlm["training"]["stages"]["clips"]["steps"] == 4
@@ -85,6 +85,7 @@ def test_loss_curves_are_written_as_figures_and_as_a_picture(finished, tmp_path)
 
 
 def test_a_recipe_with_an_unknown_name_is_refused_in_one_line():
-    wrong = options() | {"tower": {"steps": 3}}
+    wrong = options()
+    wrong["stages"][0]["fit"] = {"steps": 3}
     with pytest.raises(ConfigError, match="steps"):
         recipe_from(wrong)
