@@ -15,7 +15,7 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.commentator import parse, say
 from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.script import Kind
-from streamingvlm.training.chunks import chunk_tokens, previous_ids
+from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.footage import Footage
 from streamingvlm.turns import Turn, TurnFormat
 
@@ -39,6 +39,7 @@ class ClipSettings:
     """How clips are drawn; percentages are of the clips.
 
     clip_turns: seconds in a clip.
+    overlap_turns: seconds that neighbouring clips of a match share (the chunks of the paper); None: they begin anywhere.
     opening_percent: clips that begin with the match, with nothing said before but the introduction.
     highlights_percent: clips that leave out the everyday seconds (silence, passes, tackles), so that what is rare comes
         often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
@@ -48,6 +49,7 @@ class ClipSettings:
     """
 
     clip_turns: int = 24
+    overlap_turns: int | None = None
     opening_percent: int = 4
     highlights_percent: int = 25
     forgetful_percent: int = 15
@@ -115,8 +117,16 @@ class ClipDataset(Dataset):
         if dice.chance(self.settings.highlights_percent):
             rare = [place for place in places if film.seconds[place].kind not in _EVERYDAY]
             places = rare if len(rare) > num_turns else places
-        start = dice.below(len(places) - num_turns)
+        start = self._start(len(places), dice)
         return places[start : start + num_turns]
+
+    def _start(self, num_places: int, dice: Dice) -> int:
+        num_turns, overlap_turns = self.settings.clip_turns, self.settings.overlap_turns
+        if overlap_turns is None:
+            return dice.below(num_places - num_turns)
+        chunks = plan_chunks(num_places, chunk_turns=num_turns, overlap_turns=overlap_turns)
+        whole = [chunk.start for chunk in chunks if len(chunk) == num_turns]
+        return whole[dice.below(len(whole))]
 
     def _previous_ids(self, intro: str, lines: list[str], dice: Dice) -> tuple[int, ...]:
         has_score = [parse(line).score is not None for line in lines]

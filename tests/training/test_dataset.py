@@ -46,6 +46,13 @@ def test_words_and_vision_of_a_clip_are_of_the_same_seconds(footage, turns):
         assert example.position_ids.shape == (3, len(example.input_ids))
 
 
+def test_overlapped_clips_begin_where_the_chunks_of_the_paper_do(footage, turns):
+    drawn = clips(footage, turns, overlap_turns=2, highlights_percent=0, opening_percent=0)
+    starts = {int(example.vision[0, 0]) for example in drawn}
+    assert starts <= set(range(0, 60 - CLIP_TURNS + 1, CLIP_TURNS - 2))
+    assert len(starts) > 5
+
+
 def test_highlights_leave_out_the_everyday_seconds(footage, turns):
     everyday = {Kind.SILENCE, Kind.PASS, Kind.TACKLE}
     for example in clips(footage, turns, highlights_percent=100, opening_percent=0):
