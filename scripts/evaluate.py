@@ -7,11 +7,11 @@ from typing import Any
 
 from command_line import CommandLine, run
 
-COMMAND_LINE = CommandLine("evaluate", plain="benchmark", text=("output",))
+COMMAND_LINE = CommandLine("evaluate", plain="benchmark", text=("result_path",))
 
 
 def main(options: dict[str, Any]):
-    """Watch a match that no training saw, print the score, and keep it as JSON where ``output`` names a file."""
+    """Watch a match that no training saw, print the score, and keep it as JSON where ``result_path`` names a file."""
     from rich.progress import track
 
     from streamingvlm import StreamingSession
@@ -25,11 +25,11 @@ def main(options: dict[str, Any]):
         session, seed=options["seed"], duration_s=options["duration_s"], on_line=lambda *_: next(ticks, None)
     )
     print(result)
-    if options["output"]:
+    if options["result_path"]:
         document = asdict(result)
         for report in (document["report"], *document["thirds"]):
             report["confusion"] = {f"{true} as {called}": n for (true, called), n in report["confusion"].items()}
-        Path(options["output"]).write_text(json.dumps(document, indent=1) + "\n")
+        Path(options["result_path"]).write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class ClipSettings:
     """How clips are drawn; percentages are of the clips.
 
     clip_turns: seconds in a clip.
-    overlap_turns: seconds that neighbouring clips of a match share (chunks of the paper); None: they begin anywhere.
+    overlap_turns: seconds that neighbouring clips share (the chunks of the paper); None: they begin anywhere.
     opening_percent: clips that begin with the match, with nothing said before but the introduction.
     highlights_percent: clips that leave out the everyday seconds (silence, passes, tackles), so that what is rare comes
         often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.

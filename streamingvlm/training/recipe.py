@@ -182,8 +182,8 @@ def stream_defaults(recipe: Recipe) -> dict[str, Any]:
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
     """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not."""
     try:
-        return Recipe(options["seed"], [_stage(**stage) for stage in options["stages"]], options.get("sizes", {}))
-    except (KeyError, TypeError) as error:
+        return Recipe(int(options["seed"]), [_stage(**stage) for stage in options["stages"]], options.get("sizes", {}))
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the recipe cannot be read ({error}); configs/experiment/pitch.yaml is a whole one"
         ) from error
