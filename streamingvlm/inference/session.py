@@ -123,13 +123,21 @@ class StreamingSession:
         Raises VideoError before the first turn where the file cannot be watched.
         """
         if not isinstance(source, str | Path):
-            yield from map(self.step, source)
+            yield from self._follow(iter(source))
             return
         config = self.video_config
         with open_video(
             source, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch
         ) as self.reader:
-            yield from map(self.step, self.reader)
+            yield from self._follow(self.reader)
+
+    def _follow(self, seconds: Iterator[Second]) -> Iterator[Commentary]:
+        while True:
+            with self.stats.stage("video"):
+                second = next(seconds, None)
+            if second is None:
+                return
+            yield self.step(second)
 
     @torch.inference_mode()
     def step(self, frames: torch.Tensor | Second) -> Commentary:

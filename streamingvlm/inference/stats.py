@@ -20,7 +20,8 @@ def percentile(values: list[float], share: float) -> float:
 class SessionStats:
     """Latency by stage, cache fill and real-time factor of one stream.
 
-    num_turns, num_tokens: turns taken and tokens generated; stream_s, busy_s: seconds of video and of work.
+    num_turns, num_tokens: turns taken and tokens generated; stream_s, busy_s: seconds of video, and of work on it or
+    of waiting for its next frames.
     cache_tokens, capacity_tokens: fill of the cache after the last turn; capacity is None where it is unbounded.
     """
 
@@ -37,7 +38,10 @@ class SessionStats:
         """Time the block as one stage of a turn."""
         start = time.perf_counter()
         yield
-        self._recent[name].append(time.perf_counter() - start)
+        spent_s = time.perf_counter() - start
+        self._recent[name].append(spent_s)
+        if name == "video":  # the other stages are parts of a turn's latency
+            self.busy_s += spent_s
 
     def turn_done_(self, *, stream_s: float, latency_s: float, num_tokens: int, cache_tokens: int):
         """Count one turn."""
@@ -50,7 +54,7 @@ class SessionStats:
 
     @property
     def realtime_factor(self) -> float:
-        """Seconds of stream a second of work; above 1 the model keeps up with live video."""
+        """Seconds of stream a second of work and waiting; above 1 the model keeps up with live video."""
         return self.stream_s / self.busy_s if self.busy_s else 0.0
 
     @property
