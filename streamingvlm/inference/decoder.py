@@ -131,7 +131,7 @@ class StreamingDecoder:
             query_rotation=self.kv.rotation(num_new),
         ).last_hidden_state
         self.kv.advance_(num_new)
-        return self.model.lm_head(hidden[:, -1])[0]
+        return self.model.logits(hidden[:, -1])[0]
 
     def _embed_pending(self) -> torch.Tensor:
         """Embeddings [1, T, hidden] of all tokens without keys, vision in the place of its pads."""

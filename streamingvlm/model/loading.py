@@ -8,6 +8,7 @@ the class of transformers itself, unpatched; the attention of its language model
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ class StreamingModel:
     def lm_head(self) -> torch.nn.Module:
         """From hidden states to logits."""
         return self.hf.lm_head
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of hidden states [..., hidden size]; the weights are taken to be final."""
+        if self.device.type == "cpu" and type(self.lm_head) is torch.nn.Linear and self.lm_head.bias is None:
+            return hidden @ self._head_columns
+        return self.lm_head(hidden)
+
+    @cached_property
+    def _head_columns(self) -> torch.Tensor:
+        # Each decoded token reads the whole head: column by column a CPU does so 1.1 to 1.6 times as fast.
+        return self.lm_head.weight.detach().t().contiguous()
 
     @property
     def vision(self) -> VisionEncoder:
