@@ -16,33 +16,32 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig, device: torch.device):
         self.config = config
-        self.seen_ids: list[int] = []
+        self.seen_ids = torch.empty(0, dtype=torch.long, device=device)
         self.generator = torch.Generator(device=device)
         self.reset_()
 
     def reset_(self):
         """Start the random stream of the seed again and forget what was seen."""
         self.generator.manual_seed(self.config.seed)
-        self.seen_ids = []
+        self.see_only_(())
 
     def see_only_(self, ids: Iterable[int]):
         """Let the penalty see ``ids`` and nothing else."""
-        self.seen_ids = list(set(ids))
+        self.seen_ids = torch.tensor(list(set(ids)), dtype=torch.long, device=self.seen_ids.device)
 
     def choose_(self, logits: torch.Tensor) -> int:
-        """Choose the next token from ``logits`` [V] and remember it."""
-        token = self._draw(self._penalised(logits.float()))
-        self.seen_ids.append(token)
+        """Choose the next token from ``logits`` [V], which are penalised in place, and remember it."""
+        token = self._draw(self._penalise_(logits.float()))
+        self.seen_ids = torch.cat([self.seen_ids, self.seen_ids.new_tensor([token])])
         return token
 
-    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+    def _penalise_(self, logits: torch.Tensor) -> torch.Tensor:
         penalty = self.config.repetition_penalty
-        if penalty == 1.0 or not self.seen_ids:
+        if penalty == 1.0:
             return logits
-        ids = torch.tensor(self.seen_ids, device=logits.device)
-        seen = logits[ids]
+        seen = logits[self.seen_ids]
         # An id that is listed twice is written twice with the same value.
-        return logits.index_put((ids,), torch.where(seen > 0, seen / penalty, seen * penalty))
+        return logits.index_put_((self.seen_ids,), torch.where(seen > 0, seen / penalty, seen * penalty))
 
     def _draw(self, logits: torch.Tensor) -> int:
         if self.config.temperature == 0:

@@ -48,13 +48,15 @@ class Probe:
         kept = slice(0, self.num_cached)
         self.key_norms = self.decoder.kv.keys[:, :, kept].norm(dim=-1).transpose(1, 2)
         self.value_norms = self.decoder.kv.values[:, :, kept].norm(dim=-1).transpose(1, 2)
-        self.logits = [self.prefill()]
+        logits = self.prefill()
+        self.logits = [logits.clone()]  # the sampler penalises in place
         self.positions = self.decoder.positions
-        return self.logits[0]
+        return logits
 
     def _speak(self, token: int) -> torch.Tensor:
-        self.logits.append(self.speak(token))
-        return self.logits[-1]
+        logits = self.speak(token)
+        self.logits.append(logits.clone())
+        return logits
 
 
 @pytest.fixture(scope="module")
