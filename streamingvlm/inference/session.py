@@ -14,7 +14,6 @@ import torch
 from streamingvlm.cache.eviction import capacity_tokens, plan_eviction
 from streamingvlm.cache.layout import CacheLayout, Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
-from streamingvlm.errors import VideoError
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.stats import SessionStats
@@ -148,9 +147,9 @@ class StreamingSession:
         """
         started = time.perf_counter()
         second = frames if isinstance(frames, Second) else self._next_second(frames)
-        turn = self._take_in(second)
+        turn, logits = self._take_in(second)
         with self.stats.stage("decode"):
-            reply = self._speak()
+            reply = self._speak(logits)
         closed = self.format.close_turn(turn, reply)
         self.decoder.close_(closed)
         self.num_turns += 1
@@ -164,11 +163,10 @@ class StreamingSession:
         return Commentary(turn.start_s, turn.end_s, self.format.spoken_text(reply), len(reply), latency_s)
 
     def _next_second(self, frames: torch.Tensor) -> Second:
-        _check_frames(frames)
         chunk_s = self.video_config.chunk_s
         return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
 
-    def _take_in(self, second: Second) -> Turn:
+    def _take_in(self, second: Second) -> tuple[Turn, torch.Tensor]:
         """From frames to the logits of the first word: encode, evict, append, prefill."""
         with self.stats.stage("vision"):
             vision, grid = self.vision.encode(second.frames)
@@ -179,8 +177,8 @@ class StreamingSession:
             self.decoder.see_(turn.index, vision)
         with self.stats.stage("prefill"):
             self.sampler.see_only_(self.decoder.ids)
-            self._logits = self.decoder.prefill_()
-        return turn
+            logits = self.decoder.prefill_()
+        return turn, logits
 
     def _make_room(self, turn: Turn):
         if self.num_turns == 0:
@@ -200,16 +198,16 @@ class StreamingSession:
         opens = self.num_turns == 0 or self.cache_config.policy == "window"
         self.decoder.extend_(self.format.open_turn(turn, self.query if opens and not is_asked else ""))
 
-    def _speak(self) -> list[int]:
+    def _speak(self, logits: torch.Tensor) -> list[int]:
         """Generate the reply's ids, the end of turn included where the model wrote one."""
         reply: list[int] = []
         said = ""
         while True:
-            reply.append(self.sampler.choose_(self._logits))
+            reply.append(self.sampler.choose_(logits))
             said = self._tell(reply, said)
             if reply[-1] in self.format.stop_ids or len(reply) == self.sampling_config.max_new_tokens:
                 return reply
-            self._logits = self.decoder.speak_(reply[-1])
+            logits = self.decoder.speak_(reply[-1])
 
     def _tell(self, reply: list[int], said: str) -> str:
         """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""
@@ -235,10 +233,3 @@ class StreamingSession:
             turn_tokens=turn_tokens,
             chunk_s=self.video_config.chunk_s,
         )
-
-
-def _check_frames(frames: torch.Tensor):
-    is_frames = isinstance(frames, torch.Tensor) and frames.dtype == torch.uint8 and frames.ndim == 4
-    if not is_frames or frames.shape[1] != 3 or 0 in frames.shape:
-        given = f"{frames.dtype} {tuple(frames.shape)}" if isinstance(frames, torch.Tensor) else type(frames).__name__
-        raise VideoError(f"step() was given {given}; give a uint8 tensor of RGB frames, [frames, 3, height, width]")

@@ -152,6 +152,8 @@ def capped_max_pixels(num_frames: int, *, factor: int, min_pixels: int, max_pixe
 
 
 def _check_frames(frames: torch.Tensor):
+    if not isinstance(frames, torch.Tensor):
+        raise VideoError(f"frames are a {type(frames).__name__}, expected a uint8 tensor [F, 3, H, W]; make one")
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise VideoError(
             f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}, expected uint8 [F, 3, H, W]; "
