@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from command_line import CommandLine, run
 
-from streamingvlm.training.recipe import Run, publish, recipe_from
-from streamingvlm.training.report import write_loss_curves
+from streamingvlm.training.pitch.recipe import Run, publish, recipe_from
+from streamingvlm.training.pitch.report import write_loss_curves
 
 COMMAND_LINE = CommandLine("train", plain="folder", text=("target",))
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from streamingvlm.training.dataset import Example
-
-IGNORED_LABEL = -100
+from streamingvlm.training.examples import IGNORED_LABEL, Example
 
 
 class Collate:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from streamingvlm.training.collate import IGNORED_LABEL
+from streamingvlm.training.examples import IGNORED_LABEL
 
 
 class Commentator(nn.Module):

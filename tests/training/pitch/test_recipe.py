@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch import Match, render
-from streamingvlm.training.recipe import Run, publish, recipe_from
-from streamingvlm.training.report import write_loss_curves
+from streamingvlm.training.pitch.recipe import Run, publish, recipe_from
+from streamingvlm.training.pitch.report import write_loss_curves
 
-EXPERIMENTS = Path(__file__).parents[2] / "configs"
+EXPERIMENTS = Path(__file__).parents[3] / "configs"
 
 
 def options():

@@ -3,9 +3,9 @@
 import torch
 
 from streamingvlm.pitch.tokenizer import build_tokenizer
-from streamingvlm.training.architecture import build_model, tiny_config
-from streamingvlm.training.footage import film, pixels_of
-from streamingvlm.training.tower import Tower
+from streamingvlm.training.pitch.architecture import build_model, tiny_config
+from streamingvlm.training.pitch.footage import film, pixels_of
+from streamingvlm.training.pitch.tower import Tower
 
 
 def test_the_tower_sees_what_transformers_sees():

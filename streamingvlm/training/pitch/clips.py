@@ -7,31 +7,20 @@ than look: it is at times cut down to what cannot be seen, at times altered wher
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch.utils.data import Dataset
 
-from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.commentator import parse, say
 from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.script import Kind
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
-from streamingvlm.training.footage import Footage
+from streamingvlm.training.examples import Example, example_from
+from streamingvlm.training.pitch.footage import Footage
 from streamingvlm.turns import Turn, TurnFormat
 
 _EVERYDAY = frozenset({Kind.SILENCE, Kind.PASS, Kind.TACKLE})
 _LONGEST_STREAM_S = 3 * 3600
 _ALTERED_LINES = ("", "pass by red", "pass by blue", "pass by yellow", "pass by black", "shot")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a batch: token ids, labels (-100 where none), positions [3, T], vision [its vision tokens, D]."""
-
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    position_ids: torch.Tensor
-    vision: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -100,13 +89,8 @@ class ClipDataset(Dataset):
         grid = (1, *[round(vision.shape[1] ** 0.5)] * 2)
         seconds = [Turn(offset_s + place, offset_s + place, offset_s + place + 1, grid) for place in places]
         tokens = chunk_tokens(self.turns, seconds, [lines[place] for place in places], previous)
-        ids = torch.tensor(tokens.ids)
-        return Example(
-            input_ids=ids,
-            labels=ids.masked_fill(~torch.tensor(tokens.supervised()), -100),
-            position_ids=contiguous_positions(tokens.segments),
-            vision=vision.flatten(0, 1),
-        )
+        name = f"match {number}, second {places[0]}"
+        return example_from(name, tokens, vision.flatten(0, 1))
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
         """The seconds of the clip."""

@@ -15,9 +15,9 @@ from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.field import side_of
 from streamingvlm.pitch.script import Kind
 from streamingvlm.pitch.world import COLOURS, KINDS, PitchSecond
-from streamingvlm.training.collate import IGNORED_LABEL
-from streamingvlm.training.footage import NUM_MIRRORINGS, Footage, mirrored, pixels_of
-from streamingvlm.training.tower import Tower
+from streamingvlm.training.examples import IGNORED_LABEL
+from streamingvlm.training.pitch.footage import NUM_MIRRORINGS, Footage, mirrored, pixels_of
+from streamingvlm.training.pitch.tower import Tower
 
 # Who took the shot cannot be seen in the second of its outcome.
 _ACTOR_UNSEEN = frozenset({Kind.GOAL, Kind.SAVE, Kind.WIDE})

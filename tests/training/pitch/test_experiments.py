@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from streamingvlm.training.recipe import recipe_from, stream_defaults
+from streamingvlm.training.pitch.recipe import recipe_from, stream_defaults
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "configs" / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

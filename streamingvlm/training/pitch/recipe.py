@@ -18,14 +18,14 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.dice import hashed
 from streamingvlm.pitch.tokenizer import build_tokenizer
-from streamingvlm.training.alignment import SecondDataset, TowerWithHeads
-from streamingvlm.training.architecture import PICTURE_PIXELS, build_model, tiny_config
 from streamingvlm.training.chunks import RememberingTokenizer
 from streamingvlm.training.collate import Collate
 from streamingvlm.training.commentator import Commentator
-from streamingvlm.training.dataset import ClipDataset, ClipSettings
-from streamingvlm.training.footage import Footage, encode_, film
-from streamingvlm.training.tower import Tower
+from streamingvlm.training.pitch.alignment import SecondDataset, TowerWithHeads
+from streamingvlm.training.pitch.architecture import PICTURE_PIXELS, build_model, tiny_config
+from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
+from streamingvlm.training.pitch.footage import Footage, encode_, film
+from streamingvlm.training.pitch.tower import Tower
 from streamingvlm.training.trainer import StageSettings, fit_
 from streamingvlm.turns import TurnFormat
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from streamingvlm.training.recipe import Run
+from streamingvlm.training.pitch.recipe import Run
 
 
 def write_loss_curves(run: Run, path: str | Path):

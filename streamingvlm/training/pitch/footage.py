@@ -13,8 +13,8 @@ import torch
 from streamingvlm.model.vision import preprocess
 from streamingvlm.pitch.renderer import render
 from streamingvlm.pitch.world import Match, PitchSecond
-from streamingvlm.training.architecture import PICTURE_PIXELS
-from streamingvlm.training.tower import Tower
+from streamingvlm.training.pitch.architecture import PICTURE_PIXELS
+from streamingvlm.training.pitch.tower import Tower
 
 NUM_MIRRORINGS = 4
 _ENCODED_AT_ONCE = 100

@@ -7,8 +7,8 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.pitch import Kind, say
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.dataset import ClipDataset, ClipSettings
-from streamingvlm.training.footage import film, mirrored
+from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
+from streamingvlm.training.pitch.footage import film, mirrored
 from streamingvlm.turns import TurnFormat
 
 CLIP_TURNS = 6
