@@ -7,7 +7,8 @@ differ on sharp edges, where the integer one clips what overshoots between its t
 """
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,14 @@ class VisionFeatures(NamedTuple):
     embeddings: torch.Tensor
     grid: Grid
     deepstack: tuple[torch.Tensor, ...] = ()
+
+
+def deepstack_inputs(is_vision: torch.Tensor, deepstack: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Name the arguments by which a text model takes deepstack features, each [V, D]; none where there are none.
+
+    is_vision: [B, T], True at the V places of the vision tokens.
+    """
+    return {"visual_pos_masks": is_vision, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
 
 
 class VisionEncoder:
