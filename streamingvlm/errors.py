@@ -15,3 +15,7 @@ class VideoError(StreamingVLMError):
 
 class CheckpointError(StreamingVLMError):
     """A model folder or hub name cannot be loaded."""
+
+
+class NonFiniteLossError(StreamingVLMError):
+    """A loss is infinite or no number; the message names the examples that it came from."""
