@@ -25,7 +25,7 @@ from streamingvlm.training.trainer import fit_
 from streamingvlm.turns import Turn, TurnFormat
 
 GRID = (1, 2, 3)
-WORDS = "the ball is in and he says you are helpful".split()
+WORDS = ["the", "ball", "is", "in", "and", "he", "says", "you", "are", "helpful"]
 DEFAULTS = {
     "num_steps": 20,
     "batch_size": 8,
@@ -113,4 +113,4 @@ if __name__ == "__main__":
             checkpoint, folder / name, given, resume="resume" in sys.argv[4:], model_folder=folder / name / "model"
         )
         if int(os.environ.get("RANK", 0)) == 0:
-            (folder / name / "curve.json").write_text(json.dumps(losses))
+            (where / "curve.json").write_text(json.dumps(losses))
