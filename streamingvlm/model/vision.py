@@ -75,12 +75,6 @@ class VisionEncoder:
         self.max_pixels = max_pixels
         self.resize = resize
 
-    def encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        """Encode uint8 frames [F, 3, H, W] into embeddings [V, D] and their merged grid (t, h, w)."""
-        features = self.features(frames)
-        assert not features.deepstack, f"{self.family.model_type} also has deepstack features: call features()"
-        return features.embeddings, features.grid
-
     def largest_grid(self, num_frames: int) -> Grid:
         """Merged grid (t, h, w) with as many tokens as ``num_frames`` frames of any size can have."""
         max_pixels = MAX_FRAME_TOKENS * self.family.size_factor**2 if self.max_pixels is None else self.max_pixels
