@@ -1,0 +1,223 @@
+"""A language model behind an address that speaks OpenAI's chat protocol: a hosted one, vLLM, SGLang, llama.cpp.
+
+Every answer that could be used is kept on disk by the content of its question, so that a run that was broken off, or is
+repeated, asks nothing twice. Delays, refusals for a while (429, 5xx) and cut connections are tried again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from streamingvlm.errors import ConfigError, EndpointError
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English prose, for estimates; the endpoint's own tokenizer is not at hand."""
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """Which model answers, and how patiently it is asked.
+
+    base_url: null stands for OpenAI's own. api_key_env: the environment variable that holds the key; null sends none.
+    timeout_s: for one answer. max_retries: of one request, with growing pauses. max_attempts: answers that cannot be
+        used before one gives up. num_parallel: requests at a time.
+    usd_per_million_in, usd_per_million_out: what tokens cost; null where nobody knows.
+    """
+
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = "OPENAI_API_KEY"
+    timeout_s: float = 120.0
+    max_retries: int = 6
+    max_attempts: int = 3
+    num_parallel: int = 8
+    usd_per_million_in: float | None = None
+    usd_per_million_out: float | None = None
+
+    def __post_init__(self):
+        if not self.model:
+            raise ConfigError("endpoint.model is empty; give the name under which the endpoint serves its model")
+        for name, least in (("max_retries", 0), ("max_attempts", 1), ("num_parallel", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"endpoint.{name}={getattr(self, name)} is below {least}; give {least} or more")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"endpoint.timeout_s={self.timeout_s} is not above 0; give the seconds to wait")
+
+    def cost_usd(self, num_tokens_in: int, num_tokens_out: int) -> float | None:
+        """What so many tokens cost, None where a price is not given."""
+        if self.usd_per_million_in is None or self.usd_per_million_out is None:
+            return None
+        return (num_tokens_in * self.usd_per_million_in + num_tokens_out * self.usd_per_million_out) / 1e6
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question: what decides about the answer, and nothing else."""
+
+    model: str
+    messages: tuple[tuple[str, str], ...]  # role, text
+    temperature: float = 0.0
+    max_tokens: int = 2048
+
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        messages = [{"role": role, "content": text} for role, text in self.messages]
+        return {
+            "model": self.model,
+            "messages": messages,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+
+
+@dataclass
+class Usage:
+    """What was asked, and what the endpoint says it counted."""
+
+    num_requests: int = 0
+    num_cached: int = 0
+    num_malformed: int = 0
+    num_tokens_in: int = 0
+    num_tokens_out: int = 0
+
+
+class AnswerCache:
+    """Answers on disk, a small JSON file each, whole or not there at all; shared by any number of processes."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def get(self, request: Request) -> str | None:
+        """Return the answer to a request; None where there is none that can be read."""
+        try:
+            return json.loads(self._path(request).read_text("utf-8"))["answer"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, request: Request, answer: str):
+        """Keep an answer; EndpointError where the disk does not take it."""
+        path = self._path(request)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+                json.dump({"request": request.body(), "answer": answer}, file, ensure_ascii=False)
+            os.replace(file.name, path)
+        except OSError as error:
+            raise EndpointError(f"{self.folder} cannot keep answers ({error.strerror}); make room or choose another")
+
+    def _path(self, request: Request) -> Path:
+        name = hashlib.sha256(json.dumps(request.body(), sort_keys=True).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.json"
+
+
+class ChatEndpoint:
+    """Asks a model, keeps its answers and counts; may be used from many threads.
+
+    Raises ConfigError where the key's variable is not set, EndpointError where the client is not installed.
+    """
+
+    def __init__(self, config: EndpointConfig, cache_folder: str | Path):
+        self.config = config
+        self.cache = AnswerCache(cache_folder)
+        self.usage = Usage()
+        self._key = _api_key(config.api_key_env)
+        self._client = _client(config, self._key)
+        self._lock = threading.Lock()
+
+    def request(self, messages: Sequence[tuple[str, str]], *, max_tokens: int = 2048) -> Request:
+        """A question of (role, text) messages to the endpoint's model, at temperature 0."""
+        return Request(self.config.model, tuple(messages), max_tokens=max_tokens)
+
+    def ask(self, request: Request, read: Callable[[str], Answer]) -> Answer | None:
+        """Return what ``read`` makes of the answer; None where no answer of ``max_attempts`` could be read.
+
+        ``read`` raises ValueError for an answer that is not what was asked for; such an answer is not kept. Raises
+        EndpointError where the endpoint refuses, or cannot be reached after all retries.
+        """
+        kept = self.cache.get(request)
+        if kept is not None:
+            try:
+                answer = read(kept)
+            except ValueError:
+                log.info("a kept answer cannot be read any more and is asked for again")
+            else:
+                self._count(num_cached=1)
+                return answer
+        for _ in range(self.config.max_attempts):
+            text = self._answer(request)
+            try:
+                answer = read(text)
+            except ValueError:
+                self._count(num_malformed=1)
+                continue
+            self.cache.put(request, text)
+            return answer
+        return None
+
+    def _answer(self, request: Request) -> str:
+        import openai
+
+        try:
+            completion = self._client.chat.completions.create(**request.body())
+        except openai.APIStatusError as error:
+            raise self._refused(f"answers {error.status_code}: {error.message}", error.status_code) from None
+        except openai.APIConnectionError as error:
+            raise self._refused(f"cannot be reached ({error.__cause__ or error})") from None
+        except (openai.APIError, ValueError) as error:
+            raise self._refused(f"answers what is no chat completion ({error})") from None
+        usage, choices = getattr(completion, "usage", None), getattr(completion, "choices", None)
+        self._count(
+            num_requests=1,
+            num_tokens_in=getattr(usage, "prompt_tokens", None) or 0,
+            num_tokens_out=getattr(usage, "completion_tokens", None) or 0,
+        )
+        return (choices[0].message.content or "") if choices else ""
+
+    def _refused(self, what: str, status: int | None = None) -> EndpointError:
+        remedies = {
+            401: f"set the key in {self.config.api_key_env}",
+            403: f"set a key in {self.config.api_key_env} that may use the model",
+            404: "check endpoint.model and endpoint.base_url",
+        }
+        remedy = remedies.get(status, "run the same command again later: answers so far are kept")
+        what = what.replace(self._key, "***") if self._key else what
+        return EndpointError(f"{self.config.base_url or 'api.openai.com'} {' '.join(what.split())[:300]}; {remedy}")
+
+    def _count(self, **numbers: int):
+        with self._lock:
+            for name, number in numbers.items():
+                setattr(self.usage, name, getattr(self.usage, name) + number)
+
+
+def _api_key(variable: str | None) -> str:
+    if variable is None:
+        return ""
+    if not (key := os.environ.get(variable, "").strip()):
+        raise ConfigError(f"{variable} is not set; put the endpoint's key there, or say endpoint.api_key_env=null")
+    return key
+
+
+def _client(config: EndpointConfig, key: str):
+    try:
+        import openai
+    except ImportError as error:
+        raise EndpointError(
+            'the client of OpenAI\'s protocol is missing; run: pip install "streamingvlm[llm]"'
+        ) from error
+    return openai.OpenAI(
+        base_url=config.base_url,
+        api_key=key or "none",
+        timeout=config.timeout_s,
+        max_retries=config.max_retries,
+    )
