@@ -8,13 +8,13 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from streamingvlm.atomic import write_json
 from streamingvlm.errors import ConfigError, EndpointError
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class EndpointConfig:
     max_retries: int = 6
     max_attempts: int = 3
     num_parallel: int = 8
+    temperature: float | None = 0.0
+    token_limit_name: str | None = "max_tokens"
     usd_per_million_in: float | None = None
     usd_per_million_out: float | None = None
 
@@ -63,22 +65,18 @@ class EndpointConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """A question: what decides about the answer, and nothing else."""
+    """A question: all that decides about the answer, which is what is sent, and nothing else."""
 
-    model: str
-    messages: tuple[tuple[str, str], ...]  # role, text
-    temperature: float = 0.0
-    max_tokens: int = 2048
+    body: Mapping[str, Any]
 
-    def body(self) -> dict[str, Any]:
-        """What is sent."""
-        messages = [{"role": role, "content": text} for role, text in self.messages]
-        return {
-            "model": self.model,
-            "messages": messages,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-        }
+    @property
+    def num_characters(self) -> int:
+        """Of all messages."""
+        return sum(len(message["content"]) for message in self.body["messages"])
+
+    def digest(self) -> str:
+        """A name for the question, the same wherever and whenever it is asked."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
@@ -107,17 +105,13 @@ class AnswerCache:
 
     def put(self, request: Request, answer: str):
         """Keep an answer; EndpointError where the disk does not take it."""
-        path = self._path(request)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-                json.dump({"request": request.body(), "answer": answer}, file, ensure_ascii=False)
-            os.replace(file.name, path)
+            write_json(self._path(request), {"request": request.body, "answer": answer})
         except OSError as error:
-            raise EndpointError(f"{self.folder} cannot keep answers ({error.strerror}); make room or choose another")
+            raise EndpointError(f"{self.folder} cannot keep answers ({error.strerror}); make room there") from error
 
     def _path(self, request: Request) -> Path:
-        name = hashlib.sha256(json.dumps(request.body(), sort_keys=True).encode()).hexdigest()
+        name = request.digest()
         return self.folder / name[:2] / f"{name}.json"
 
 
@@ -135,9 +129,15 @@ class ChatEndpoint:
         self._client = _client(config, self._key)
         self._lock = threading.Lock()
 
-    def request(self, messages: Sequence[tuple[str, str]], *, max_tokens: int = 2048) -> Request:
-        """A question of (role, text) messages to the endpoint's model, at temperature 0."""
-        return Request(self.config.model, tuple(messages), max_tokens=max_tokens)
+    def request(self, messages: Sequence[tuple[str, str]], *, max_tokens: int) -> Request:
+        """A question of (role, text) messages to the endpoint's model."""
+        body = {
+            "model": self.config.model,
+            "messages": [{"role": role, "content": text} for role, text in messages],
+            "temperature": self.config.temperature,
+            self.config.token_limit_name: max_tokens,
+        }
+        return Request({name: value for name, value in body.items() if name and value is not None})
 
     def ask(self, request: Request, read: Callable[[str], Answer]) -> Answer | None:
         """Return what ``read`` makes of the answer; None where no answer of ``max_attempts`` could be read.
@@ -166,23 +166,24 @@ class ChatEndpoint:
         return None
 
     def _answer(self, request: Request) -> str:
+        """The text of an answer, "" for what is no chat completion."""
         import openai
 
+        self._count(num_requests=1)
         try:
-            completion = self._client.chat.completions.create(**request.body())
+            completion = self._client.chat.completions.create(**request.body)
         except openai.APIStatusError as error:
             raise self._refused(f"answers {error.status_code}: {error.message}", error.status_code) from None
         except openai.APIConnectionError as error:
             raise self._refused(f"cannot be reached ({error.__cause__ or error})") from None
-        except (openai.APIError, ValueError) as error:
-            raise self._refused(f"answers what is no chat completion ({error})") from None
-        usage, choices = getattr(completion, "usage", None), getattr(completion, "choices", None)
+        except (openai.APIResponseValidationError, ValueError):
+            return ""
+        usage = getattr(completion, "usage", None)
         self._count(
-            num_requests=1,
             num_tokens_in=getattr(usage, "prompt_tokens", None) or 0,
             num_tokens_out=getattr(usage, "completion_tokens", None) or 0,
         )
-        return (choices[0].message.content or "") if choices else ""
+        return _content(completion)
 
     def _refused(self, what: str, status: int | None = None) -> EndpointError:
         remedies = {
@@ -198,6 +199,15 @@ class ChatEndpoint:
         with self._lock:
             for name, number in numbers.items():
                 setattr(self.usage, name, getattr(self.usage, name) + number)
+
+
+def _content(completion: Any) -> str:
+    """The client does not check what it was sent."""
+    try:
+        content = completion.choices[0].message.content
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return ""
+    return content if isinstance(content, str) else ""
 
 
 def _api_key(variable: str | None) -> str:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from streamingvlm.data.transcript import Transcript, Word, spread
-from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, Request
+from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, Request, Usage
 from streamingvlm.errors import ConfigError
 
 MAX_SENTENCE_WORDS = 40
@@ -82,6 +82,11 @@ class Cleaner:
         self._config = config
         self.counts: Counter[str] = Counter()
 
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint was asked."""
+        return self._endpoint.usage
+
     def clean(self, transcript: Transcript) -> Transcript:
         """Return what is left of a transcript. Raises EndpointError; what was answered until then is kept on disk."""
         segments = self._segments(transcript)
@@ -102,7 +107,7 @@ class Cleaner:
                 num_cached += 1
                 continue
             num_requests += 1
-            num_in += sum(len(text) for _, text in request.messages) // CHARACTERS_PER_TOKEN
+            num_in += request.num_characters // CHARACTERS_PER_TOKEN
             num_edited = _EDITED_SHARE * sum(len(_text(sentence)) for sentence in segment) / CHARACTERS_PER_TOKEN
             num_out += round(len(segment) * _TOKENS_A_VERDICT + num_edited)
         cost = self._endpoint.config.cost_usd(num_in, num_out)

@@ -13,25 +13,7 @@ from streamingvlm.data.conversations import Conversation, is_conversation_file, 
 from streamingvlm.data.formats import TRANSCRIPT_SUFFIXES
 from streamingvlm.errors import DataError
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    ]
-)
+VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +22,11 @@ class Source:
 
     path: Path
     root: Path
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it is a file of entries, neither a folder nor a video."""
+        return not (self.path.is_dir() or _is_video(self.path))
 
 
 @dataclass(frozen=True)
@@ -72,9 +59,7 @@ def open_sources(paths: Sequence[str | Path], video_root: str | Path | None) -> 
         if path.resolve() in sources:
             refusals.append(Refusal(str(path), "named twice"))
             continue
-        _check_source(path)
-        folder = path if path.is_dir() else path.parent
-        sources[path.resolve()] = Source(path, folder if path.is_dir() or not video_root else _absolute(video_root))
+        sources[path.resolve()] = _source(path, video_root)
     if not sources:
         raise DataError("no source is named; name a folder of videos, a video, or a JSONL file of conversations")
     return list(sources.values()), refusals
@@ -83,17 +68,17 @@ def open_sources(paths: Sequence[str | Path], video_root: str | Path | None) -> 
 def read_entries(source: Source) -> Iterator[Entry | Refusal]:
     """Yield what a source names, in its order; a folder's videos by name."""
     if source.path.is_dir():
-        videos = (path for path in source.path.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-        yield from (_video_entry(path) for path in sorted(videos))
-    elif source.path.suffix.lower() in VIDEO_SUFFIXES:
-        yield _video_entry(source.path)
-    else:
+        yield from map(_video_entry, sorted(path for path in source.path.rglob("*") if _is_video(path)))
+    elif source.is_list:
         yield from _listed_entries(source)
+    else:
+        yield _video_entry(source.path)
 
 
-def common_root(sources: Sequence[Source]) -> Path:
-    """The folder that the paths of all videos can be written relative to."""
-    return Path(os.path.commonpath([source.root for source in sources]))
+def common_root(sources: Sequence[Source], video_root: str | Path | None) -> Path:
+    """The folder that all videos are written relative to: the one that the user named, where it holds them all."""
+    common = Path(os.path.commonpath([source.root for source in sources]))
+    return _absolute(video_root) if video_root and common.is_relative_to(_absolute(video_root)) else common
 
 
 def inside(root: Path, name: str) -> Path:
@@ -111,15 +96,21 @@ def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def _check_source(path: Path):
+def _source(path: Path, video_root: str | Path | None) -> Source:
     if not path.exists():
         raise DataError(f"{path} does not exist; name a folder of videos, a video, or a JSONL file of conversations")
-    if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
-        return
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read by this user; change its permissions")
+    source = Source(path, path if path.is_dir() else path.parent)
+    if not source.is_list:
+        return source
     if not is_conversation_file(path):
         raise DataError(f"{path} is no list of recordings; name a folder of videos, a video, or a JSONL file")
+    return Source(path, _absolute(video_root)) if video_root else source
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def _video_entry(video: Path) -> Entry:
