@@ -6,6 +6,7 @@ Every reader gives `Cue`s as the file has them; `streamingvlm.data.transcript.me
 import html
 import io
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -17,6 +18,8 @@ from webvtt.errors import MalformedCaptionError, MalformedFileError
 
 from streamingvlm.data.transcript import Cue, Stamped
 from streamingvlm.errors import DataError
+
+log = logging.getLogger(__name__)
 
 TRANSCRIPT_SUFFIXES = (".json", ".vtt", ".srt")
 """Under which names a transcript stands beside its video, the richest format first."""
@@ -88,6 +91,8 @@ def _caption_cues(text: str, kind: str, path: str | Path) -> list[Cue]:
         captions = webvtt.from_buffer(io.StringIO(text), format=kind).captions
     except (MalformedFileError, MalformedCaptionError) as error:
         raise DataError(f"{path} is damaged ({error}); write the file again") from error
+    if (num_lost := text.count("-->") - len(captions)) > 0:
+        log.warning("%s: %d of its cues are empty or cannot be read, and are passed over", path, num_lost)
     has_inline_stamps = any(_INLINE_STAMP.search(caption.raw_text) for caption in captions)
     # Captions made while somebody speaks stamp the words of the new line and repeat the line before as it stands.
     read = _karaoke_words if has_inline_stamps else _whole_text

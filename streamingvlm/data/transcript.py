@@ -167,11 +167,10 @@ def _in_order(pieces: list[Stamped], counts: Counter[str]) -> list[Stamped]:
 
 def _without_overlap(pieces: list[Stamped], counts: Counter[str]) -> list[Stamped]:
     """The earlier one gives way, so that one word stamped far too long cannot push all others behind it."""
-    limits_s = [piece.start_s for piece in pieces[1:]] + [math.inf]
-    counts["overlapping"] += sum(
-        piece.end_s > limit_s + TIME_SLACK_S for piece, limit_s in zip(pieces, limits_s, strict=True)
-    )
-    return [replace(piece, end_s=min(piece.end_s, limit_s)) for piece, limit_s in zip(pieces, limits_s, strict=True)]
+    limits_s = [*(piece.start_s for piece in pieces[1:]), math.inf]
+    pairs = list(zip(pieces, limits_s, strict=False))  # of nothing there is nothing
+    counts["overlapping"] += sum(piece.end_s > limit_s + TIME_SLACK_S for piece, limit_s in pairs)
+    return [replace(piece, end_s=min(piece.end_s, limit_s)) for piece, limit_s in pairs]
 
 
 def _is_outside(word: Word, start_s: float, end_s: float, counts: Counter[str]) -> bool:
