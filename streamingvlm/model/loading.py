@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -28,6 +28,9 @@ from streamingvlm.model.checkpoint import (
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
+
+if TYPE_CHECKING:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NUM_KEYS_SHOWN = 3
@@ -91,6 +94,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
+    quantization: "QuantizationConfigMixin | None" = None,
 ) -> StreamingModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
 
@@ -98,6 +102,7 @@ def load_model(
     device: by default CUDA where there is one, else the CPU.
     dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 elsewhere.
     attention: name under which the language model's attention is registered with transformers; by default sdpa.
+    quantization: how transformers is to quantise the weights while it loads them; by default not at all.
 
     Raises CheckpointError for a checkpoint that cannot be used, ConfigError for an unknown device or dtype.
     """
@@ -111,7 +116,7 @@ def load_model(
     with _quiet_transformers():
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
-        hf = _load_weights(folder, family, config, dtype, attention or "sdpa")
+        hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
     return StreamingModel(
         name=str(name),
         hf=hf.to(device).eval(),
@@ -169,8 +174,16 @@ def _load_tokenizer(folder: Path, config: transformers.PreTrainedConfig) -> tran
 
 
 def _load_weights(
-    folder: Path, family: Family, config: transformers.PreTrainedConfig, dtype: torch.dtype, attention: str
+    folder: Path,
+    family: Family,
+    config: transformers.PreTrainedConfig,
+    dtype: torch.dtype,
+    attention: str,
+    quantization: "QuantizationConfigMixin | None",
+    device: torch.device,
 ) -> transformers.PreTrainedModel:
+    # Quantised weights are made where they will stay; others are loaded on the CPU and moved whole.
+    place = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
     try:
         hf, info = getattr(transformers, family.class_name).from_pretrained(
             folder,
@@ -181,6 +194,7 @@ def _load_weights(
             local_files_only=True,
             ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
             output_loading_info=True,
+            **place,
         )
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(

@@ -81,15 +81,20 @@ class VisionEncoder:
         num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
         return num_steps, 1, int(max_pixels) // self.family.size_factor**2
 
-    @torch.no_grad()
     def features(self, frames: torch.Tensor) -> VisionFeatures:
         """Encode uint8 frames [F, 3, H, W], with the deepstack features where the family has them.
 
         Raises VideoError for frames of another type or shape.
         """
-        pixels, (t, h, w) = preprocess(
+        pixels, grid = preprocess(
             frames, family=self.family, min_pixels=self.min_pixels, max_pixels=self.max_pixels, resize=self.resize
         )
+        return self.features_of(pixels, grid)
+
+    @torch.no_grad()
+    def features_of(self, pixels: torch.Tensor, grid: Grid) -> VisionFeatures:
+        """Encode what `preprocess` made of frames: pixel values and their grid (t, h, w) in patches."""
+        t, h, w = grid
         output = self.tower(
             pixels.to(self.tower.device, self.tower.dtype),
             grid_thw=torch.tensor([[t, h, w]], device=self.tower.device),
