@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
+from streamingvlm.errors import ConfigError
 from streamingvlm.model.vision import deepstack_inputs
 from streamingvlm.training.examples import IGNORED_LABEL
 
@@ -30,7 +33,6 @@ class Commentator(nn.Module):
         self.head = base.lm_head
         self.visual = base.model.visual if train_vision else None
         self.vision_pad_id = base.config.video_token_id
-        self.merge_size = base.config.vision_config.spatial_merge_size
         self._whole = [model]  # in a list: a submodule would be wrapped, moved and saved twice
         self._saved_names = _names_in(model, self)
 
@@ -64,8 +66,7 @@ class Commentator(nn.Module):
         return {"losses": nn.functional.cross_entropy(logits.float(), targets[is_asked], reduction="none")}
 
     def _see(self, pixels: torch.Tensor, grids: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-        merge = torch.tensor([1, self.merge_size, self.merge_size], device=grids.device)
-        seen = self.visual(pixels.to(self.visual.dtype), grid_thw=grids * merge)
+        seen = self.visual(pixels.to(self.visual.dtype), grid_thw=grids)
         return seen.pooler_output, getattr(seen, "deepstack_features", None) or ()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -89,6 +90,17 @@ class Commentator(nn.Module):
                 # The older name is all that transformers 5.17 has.
                 enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
                 enable({"use_reentrant": False})
+
+    def use_liger_kernels_(self):
+        """Take Liger's kernels for norms, rotations and gated layers. Raises ConfigError where it is not installed.
+
+        Its losses are left out: only the few positions that are asked for go through the head here.
+        """
+        if not is_liger_kernel_available():
+            raise ConfigError(
+                'liger=true needs liger-kernel, which is not installed; pip install "streamingvlm[liger]"'
+            )
+        apply_liger_kernel(self._whole[0], {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
     def save_pretrained(self, folder: str | Path, state: dict[str, torch.Tensor] | None = None):
         """Write the whole model, or its adapters, as a Hugging Face folder.
