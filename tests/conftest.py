@@ -46,8 +46,8 @@ TINY = {
         "vision_config": {**_VISION, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2},
     },
     "qwen3_vl": {
-        "text_config": {**_TEXT, "rope_parameters": _QWEN3_ROPE},
-        "vision_config": {**_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 64},
+        "text_config": {**_TEXT, "num_hidden_layers": 3, "rope_parameters": _QWEN3_ROPE},
+        "vision_config": {**_VISION, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
     },
 }
 

@@ -1,5 +1,6 @@
 """A stream against its oracles: one full pass while nothing is evicted, a naive stream afterwards."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,12 +8,13 @@ import torch
 from naive_stream import NaiveStream
 
 from streamingvlm.cache.layout import Kind
-from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
+from streamingvlm.model.vision import preprocess
 from streamingvlm.video.clock import Second
 
 VIDEO = VideoConfig(fps=2.0, chunk_s=1.0, min_pixels=1, max_pixels=84 * 84)
@@ -23,8 +25,13 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu", attention=STREAMING_ATTENTION)
+def models(tiny_checkpoint):
+    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models["qwen2_5_vl"]
 
 
 def frames(seed: int, num_frames: int = 2, height: int = 56, width: int = 84) -> torch.Tensor:
@@ -49,54 +56,69 @@ def record_logits(session: StreamingSession) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
-def test_without_eviction_a_stream_equals_one_full_pass(tiny_checkpoint, model_type):
-    model = load_model(tiny_checkpoint(model_type), device="cpu", attention=STREAMING_ATTENTION)
-    session = open_session(model, CacheConfig(policy="full"), query=QUERY, previous_text=PREVIOUS)
+@pytest.mark.parametrize("chunk_s", [1.0, 2.0], ids=["one patch", "two patches"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_without_eviction_a_stream_equals_one_full_pass(models, tiny_checkpoint, model_type, chunk_s):
+    video = replace(VIDEO, chunk_s=chunk_s)
+    session = open_session(models[model_type], {"policy": "full"}, video, query=QUERY, previous_text=PREVIOUS)
     streamed = record_logits(session)
-    vision = []
-    for second in range(6):
-        vision.append(session.vision.encode(frames(second))[0])
-        session.step(frames(second))
+    pictures = [frames(turn, video.num_frames) for turn in range(6)]
+    for picture in pictures:
+        session.step(picture)
     asked = [s.kind in (Kind.SPEECH, Kind.TAIL) for s in session.layout.segments for _ in range(s.num_tokens)]
     choices = [place - 1 for place, is_said in enumerate(asked) if is_said]
-    whole = full_pass(tiny_checkpoint(model_type), session, torch.cat(vision))[choices]
+    whole = full_pass(tiny_checkpoint(model_type), session, pictures)[choices]
     said = torch.stack(streamed)[: len(choices)]
     assert len(streamed) >= len(choices) >= 6
     assert (whole - said).abs().max() < TOLERANCE
 
 
-def full_pass(folder, session: StreamingSession, vision: torch.Tensor) -> torch.Tensor:
-    """Logits [T, V] of the stock model, stock attention, over all tokens of the session at once."""
+def full_pass(folder, session: StreamingSession, pictures: list[torch.Tensor]) -> torch.Tensor:
+    """Logits [T, V] of transformers' own whole model over all tokens of the session and the pictures in sight.
+
+    Stock attention, the stock vision path, and the positions that the model's class finds by itself.
+    """
     stock = load_model(folder, device="cpu")
+    limits = {"min_pixels": session.video_config.min_pixels, "max_pixels": session.video_config.max_pixels}
+    patches, grids = zip(*(preprocess(picture, family=stock.family, **limits) for picture in pictures), strict=True)
     ids = torch.tensor([session.decoder.ids])
-    embeds = stock.text_model.embed_tokens(ids)
-    embeds[ids == session.format.vision_pad_id] = vision
-    positions = contiguous_positions(session.layout.segments)[:, None]
     with torch.inference_mode():
-        hidden = stock.text_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state
-        return stock.lm_head(hidden)[0]
+        return stock.hf(
+            input_ids=ids,
+            mm_token_type_ids=2 * (ids == session.format.vision_pad_id),
+            pixel_values_videos=torch.cat(patches),
+            video_grid_thw=torch.tensor(grids),
+            second_per_grid_ts=torch.ones(len(grids)),
+        ).logits[0]
 
 
 SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
 
 
 @pytest.mark.parametrize(
-    ("cache", "video"),
+    ("model_type", "cache", "video"),
     [
-        (SMALL, {}),
-        ({**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}, {}),
-        ({**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}, {}),
-        ({**SMALL, "text_sink_tokens": 0}, {}),
-        ({**SMALL, "text_window_tokens": 0}, {}),
-        ({**SMALL, "positions": "native"}, {}),
-        ({**SMALL, "positions": "native", "turn_window_s": 1.0}, {}),
-        (SMALL, {"chunk_s": 0.5, "fps": 4.0}),
-        (SMALL, {"chunk_s": 1.5, "fps": 3.0}),
-        (SMALL, {"fps": 5.0}),
+        ("qwen2_5_vl", SMALL, {}),
+        ("qwen2_5_vl", {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}, {}),
+        ("qwen2_5_vl", {**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}, {}),
+        ("qwen2_5_vl", {**SMALL, "text_sink_tokens": 0}, {}),
+        ("qwen2_5_vl", {**SMALL, "text_window_tokens": 0}, {}),
+        ("qwen2_5_vl", {**SMALL, "positions": "native"}, {}),
+        ("qwen2_5_vl", {**SMALL, "positions": "native", "turn_window_s": 1.0}, {}),
+        ("qwen2_5_vl", SMALL, {"chunk_s": 0.5, "fps": 4.0}),
+        ("qwen2_5_vl", SMALL, {"chunk_s": 1.5, "fps": 3.0}),
+        ("qwen2_5_vl", SMALL, {"fps": 5.0}),
+        ("qwen2_vl", SMALL, {}),
+        ("qwen2_vl", SMALL, {"fps": 5.0}),
+        ("qwen3_vl", SMALL, {}),
+        ("qwen3_vl", {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}, {}),
+        ("qwen3_vl", {**SMALL, "positions": "native", "turn_window_s": 1.0}, {"fps": 4.0}),
+        ("qwen3_vl", SMALL, {"fps": 5.0}),
+        ("qwen3_vl", SMALL, {"fps": 4.0, "turn_format": "time-range-1"}),
     ],
 )
-def test_after_eviction_a_stream_equals_the_naive_stream(model, cache, video):
+def test_after_eviction_a_stream_equals_the_naive_stream(models, model_type, cache, video):
+    model = models[model_type]
     video = VideoConfig(**{"fps": 2.0, "chunk_s": 1.0, "min_pixels": 1, "max_pixels": 56 * 56, **video})
     settings = {"query": QUERY, "previous_text": PREVIOUS}
     session = open_session(model, CacheConfig(**cache), video, **settings)
@@ -113,17 +135,18 @@ def test_after_eviction_a_stream_equals_the_naive_stream(model, cache, video):
         assert (torch.stack(streamed) - torch.stack(logits)).abs().max() < TOLERANCE, f"second {second}"
 
 
-def test_recompute_equals_a_fresh_pass_over_what_is_kept(model, tiny_checkpoint):
-    session = open_session(model, CacheConfig(**SMALL, recompute=True), query=QUERY, previous_text=PREVIOUS)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_recompute_equals_a_fresh_pass_over_what_is_kept(models, model_type, tiny_checkpoint):
+    cache = CacheConfig(**SMALL, recompute=True)
+    session = open_session(models[model_type], cache, query=QUERY, previous_text=PREVIOUS)
     streamed = record_logits(session)
     for second in range(7):
         streamed.clear()
         session.step(frames(second))
-        kept = [s.turn for s in session.layout.segments if s.kind is Kind.VISION]
-        vision = torch.cat([session.vision.encode(frames(turn))[0] for turn in kept])
+        pictures = [frames(s.turn) for s in session.layout.segments if s.kind is Kind.VISION]
         opened = [s.kind is Kind.REPLY_OPEN for s in session.layout.segments for _ in range(s.num_tokens)]
         last_open = max(place for place, is_open in enumerate(opened) if is_open)
-        fresh = full_pass(tiny_checkpoint("qwen2_5_vl"), session, vision)[last_open]
+        fresh = full_pass(tiny_checkpoint(model_type), session, pictures)[last_open]
         assert (fresh - streamed[0]).abs().max() < TOLERANCE
 
 

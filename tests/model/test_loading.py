@@ -63,7 +63,7 @@ def test_weights_take_the_dtype_asked_for(tiny_checkpoint, dtype):
     model = load_model(tiny_checkpoint(), device="cpu", dtype=dtype)
     assert {parameter.dtype for parameter in model.hf.parameters()} == {torch.bfloat16}
     assert (
-        model.vision_encoder(min_pixels=1).encode(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))[0].dtype
+        model.vision_encoder(min_pixels=1).features(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))[0].dtype
         == torch.bfloat16
     )
 
@@ -95,7 +95,7 @@ def test_the_text_attention_is_chosen_by_its_registered_name(tiny_checkpoint):
     )
     assert len(calls) == chosen.hf.config.text_config.num_hidden_layers
     assert torch.equal(expected, actual)
-    chosen.vision.encode(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))
+    chosen.vision.features(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))
     assert len(calls) == chosen.hf.config.text_config.num_hidden_layers
 
 

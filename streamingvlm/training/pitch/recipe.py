@@ -26,7 +26,7 @@ from streamingvlm.training.pitch.architecture import PICTURE_PIXELS, build_model
 from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
 from streamingvlm.training.pitch.footage import Footage, encode_, film
 from streamingvlm.training.pitch.tower import Tower
-from streamingvlm.training.trainer import StageSettings, fit_
+from streamingvlm.training.trainer import FitSettings, fit_
 from streamingvlm.turns import TurnFormat
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Stage:
     """The tower learns to see (``clips`` None), or the language model learns from clips while the tower rests."""
 
     name: str
-    fit: StageSettings
+    fit: FitSettings
     footage: FootagePlan
     clips: ClipSettings | None = None
 
@@ -191,7 +191,7 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
 
 def _stage(name: str, fit: Mapping, footage: Mapping, clips: Mapping | None = None) -> Stage:
     settings = None if clips is None else ClipSettings(**clips)
-    return Stage(name, StageSettings(**fit), FootagePlan(**footage), settings)
+    return Stage(name, FitSettings(**fit), FootagePlan(**footage), settings)
 
 
 def _save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path):

@@ -1,0 +1,116 @@
+"""A run of training small enough to be repeated in many ways, and to be killed: importable, and a program.
+
+    python tests/training/tiny_run.py CHECKPOINT FOLDER '{"num_steps": 20, ...}' [resume]
+
+It writes the loss of every step to FOLDER/losses.jsonl as it goes, so that a killed run leaves what it did.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from streamingvlm.model.loading import load_model
+from streamingvlm.model.vision import VisionFeatures
+from streamingvlm.training.chunks import chunk_tokens
+from streamingvlm.training.collate import Collate
+from streamingvlm.training.commentator import Commentator
+from streamingvlm.training.examples import example_of_seconds
+from streamingvlm.training.settings import FitSettings
+from streamingvlm.training.trainer import fit_
+from streamingvlm.turns import Turn, TurnFormat
+
+GRID = (1, 2, 3)
+WORDS = ["the", "ball", "is", "in", "and", "he", "says", "you", "are", "helpful"]
+DEFAULTS = {
+    "num_steps": 20,
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "warmup_steps": 3,
+    "bf16": False,
+    "log_every_steps": 1,
+    "silence_weight": 0.25,
+}
+
+
+class TinyChunks(Dataset):
+    """Chunks of 1 to 6 seconds with random words, silent seconds among them, and random vision."""
+
+    def __init__(self, model, num_examples=60):
+        self.turns = TurnFormat(model.tokenizer, temporal_step=2.0)
+        self.size = model.hf.config.text_config.hidden_size
+        self.num_levels = len(getattr(model.hf.config.vision_config, "deepstack_visual_indexes", None) or ())
+        self.num_examples = num_examples
+
+    def __len__(self):
+        return self.num_examples
+
+    def __getitem__(self, index):
+        dice = torch.Generator().manual_seed(index)
+
+        def below(limit):
+            return int(torch.randint(limit, (), generator=dice))
+
+        seconds = [Turn(number, number, number + 1, GRID) for number in range(1 + below(6))]
+        lines = [" ".join(WORDS[below(len(WORDS))] for _ in range(below(4))) for _ in seconds]
+        tokens = chunk_tokens(self.turns, seconds, lines, self.turns.encode_plain("said before " * below(3)))
+        vision = torch.randn(len(seconds), 1 + self.num_levels, 6, self.size, generator=dice)
+        features = [VisionFeatures(levels[0], GRID, tuple(levels[1:])) for levels in vision]
+        return example_of_seconds(f"chunk {index}", tokens, features)
+
+    def length(self, index):
+        return len(self[index].input_ids)
+
+
+class Diary(TrainerCallback):
+    """Writes each loss down at once; ``slow_save_s`` leaves time to be killed while a checkpoint is written."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_log(self, args, state, control, logs, **_):
+        if "loss" in logs and state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def train(checkpoint, folder, settings, *, resume=False, **more):
+    """Train from a checkpoint and return the losses of the run and the module."""
+    torch.manual_seed(0)
+    fit = FitSettings(**DEFAULTS | settings)
+    model = load_model(checkpoint, device="cpu", attention=fit.attention)
+    module = Commentator(model.hf)
+    collate = Collate(
+        model.tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        packed=fit.pack_tokens > 0,
+        silence_weight=fit.silence_weight,
+    )
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    curve = fit_(
+        module,
+        more.pop("dataset", None) or TinyChunks(model),
+        collate,
+        fit,
+        seed=7,
+        folder=folder,
+        callbacks=[Diary(Path(folder) / "losses.jsonl"), *more.pop("callbacks", ())],
+        resume=resume,
+        tokenizer=model.tokenizer,
+        **more,
+    )
+    return [point["loss"] for point in curve], module
+
+
+if __name__ == "__main__":
+    checkpoint, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    torch.set_num_threads(1)
+    for name, given in settings.items():
+        losses, _ = train(
+            checkpoint, folder / name, given, resume="resume" in sys.argv[4:], model_folder=folder / name / "model"
+        )
+        if int(os.environ.get("RANK", 0)) == 0:
+            (where / "curve.json").write_text(json.dumps(losses))
