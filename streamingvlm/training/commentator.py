@@ -11,6 +11,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from streamingvlm.errors import ConfigError
+from streamingvlm.model.loading import quiet_transformers
 from streamingvlm.model.vision import deepstack_inputs
 from streamingvlm.training.examples import IGNORED_LABEL
 
@@ -111,7 +112,15 @@ class Commentator(nn.Module):
         state = self.state_dict() if state is None else state
         trained = {saved: state[name] for name, saved in self._saved_names.items()}
         others = {name: weights for name, weights in whole.named_parameters() if name not in trained}
-        whole.save_pretrained(folder, state_dict=trained | {name: w.detach() for name, w in others.items()})
+        with quiet_transformers():
+            whole.save_pretrained(folder, state_dict=trained | {name: w.detach() for name, w in others.items()})
+
+    @property
+    def num_saved_bytes(self) -> int:
+        """Bytes of what `save_pretrained` writes."""
+        whole = self._whole[0]
+        saved = {id(w): w for w in (self if hasattr(whole, "peft_config") else whole).parameters()}
+        return sum(w.nbytes for w in saved.values() if w.requires_grad or not hasattr(whole, "peft_config"))
 
     def saved_state(self, folder: str | Path) -> dict[str, torch.Tensor]:
         """Read back what `save_pretrained` wrote, as a state dict of this module; of adapters, the adapters alone."""
@@ -121,7 +130,8 @@ class Commentator(nn.Module):
             in_file = {name: saved.replace(f".{whole.active_adapter}", "") for name, saved in self._saved_names.items()}
             return {name: weights[saved] for name, saved in in_file.items() if saved in weights}
         dtype = next(self.text.parameters()).dtype
-        read = type(whole).from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        with quiet_transformers():
+            read = type(whole).from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
         weights = dict(read.named_parameters())
         return {name: weights[saved].detach() for name, saved in self._saved_names.items()}
 

@@ -31,6 +31,7 @@ from streamingvlm.training.checkpoints import (
     remove_broken,
 )
 from streamingvlm.training.order import Order, Steps
+from streamingvlm.training.progress import Meter
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sharding import (
     load_full_state_,
@@ -57,6 +58,7 @@ class StreamingTrainer(Trainer):
 
     order: which examples each step takes. finish: done to each batch before it goes in, in this process.
     facts: what a run must agree in, with the order of the examples, that goes on from this one's checkpoints.
+    meter: told what passes.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class StreamingTrainer(Trainer):
         settings: FitSettings,
         finish: Callable[[dict], dict] | None = None,
         facts: Mapping[str, Any] = MappingProxyType({}),
+        meter: Meter | None = None,
         **trainer_arguments,
     ):
         self.order = order
         self.settings = settings
         self.finish = finish
+        self.meter = meter
         self.facts = {name: getattr(order, name) for name in _ORDER_FACTS} | dict(facts)
         super().__init__(**trainer_arguments)
         # The loss is divided here, by what the whole step counts: Trainer shall not divide it a second time.
@@ -106,9 +110,13 @@ class StreamingTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[dict]], torch.Tensor | None]:
         """Take the micro-batches of one step, as one, and the sum of the weights in all processes."""
-        step = next(epoch_iterator, None)
+        with self.meter.waiting() if self.meter else contextlib.nullcontext():
+            step = next(epoch_iterator, None)
         if step is None:
             return [], None
+        if self.meter:
+            for batch in step:
+                self.meter.count_(batch)
         weight = sum(_weights(batch).sum(dtype=torch.float64) for batch in step)
         return [step], self.accelerator.reduce(weight.to(device), "sum")
 
@@ -242,6 +250,7 @@ def fit_(
     held_out: Dataset | None = None,
     finish: Callable[[dict], dict] | None = None,
     facts: Mapping[str, Any] = MappingProxyType({}),
+    meter: Meter | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     model_folder: str | Path | None = None,
 ) -> list[dict[str, float]]:
@@ -250,7 +259,7 @@ def fit_(
     module: returns a dict with its losses, as `StreamingTrainer` takes them. dataset: of examples for ``collate``;
     packing also asks it for ``length(index)``, in tokens.
     folder: for checkpoints; with ``resume`` the run goes on from the last whole one there, if there is one.
-    held_out: examples of the held-out loss. finish, facts: as `StreamingTrainer` takes them.
+    held_out: examples of the held-out loss. finish, facts, meter: as `StreamingTrainer` takes them.
     tokenizer: saved with every checkpoint.
     model_folder: where the trained model is written in the end, in the layout of Hugging Face.
 
@@ -270,6 +279,7 @@ def fit_(
         settings=settings,
         finish=finish,
         facts=facts,
+        meter=meter,
         model=module,
         args=arguments,
         train_dataset=dataset,
