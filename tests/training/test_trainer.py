@@ -1,16 +1,14 @@
 """The loss of a step is one sum over one count, a run is checked and saved, and what is not finite ends it."""
 
-import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from tiny_run import DEFAULTS, TinyChunks, train
 from torch import nn
 from transformers import TrainerCallback
-from transformers.integrations import deepspeed
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
@@ -181,28 +179,22 @@ def test_a_module_with_one_loss_a_batch_counts_each_batch_once(tmp_path):
     assert curve[0]["loss"] == pytest.approx((1 + 4 + 9 + 16) / 4)
 
 
-def test_the_shipped_configuration_of_deepspeed_agrees_with_the_trainer(monkeypatch):
-    """As far as it can be known without DeepSpeed: transformers fills every `auto`, and finds no contradiction."""
-    monkeypatch.setattr(deepspeed, "dep_version_check", lambda package: None)
-    config = deepspeed.HfTrainerDeepSpeedConfig(str(ZERO3))
-    arguments = SimpleNamespace(
-        world_size=8,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        max_grad_norm=1.0,
-        learning_rate=1e-5,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=1e-8,
-        weight_decay=0.0,
-        save_on_each_node=False,
-        fp16=False,
-        fp16_full_eval=False,
-        bf16=True,
-        bf16_full_eval=False,
-    )
-    config.trainer_config_process(arguments)
-    config.trainer_config_finalize(arguments, nn.Linear(2, 2), 10)
+def test_the_shipped_configuration_of_deepspeed_leaves_to_the_trainer_what_it_fills():
+    """As far as it can be known without DeepSpeed: ZeRO-3, saved whole, nothing left to guess from a model's config."""
+    config = HfDeepSpeedConfig(str(ZERO3))
     assert config.is_zero3()
-    assert "auto" not in json.dumps(config.config)
-    assert config.config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    assert config.is_true("zero_optimization.stage3_gather_16bit_weights_on_model_save")
+    assert [name for name, value in config.config["zero_optimization"].items() if value == "auto"] == []
+    left = {name for name, value in config.config.items() if value == "auto"}
+    assert left == {
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+    }
+
+
+def test_deepspeed_that_is_not_installed_is_told(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("streamingvlm.training.sharding.is_deepspeed_available", lambda: False)
+    with pytest.raises(ConfigError, match="needs DeepSpeed, which is missing"):
+        train(tiny_checkpoint(), tmp_path, SHORT | {"deepspeed": str(ZERO3)})
