@@ -131,8 +131,8 @@ def test_a_refusal_stops_and_what_was_answered_is_kept(clean):
         clean(reply, TEN_MINUTES, num_parallel=1)
     after, _, server = clean(keep_all, TEN_MINUTES)
     assert after == TEN_MINUTES
-    assert "w1000." in numbered(server.requests[0])
     assert len(server.requests) <= 2
+    assert any("w1000." in numbered(body) for body in server.requests)
 
 
 def test_the_estimate_comes_before_and_is_near_what_is_asked(tmp_path):
