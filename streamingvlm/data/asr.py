@@ -6,6 +6,7 @@ broken off does not listen twice. The sound is read in pieces: memory does not g
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from streamingvlm.data.formats import read_cues, segment_cue
 from streamingvlm.data.transcript import Cue
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.video.audio import read_sound
+
+log = logging.getLogger(__name__)
 
 Transcriber = Callable[[np.ndarray], Iterable[Any]]
 """Turns float32 samples, mono at 16 kHz, into segments with start, end, text and words, as faster-whisper's."""
@@ -77,6 +80,7 @@ class SpeechRecogniser:
         """Return the transcript of a video, made now if it was not made before. Raises VideoError without sound."""
         kept = self._path(video)
         if not kept.exists():
+            log.info("listening to %s", video)
             self._keep(kept, {"segments": list(self._segments(video))})
         return read_cues(kept)
 

@@ -48,7 +48,8 @@ def clean(tmp_path):
         with ChatServer(reply) as server:
             config = EndpointConfig("m", server.url, api_key_env=None, max_attempts=2, **settings)
             cleaner = Cleaner(ChatEndpoint(config, tmp_path / "answers"), CleaningConfig())
-            return cleaner.clean(transcript), cleaner, server
+            [after] = cleaner.clean([transcript])
+            return after, cleaner, server
 
     return cleaned
 
@@ -82,6 +83,20 @@ def test_a_model_that_keeps_all_changes_nothing(clean):
     assert after == TEN_MINUTES
     assert len(server.requests) == 5
     assert cleaner.counts["sentences_keep"] == 1500
+
+
+def test_many_short_transcripts_are_asked_about_at_a_time_and_keep_their_order(tmp_path):
+    together = threading.Barrier(4)
+
+    def waits_for_three_others(body, num_before):
+        together.wait(20)
+        return keep_all(body, num_before)
+
+    transcripts = [said(f"Sentence {number}.") for number in range(12)]
+    with ChatServer(waits_for_three_others) as server:
+        config = EndpointConfig("m", server.url, api_key_env=None, num_parallel=4)
+        cleaner = Cleaner(ChatEndpoint(config, tmp_path), CleaningConfig())
+        assert list(cleaner.clean(transcripts)) == transcripts
 
 
 @pytest.mark.parametrize(
@@ -142,7 +157,7 @@ def test_the_estimate_comes_before_and_is_near_what_is_asked(tmp_path):
         cleaner = Cleaner(ChatEndpoint(config, tmp_path), CleaningConfig())
         estimate = cleaner.estimate([Transcript(words)])
         assert server.requests == []
-        cleaner.clean(Transcript(words))
+        list(cleaner.clean([Transcript(words)]))
         sent = sum(len(message["content"]) for body in server.requests for message in body["messages"])
     assert estimate.num_requests == len(server.requests) == 5
     assert estimate.num_tokens_in == pytest.approx(sent / 4, rel=0.01)
@@ -162,7 +177,7 @@ from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 
 endpoint = ChatEndpoint(EndpointConfig("m", sys.argv[1], api_key_env=None, num_parallel=1), sys.argv[2])
 cleaner = Cleaner(endpoint, CleaningConfig())
-print(len(cleaner.clean(Transcript(tuple(steady_words(600)))).words))
+print(*(len(clean.words) for clean in cleaner.clean([Transcript(tuple(steady_words(600)))])))
 """
 
 
