@@ -91,6 +91,12 @@ def save_tiny_checkpoint(folder: Path, model_type: str) -> Path:
     return folder
 
 
+def frames(seed: int, num_frames: int = 2, height: int = 56, width: int = 84) -> torch.Tensor:
+    """Draw random frames, uint8 [F, 3, H, W]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give the folder of a tiny random checkpoint by its model type; it is shared, so tests must not write there."""
