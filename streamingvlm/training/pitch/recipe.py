@@ -27,6 +27,7 @@ from streamingvlm.training.pitch.architecture import PICTURE_PIXELS, build_model
 from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
 from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixed
 from streamingvlm.training.pitch.footage import Footage, encode_, film
+from streamingvlm.training.pitch.look_back import hold_, look_back_
 from streamingvlm.training.pitch.tower import Tower
 from streamingvlm.training.trainer import StageSettings, fit_
 from streamingvlm.turns import TurnFormat
@@ -74,11 +75,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a model: the seed, the stages in their order, the sizes as `tiny_config` takes them."""
+    """All that decides a model: the seed, the stages in their order, the sizes as `tiny_config` takes them.
+
+    look_back: the language model is born with heads that look back (`look_back_`), which no stage trains.
+    """
 
     seed: int
     stages: Sequence[Stage]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    look_back: bool = False
 
 
 class Run:
@@ -112,7 +117,10 @@ class Run:
 
     def _model_before(self, number: int) -> Qwen2_5_VLForConditionalGeneration:
         if number == 0:
-            return build_model(tiny_config(self.tokenizer, **self.recipe.sizes)).to(self.device)
+            model = build_model(tiny_config(self.tokenizer, **self.recipe.sizes))
+            if self.recipe.look_back:
+                look_back_(model)
+            return model.to(self.device)
         before = self._stage_folder(number - 1)
         return Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype=torch.float32).to(self.device)
 
@@ -122,6 +130,8 @@ class Run:
             module = TowerWithHeads(Tower(model)).to(self.device)
             dataset, collate = SecondDataset(stage.footage.film(), **draw), module.collate
         else:
+            if self.recipe.look_back:
+                hold_(model)
             module = Commentator(model)
             dataset, collate = self._examples(model, number, stage, draw), Collate(self.tokenizer.pad_token_id)
         folder = self._stage_folder(number)
@@ -206,7 +216,8 @@ def stream_defaults(recipe: Recipe) -> dict[str, Any]:
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
     """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not."""
     try:
-        return Recipe(int(options["seed"]), [_stage(**stage) for stage in options["stages"]], options.get("sizes", {}))
+        stages = [_stage(**stage) for stage in options["stages"]]
+        return Recipe(int(options["seed"]), stages, options.get("sizes", {}), options.get("look_back", False))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the recipe cannot be read ({error}); configs/experiment/pitch.yaml is a whole one"
