@@ -9,6 +9,10 @@ from streamingvlm.errors import ConfigError
 # Fractions of a second are compared with this slack, far below any frame interval.
 TIME_SLACK_S = 1e-6
 
+# Each name ends in a version: what a name stands for never changes, or a checkpoint would be shown other tokens than it
+# was trained on. turns.py says what they look like.
+TURN_FORMATS = ("time-range-1", "patch-seconds-1")
+
 
 @dataclass(frozen=True)
 class CacheConfig:
@@ -70,6 +74,8 @@ class VideoConfig:
     resize: ``processor`` is the video processor's (bicubic on integers), ``qwen_vl_utils`` the one that the released
         checkpoint was trained with (float, rounded, with a cap on the pixels of a frame).
     prefetch: seconds of video decoded ahead of the model.
+    turn_format: how a turn is written as tokens, ``time-range-1`` (one time label a turn) or ``patch-seconds-1`` (one a
+        temporal patch); by default as the checkpoint was trained.
     """
 
     fps: float = 2.0
@@ -79,8 +85,11 @@ class VideoConfig:
     resize: Literal["processor", "qwen_vl_utils"] = "processor"
     decoder: Literal["pyav", "decord"] = "pyav"
     prefetch: int = 2
+    turn_format: str | None = None
 
     def __post_init__(self):
+        if self.turn_format is not None:
+            _one_of("video.turn_format", self.turn_format, TURN_FORMATS)
         _one_of("video.resize", self.resize, ("processor", "qwen_vl_utils"))
         _one_of("video.decoder", self.decoder, ("pyav", "decord"))
         _above("video.fps", self.fps, 0, "frames a second")

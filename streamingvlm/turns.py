@@ -2,14 +2,24 @@
 
 This is the only file that knows chat markup. It asks the tokenizer for every id, scans none, and returns with the ids
 the segments that they form, so that the cache can tell a query from a time label without looking at a token. The shape
-is the released checkpoint's (one user turn a second with an absolute time label, a role named ``previous text``).
+is the released checkpoint's: one user turn a second, a role named ``previous text``, absolute times. The time of vision
+is told in one of two forms: a range before all vision of the turn (``time-range-1``), as the released checkpoint knows
+it, or the seconds of each temporal patch before that patch (``patch-seconds-1``), as Qwen3-VL does.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamingvlm.cache.layout import Kind, Segment
+from streamingvlm.config import VideoConfig
 from streamingvlm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from streamingvlm.model.family import Family
+
+Grid = tuple[int, int, int]
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ELLIPSIS = " ..."
@@ -57,13 +67,12 @@ class Turn:
     index: int
     start_s: float
     end_s: float
-    grid: tuple[int, int, int]
+    grid: Grid
 
     @property
     def num_vision_tokens(self) -> int:
         """Vision tokens of the turn."""
-        t, h, w = self.grid
-        return t * h * w
+        return math.prod(self.grid)
 
 
 class TurnFormat:
@@ -71,16 +80,41 @@ class TurnFormat:
 
     tokenizer: a Hugging Face tokenizer whose vocabulary has Qwen's chat and vision markers; CheckpointError otherwise.
     temporal_step: rotary positions between two temporal steps of a vision grid.
+    name: one of TURN_FORMATS, how the time of the vision is told.
+    fps, frames_per_patch: frames a second, and frames in a temporal patch: where a patch lies in its turn.
     """
 
-    def __init__(self, tokenizer, *, temporal_step: float):
+    def __init__(
+        self,
+        tokenizer,
+        *,
+        temporal_step: float,
+        name: str = "time-range-1",
+        fps: float = 2.0,
+        frames_per_patch: int = 2,
+    ):
         self.tokenizer = tokenizer
         self.temporal_step = temporal_step
+        self.name = name
+        self.fps = fps
+        self.frames_per_patch = frames_per_patch
+        self._vision_spans = {"time-range-1": self._one_span, "patch-seconds-1": self._span_each_patch}[name]
         self.end_of_turn_id = self._special(_END_OF_TURN)
         self.stop_ids = frozenset({self.end_of_turn_id, self._special(_END_OF_TEXT)})
         self.vision_pad_id = self._special(_VISION_PAD)
         self.ellipsis_ids = self.encode(ELLIPSIS)
         self._markup = {kind: self.encode(text) for kind, text in _MARKUP.items()}
+
+    @classmethod
+    def of(cls, tokenizer, family: "Family", video: VideoConfig) -> "TurnFormat":
+        """The format in which checkpoints of a family are shown video, in training and in a stream."""
+        return cls(
+            tokenizer,
+            temporal_step=family.temporal_step(family.temporal_patch_size / video.fps),
+            name=video.turn_format or family.turn_format,
+            fps=video.fps,
+            frames_per_patch=family.temporal_patch_size,
+        )
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of markup written by this project."""
@@ -109,23 +143,36 @@ class TurnFormat:
 
     def open_turn(self, turn: Turn, query: str = "") -> Tokens:
         """A second of video, up to where the model begins to speak; the query, if any, stands after the vision."""
-        vision = Segment(
-            Kind.VISION, turn.num_vision_tokens, turn.index, turn.start_s, turn.end_s, turn.grid, self.temporal_step
-        )
-        before = self._of_turn(
+        tokens = self._of_turn(turn, self._piece(Kind.USER_OPEN))
+        for label, grid in self._vision_spans(turn):
+            tokens += self._vision(turn, label, grid)
+        return tokens + self._of_turn(
             turn,
-            self._piece(Kind.USER_OPEN),
-            (Kind.TIME, self.encode(f"Time={turn.start_s:.1f}-{turn.end_s:.1f}s")),
-            self._piece(Kind.VISION_START),
-        )
-        after = self._of_turn(
-            turn,
-            self._piece(Kind.VISION_END),
             (Kind.QUERY, self.encode_plain(query)),
             self._piece(Kind.USER_CLOSE),
             self._piece(Kind.REPLY_OPEN),
         )
-        return before + Tokens((self.vision_pad_id,) * turn.num_vision_tokens, (vision,)) + after
+
+    def _vision(self, turn: Turn, label: str, grid: Grid) -> Tokens:
+        """A span of vision between its markers, its time before it."""
+        num_tokens = math.prod(grid)
+        vision = Segment(Kind.VISION, num_tokens, turn.index, turn.start_s, turn.end_s, grid, self.temporal_step)
+        before = self._of_turn(turn, (Kind.TIME, self.encode(label)), self._piece(Kind.VISION_START))
+        pads = Tokens((self.vision_pad_id,) * num_tokens, (vision,))
+        return before + pads + self._of_turn(turn, self._piece(Kind.VISION_END))
+
+    def _one_span(self, turn: Turn) -> Iterator[tuple[str, Grid]]:
+        yield f"Time={turn.start_s:.1f}-{turn.end_s:.1f}s", turn.grid
+
+    def _span_each_patch(self, turn: Turn) -> Iterator[tuple[str, Grid]]:
+        """The label is the mean time of the patch's first and last frame, as the processor of Qwen3-VL writes it."""
+        num_patches, height, width = turn.grid
+        num_frames = round((turn.end_s - turn.start_s) * self.fps)
+        for first in range(0, num_patches * self.frames_per_patch, self.frames_per_patch):
+            # An incomplete patch is filled with its last frame, which is shown at its own time.
+            last = max(first, min(first + self.frames_per_patch, num_frames) - 1)
+            first_s, last_s = (turn.start_s + frame / self.fps for frame in (first, last))
+            yield f"<{(first_s + last_s) / 2:.1f} seconds>", (1, height, width)
 
     def standing_query(self, turn: Turn, query: str) -> Tokens:
         """What is left of the turn that brought the query once its second has gone by."""

@@ -46,8 +46,8 @@ TINY = {
         "vision_config": {**_VISION, "window_size": 56, "fullatt_block_indexes": [1], "tokens_per_second": 2},
     },
     "qwen3_vl": {
-        "text_config": {**_TEXT, "rope_parameters": _QWEN3_ROPE},
-        "vision_config": {**_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 64},
+        "text_config": {**_TEXT, "num_hidden_layers": 3, "rope_parameters": _QWEN3_ROPE},
+        "vision_config": {**_VISION, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
     },
 }
 
@@ -89,6 +89,12 @@ def save_tiny_checkpoint(folder: Path, model_type: str) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def frames(seed: int, num_frames: int = 2, height: int = 56, width: int = 84) -> torch.Tensor:
+    """Draw random frames, uint8 [F, 3, H, W]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ class Token:
     start_s: float
     embedding: torch.Tensor
     cell: tuple[float, int, int] | None
+    deepstack: tuple[torch.Tensor, ...] = ()
     position: tuple[float, float, float] = (0.0, 0.0, 0.0)
     is_numbered: bool = False
     keys: list[torch.Tensor] = field(default_factory=list)
@@ -36,8 +37,7 @@ class NaiveStream:
     def __init__(self, model, cache, video, *, max_new_tokens, query="", previous_text=""):
         self.text, self.head, self.cache, self.video = model.text_model, model.lm_head, cache, video
         self.vision = model.vision_encoder(min_pixels=video.min_pixels, max_pixels=video.max_pixels)
-        step = model.family.temporal_step(model.family.temporal_patch_size / video.fps)
-        self.format = TurnFormat(model.tokenizer, temporal_step=step)
+        self.format = TurnFormat.of(model.tokenizer, model.family, video)
         self.max_new_tokens, self.query = max_new_tokens, query
         self.tokens: list[Token] = []
         self.turn, self.next = 0, -1.0
@@ -45,7 +45,8 @@ class NaiveStream:
 
     def step(self, frames) -> tuple[list[int], list[torch.Tensor]]:
         """Take in one turn; return the reply's ids and the logits before each."""
-        vision, grid = self.vision.encode(frames)
+        vision = self.vision.features(frames)
+        grid = vision.grid
         turn = Turn(self.turn, self.turn * self.video.chunk_s, (self.turn + 1) * self.video.chunk_s, grid)
         self.evict(turn.end_s)
         if self.tokens[-1].kind is Kind.REPLY_END:
@@ -73,12 +74,12 @@ class NaiveStream:
     def append(self, tokens: Tokens, vision=None, loose: Turn | None = None):
         kinds = [s for s in tokens.segments for _ in range(s.num_tokens)]
         cells = [c for s in tokens.segments for c in self.cells(s)]
-        rows = iter(vision if vision is not None else ())
+        rows = iter(zip(vision.embeddings, *vision.deepstack, strict=True) if vision is not None else ())
         for i, token_id in enumerate(tokens.ids):
             kind = Kind.SPEECH if loose else kinds[i].kind
             where = (loose.index, loose.start_s) if loose else (kinds[i].turn, kinds[i].start_s)
-            embedding = next(rows) if kind is Kind.VISION else self.text.embed_tokens(torch.tensor(token_id))
-            self.tokens.append(Token(token_id, kind, *where, embedding, None if loose else cells[i]))
+            row = next(rows) if kind is Kind.VISION else [self.text.embed_tokens(torch.tensor(token_id))]
+            self.tokens.append(Token(token_id, kind, *where, row[0], None if loose else cells[i], tuple(row[1:])))
 
     @staticmethod
     def cells(segment):
@@ -155,21 +156,32 @@ class NaiveStream:
         for index, layer in enumerate(self.text.layers):
             attention = layer.self_attn
             x = layer.input_layernorm(hidden)
-            token.keys.append(attention.k_proj(x)[0].view(-1, attention.head_dim))
+            token.keys.append(normalised(attention, "k_norm", attention.k_proj(x)[0].view(-1, attention.head_dim)))
             token.values.append(attention.v_proj(x)[0].view(-1, attention.head_dim))
-            query = rotate(attention.q_proj(x)[0].view(-1, attention.head_dim), angles[-1])
+            query = normalised(attention, "q_norm", attention.q_proj(x)[0].view(-1, attention.head_dim))
+            query = rotate(query, angles[-1])
             keys = rotate(torch.stack([t.keys[index] for t in seen]).transpose(0, 1), angles)
             values = torch.stack([t.values[index] for t in seen]).transpose(0, 1)
             group_size = len(query) // len(keys)
             heads = [attend(query[h], keys[h // group_size], values[h // group_size]) for h in range(len(query))]
             hidden = hidden + attention.o_proj(torch.cat(heads)[None])
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            if index < len(token.deepstack):
+                hidden = hidden + token.deepstack[index]
         return hidden[0]
 
     def angles(self, position) -> torch.Tensor:
         rope = self.text.config.rope_parameters
-        axes = [axis for axis, size in enumerate(rope["mrope_section"]) for _ in range(size)]
+        sizes = rope["mrope_section"]
+        axes = [axis for axis, size in enumerate(sizes) for _ in range(size)]
+        if rope.get("mrope_interleaved"):
+            axes = [i % 3 if i < 3 * sizes[i % 3] else 0 for i in range(len(axes))]
         return torch.tensor([position[axis] * rope["rope_theta"] ** (-i / len(axes)) for i, axis in enumerate(axes)])
+
+
+def normalised(attention, name, heads):
+    norm = getattr(attention, name, None)
+    return heads if norm is None else norm(heads)
 
 
 def attend(query, keys, values):

@@ -11,6 +11,7 @@ from streamingvlm.cache.kv_cache import KVCache
 from streamingvlm.cache.layout import CacheLayout, Kind
 from streamingvlm.cache.positions import contiguous_positions, next_position
 from streamingvlm.config import CacheConfig
+from streamingvlm.model.vision import VisionFeatures, deepstack_inputs
 from streamingvlm.turns import Tokens
 
 # Room of a cache whose policy has no bound, before it first grows.
@@ -49,7 +50,7 @@ class StreamingDecoder:
         self.ids: list[int] = []
         self.positions = torch.empty(3, 0)
         self.next_position = 0.0
-        self.vision: dict[int, torch.Tensor] = {}
+        self.vision: dict[int, VisionFeatures] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -76,14 +77,14 @@ class StreamingDecoder:
         self.layout = self.layout.append(tokens.segments)
         self.ids.extend(tokens.ids)
 
-    def see_(self, turn: int, vision: torch.Tensor):
-        """Give the vision embeddings [V, hidden] of a turn whose tokens were appended."""
+    def see_(self, turn: int, vision: VisionFeatures):
+        """Give what is seen in a turn whose tokens were appended; its vision tokens are all pending."""
         self.vision[turn] = vision
 
     def prefill_(self) -> torch.Tensor:
         """Feed all pending tokens and return the logits [V] of what comes next."""
         self._number_and_rotate()
-        logits = self._feed(self._embed_pending())
+        logits = self._feed_pending()
         if not self.config.recompute:
             self.vision.clear()
         return logits
@@ -135,9 +136,14 @@ class StreamingDecoder:
         cos, sin = self.model.text_model.rotary_emb(like, places[:, None])
         self.kv.rotate_(cos[0], sin[0])
 
-    def _feed(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Run the text model over embeddings [1, T, hidden]; return the logits [V] after the last."""
+    def _feed_pending(self) -> torch.Tensor:
+        """Run the text model over all tokens without keys; return the logits [V] after the last."""
+        embeds = self._embed(self.ids[self.kv.num_tokens :])
         num_new = embeds.shape[1]
+        is_vision, seen = self._pending_vision()
+        if seen:
+            embeds[is_vision] = torch.cat([vision.embeddings for vision in seen])
+        levels = zip(*(vision.deepstack for vision in seen), strict=True)
         # At position 0 the stock rotation is the identity: the cache and the attention rotate instead.
         hidden = self.model.text_model(
             inputs_embeds=embeds,
@@ -145,18 +151,21 @@ class StreamingDecoder:
             past_key_values=self.kv,
             use_cache=True,
             query_rotation=self.kv.rotation(num_new),
+            **deepstack_inputs(is_vision, [torch.cat(level) for level in levels]),
         ).last_hidden_state
         self.kv.advance_(num_new)
         return self.model.logits(hidden[:, -1])[0]
 
-    def _embed_pending(self) -> torch.Tensor:
-        """Embeddings [1, T, hidden] of all tokens without keys, vision in the place of its pads."""
+    def _pending_vision(self) -> tuple[torch.Tensor, list[VisionFeatures]]:
+        """Where the tokens without keys are vision, [1, T], and what is seen there, turn by turn."""
         start = self.kv.num_tokens
-        embeds = self._embed(self.ids[start:])
+        is_vision = torch.zeros(1, len(self.ids) - start, dtype=torch.bool)
+        turns: dict[int, None] = {}  # in order, each once: a turn may have several spans
         for span in self.layout.spans():
             if span.segment.kind is Kind.VISION and span.start >= start:
-                embeds[0, span.start - start : span.stop - start] = self.vision[span.segment.turn]
-        return embeds
+                is_vision[0, span.start - start : span.stop - start] = True
+                turns[span.segment.turn] = None
+        return is_vision.to(self.model.device), [self.vision[turn] for turn in turns]
 
     def _embed(self, ids: list[int]) -> torch.Tensor:
         return self.model.text_model.embed_tokens(torch.tensor([ids], device=self.model.device))

@@ -3,6 +3,7 @@
 The weights and the stream are two objects. A session holds all that changes while a stream runs, and nothing else does.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.stream_settings import contradictions
 from streamingvlm.turns import Turn, TurnFormat
 from streamingvlm.video.clock import Second
 from streamingvlm.video.reader import VideoReader, open_video
+
+_LOG = logging.getLogger(__name__)
 
 # The longest time label and turn number that a stream may reach: four months of seconds.
 _LAST_TURN_S = 9_999_999.0
@@ -83,8 +87,9 @@ class StreamingSession:
             max_pixels=self.video_config.max_pixels,
             resize=self.video_config.resize,
         )
-        patch_s = model.family.temporal_patch_size / self.video_config.fps
-        self.format = TurnFormat(model.tokenizer, temporal_step=model.family.temporal_step(patch_s))
+        self.format = TurnFormat.of(model.tokenizer, model.family, self.video_config)
+        if differing := contradictions(self.video_config, model.stream_defaults):
+            _LOG.warning("%s is shown turns unlike those of its training: %s", model.name, ", ".join(differing))
         self.decoder = StreamingDecoder(
             model,
             self.cache_config,
@@ -146,13 +151,13 @@ class StreamingSession:
         brings its own times. Raises VideoError for frames of another shape.
         """
         started = time.perf_counter()
-        second = frames if isinstance(frames, Second) else self._next_second(frames)
-        turn, logits = self._take_in(second)
-        with self.stats.stage("decode"):
-            reply = self._speak(logits)
-        closed = self.format.close_turn(turn, reply)
-        self.decoder.close_(closed)
-        self.num_turns += 1
+        turn = self._take_in(frames if isinstance(frames, Second) else self._next_second(frames))
+        reply: list[int] = []
+        try:
+            self._speak_(reply)
+        finally:  # after Ctrl-C, too: a turn that was opened is closed with what was said, and the next one can follow
+            self.decoder.close_(self.format.close_turn(turn, reply))
+            self.num_turns += 1
         latency_s = time.perf_counter() - started
         self.stats.turn_done_(
             stream_s=turn.end_s - turn.start_s,
@@ -166,22 +171,21 @@ class StreamingSession:
         chunk_s = self.video_config.chunk_s
         return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
 
-    def _take_in(self, second: Second) -> tuple[Turn, torch.Tensor]:
-        """From frames to the logits of the first word: encode, evict, append, prefill."""
+    def _take_in(self, second: Second) -> Turn:
+        """From frames to a turn that awaits its reply: encode, evict, append."""
         with self.stats.stage("vision"):
-            vision, grid = self.vision.encode(second.frames)
-        turn = Turn(self.num_turns, second.start_s, second.end_s, grid)
+            vision = self.vision.features(second.frames)
+        turn = Turn(self.num_turns, second.start_s, second.end_s, vision.grid)
         with self.stats.stage("evict"):
-            self._make_room(turn)
-            self._append(turn)
+            opens = self._make_room(turn)
+            self._append(turn, self.query if opens else "")
             self.decoder.see_(turn.index, vision)
-        with self.stats.stage("prefill"):
-            self.sampler.see_only_(self.decoder.ids)
-            logits = self.decoder.prefill_()
-        return turn, logits
+        return turn
 
-    def _make_room(self, turn: Turn):
-        if self.num_turns == 0:
+    def _make_room(self, turn: Turn) -> bool:
+        """Let go what the policy does not keep; return whether the stream opens, or opens anew, with this turn."""
+        opens = not self.layout.segments
+        if opens:
             self.decoder.extend_(self.format.prologue(self.previous_text))
         eviction = plan_eviction(
             self.layout, self.cache_config, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s
@@ -189,25 +193,27 @@ class StreamingSession:
         self.decoder.evict_(eviction)
         if eviction.restart:
             self.decoder.extend_(self.format.prologue(self.previous_text))
+        return opens or eviction.restart
 
-    def _append(self, turn: Turn):
+    def _append(self, turn: Turn, query: str):
         last = self.layout.segments[-1]
         if last.kind is Kind.REPLY_END:
             self.decoder.extend_(self.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
-        is_asked = any(segment.kind is Kind.QUERY for segment in self.layout.segments)
-        opens = self.num_turns == 0 or self.cache_config.policy == "window"
-        self.decoder.extend_(self.format.open_turn(turn, self.query if opens and not is_asked else ""))
+        self.decoder.extend_(self.format.open_turn(turn, query))
 
-    def _speak(self, logits: torch.Tensor) -> list[int]:
-        """Generate the reply's ids, the end of turn included where the model wrote one."""
-        reply: list[int] = []
+    def _speak_(self, reply: list[int]):
+        """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one."""
+        with self.stats.stage("prefill"):
+            self.sampler.see_only_(self.decoder.ids)
+            logits = self.decoder.prefill_()
         said = ""
-        while True:
-            reply.append(self.sampler.choose_(logits))
-            said = self._tell(reply, said)
-            if reply[-1] in self.format.stop_ids or len(reply) == self.sampling_config.max_new_tokens:
-                return reply
-            logits = self.decoder.speak_(reply[-1])
+        with self.stats.stage("decode"):
+            while True:
+                reply.append(self.sampler.choose_(logits))
+                said = self._tell(reply, said)
+                if reply[-1] in self.format.stop_ids or len(reply) == self.sampling_config.max_new_tokens:
+                    return
+                logits = self.decoder.speak_(reply[-1])
 
     def _tell(self, reply: list[int], said: str) -> str:
         """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""

@@ -18,6 +18,7 @@ class Family:
     merge_size: patches on a side that become one token of the language model.
     tokens_per_second: rotary positions that one second of video spans; None where time is not counted in seconds
         and each temporal patch is one position.
+    turn_format: name of the turn format that its checkpoints know time in, unless one states another.
     image_mean, image_std: of the three channels, of values in [0, 1].
     """
 
@@ -27,6 +28,7 @@ class Family:
     temporal_patch_size: int = 2
     merge_size: int = 2
     tokens_per_second: float | None = None
+    turn_format: str = "time-range-1"
     image_mean: tuple[float, float, float] = _CLIP_MEAN
     image_std: tuple[float, float, float] = _CLIP_STD
 
@@ -43,6 +45,10 @@ class Family:
         """Return the family with the sizes that the vision part of a checkpoint's config.json states."""
         stated = {field: vision_config[key] for key, field in _STATED_IN_CONFIG.items() if key in vision_config}
         return replace(self, **stated)
+
+    def with_turn_format(self, name: str | None) -> "Family":
+        """Return the family with the turn format that a checkpoint states, if it does."""
+        return replace(self, turn_format=name or self.turn_format)
 
 
 # Key of the vision part of config.json -> field of Family. Only Qwen2.5-VL has the last.
@@ -64,6 +70,7 @@ FAMILIES = {
             "qwen3_vl",
             "Qwen3VLForConditionalGeneration",
             patch_size=16,
+            turn_format="patch-seconds-1",
             image_mean=(0.5, 0.5, 0.5),
             image_std=(0.5, 0.5, 0.5),
         ),

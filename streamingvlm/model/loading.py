@@ -26,6 +26,7 @@ from streamingvlm.model.checkpoint import (
     read_config_json,
 )
 from streamingvlm.model.family import FAMILIES, Family
+from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -105,7 +106,7 @@ def load_model(
     folder = find_checkpoint(name)
     config_json = read_config_json(folder)
     family = _family(config_json, folder)
-    stream_defaults = _stream_defaults(config_json, folder)
+    stream_defaults = read_stream_settings(config_json, folder)
     check_weights_exist(folder)
     with _quiet_transformers():
         config = _load_config(folder)
@@ -115,7 +116,9 @@ def load_model(
         name=str(name),
         hf=hf.to(device).eval(),
         tokenizer=tokenizer,
-        family=family.with_vision_config(config.vision_config.to_dict()),
+        family=family.with_vision_config(config.vision_config.to_dict()).with_turn_format(
+            stream_defaults.get("turn_format")
+        ),
         stream_defaults=stream_defaults,
         device=device,
         dtype=dtype,
@@ -130,15 +133,6 @@ def _family(config_json: Mapping[str, Any], folder: Path) -> Family:
             f"{', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
-
-
-def _stream_defaults(config_json: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    defaults = config_json.get("streamingvlm", {})
-    if not isinstance(defaults, dict):
-        raise CheckpointError(
-            f"the key streamingvlm of {folder / 'config.json'} is {defaults!r}, expected an object of settings"
-        )
-    return defaults
 
 
 def _load_config(folder: Path) -> transformers.PreTrainedConfig:

@@ -7,7 +7,8 @@ differ on sharp edges, where the integer one clips what overshoots between its t
 """
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,14 @@ class VisionFeatures(NamedTuple):
     deepstack: tuple[torch.Tensor, ...] = ()
 
 
+def deepstack_inputs(is_vision: torch.Tensor, deepstack: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Name the arguments by which a text model takes deepstack features, each [V, D]; none where there are none.
+
+    is_vision: [B, T], True at the V places of the vision tokens.
+    """
+    return {"visual_pos_masks": is_vision, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
+
+
 class VisionEncoder:
     """The vision tower of a loaded model, from frames to merged embeddings.
 
@@ -65,12 +74,6 @@ class VisionEncoder:
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
         self.resize = resize
-
-    def encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        """Encode uint8 frames [F, 3, H, W] into embeddings [V, D] and their merged grid (t, h, w)."""
-        features = self.features(frames)
-        assert not features.deepstack, f"{self.family.model_type} also has deepstack features: call features()"
-        return features.embeddings, features.grid
 
     def largest_grid(self, num_frames: int) -> Grid:
         """Merged grid (t, h, w) with as many tokens as ``num_frames`` frames of any size can have."""

@@ -18,6 +18,7 @@ class Example:
     input_ids, labels: [T]; a label is IGNORED_LABEL where nothing is asked.
     position_ids: [3, T].
     vision: [V, D], in the order of the vision tokens.
+    deepstack: further [V, D] features that Qwen3-VL adds to its first layers; empty for other families.
     """
 
     name: str
@@ -25,9 +26,10 @@ class Example:
     labels: torch.Tensor
     position_ids: torch.Tensor
     vision: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...] = ()
 
 
-def example_from(name: str, tokens: Tokens, vision: torch.Tensor) -> Example:
+def example_from(name: str, tokens: Tokens, vision: torch.Tensor, deepstack: tuple[torch.Tensor, ...] = ()) -> Example:
     """Ask of ``tokens`` what training asks: the assistant's text alone."""
     ids = torch.tensor(tokens.ids)
     return Example(
@@ -36,4 +38,5 @@ def example_from(name: str, tokens: Tokens, vision: torch.Tensor) -> Example:
         labels=ids.masked_fill(~torch.tensor(tokens.supervised()), IGNORED_LABEL),
         position_ids=contiguous_positions(tokens.segments),
         vision=vision,
+        deepstack=deepstack,
     )

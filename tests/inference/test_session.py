@@ -1,18 +1,21 @@
 """A stream against its oracles: one full pass while nothing is evicted, a naive stream afterwards."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from conftest import frames
 from naive_stream import NaiveStream
 
 from streamingvlm.cache.layout import Kind
-from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
+from streamingvlm.model.vision import preprocess
 from streamingvlm.video.clock import Second
 
 VIDEO = VideoConfig(fps=2.0, chunk_s=1.0, min_pixels=1, max_pixels=84 * 84)
@@ -23,13 +26,13 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu", attention=STREAMING_ATTENTION)
+def models(tiny_checkpoint):
+    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
 
 
-def frames(seed: int, num_frames: int = 2, height: int = 56, width: int = 84) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8)
+@pytest.fixture(scope="module")
+def model(models):
+    return models["qwen2_5_vl"]
 
 
 def open_session(model, cache=None, video=VIDEO, sampling=GREEDY, **settings) -> StreamingSession:
@@ -49,60 +52,75 @@ def record_logits(session: StreamingSession) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
-def test_without_eviction_a_stream_equals_one_full_pass(tiny_checkpoint, model_type):
-    model = load_model(tiny_checkpoint(model_type), device="cpu", attention=STREAMING_ATTENTION)
-    session = open_session(model, CacheConfig(policy="full"), query=QUERY, previous_text=PREVIOUS)
+@pytest.mark.parametrize("chunk_s", [1.0, 2.0], ids=["one patch", "two patches"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_without_eviction_a_stream_equals_one_full_pass(models, tiny_checkpoint, model_type, chunk_s):
+    video = replace(VIDEO, chunk_s=chunk_s)
+    session = open_session(models[model_type], {"policy": "full"}, video, query=QUERY, previous_text=PREVIOUS)
     streamed = record_logits(session)
-    vision = []
-    for second in range(6):
-        vision.append(session.vision.encode(frames(second))[0])
-        session.step(frames(second))
+    pictures = [frames(turn, video.num_frames) for turn in range(6)]
+    for picture in pictures:
+        session.step(picture)
     asked = [s.kind in (Kind.SPEECH, Kind.TAIL) for s in session.layout.segments for _ in range(s.num_tokens)]
     choices = [place - 1 for place, is_said in enumerate(asked) if is_said]
-    whole = full_pass(tiny_checkpoint(model_type), session, torch.cat(vision))[choices]
+    whole = full_pass(tiny_checkpoint(model_type), session, pictures)[choices]
     said = torch.stack(streamed)[: len(choices)]
     assert len(streamed) >= len(choices) >= 6
     assert (whole - said).abs().max() < TOLERANCE
 
 
-def full_pass(folder, session: StreamingSession, vision: torch.Tensor) -> torch.Tensor:
-    """Logits [T, V] of the stock model, stock attention, over all tokens of the session at once."""
+def full_pass(folder, session: StreamingSession, pictures: list[torch.Tensor]) -> torch.Tensor:
+    """Logits [T, V] of transformers' own whole model over all tokens of the session and the pictures in sight.
+
+    Stock attention, the stock vision path, and the positions that the model's class finds by itself.
+    """
     stock = load_model(folder, device="cpu")
+    limits = {"min_pixels": session.video_config.min_pixels, "max_pixels": session.video_config.max_pixels}
+    patches, grids = zip(*(preprocess(picture, family=stock.family, **limits) for picture in pictures), strict=True)
     ids = torch.tensor([session.decoder.ids])
-    embeds = stock.text_model.embed_tokens(ids)
-    embeds[ids == session.format.vision_pad_id] = vision
-    positions = contiguous_positions(session.layout.segments)[:, None]
     with torch.inference_mode():
-        hidden = stock.text_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state
-        return stock.lm_head(hidden)[0]
+        return stock.hf(
+            input_ids=ids,
+            mm_token_type_ids=2 * (ids == session.format.vision_pad_id),
+            pixel_values_videos=torch.cat(patches),
+            video_grid_thw=torch.tensor(grids),
+            second_per_grid_ts=torch.ones(len(grids)),
+        ).logits[0]
 
 
 SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
 
 
 @pytest.mark.parametrize(
-    ("cache", "video"),
+    ("model_type", "cache", "video"),
     [
-        (SMALL, {}),
-        ({**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}, {}),
-        ({**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}, {}),
-        ({**SMALL, "text_sink_tokens": 0}, {}),
-        ({**SMALL, "text_window_tokens": 0}, {}),
-        ({**SMALL, "positions": "native"}, {}),
-        ({**SMALL, "positions": "native", "turn_window_s": 1.0}, {}),
-        (SMALL, {"chunk_s": 0.5, "fps": 4.0}),
-        (SMALL, {"chunk_s": 1.5, "fps": 3.0}),
-        (SMALL, {"fps": 5.0}),
+        ("qwen2_5_vl", SMALL, {}),
+        ("qwen2_5_vl", {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}, {}),
+        ("qwen2_5_vl", {**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}, {}),
+        ("qwen2_5_vl", {**SMALL, "text_sink_tokens": 0}, {}),
+        ("qwen2_5_vl", {**SMALL, "text_window_tokens": 0}, {}),
+        ("qwen2_5_vl", {**SMALL, "positions": "native"}, {}),
+        ("qwen2_5_vl", {**SMALL, "positions": "native", "turn_window_s": 1.0}, {}),
+        ("qwen2_5_vl", SMALL, {"chunk_s": 0.5, "fps": 4.0}),
+        ("qwen2_5_vl", SMALL, {"chunk_s": 1.5, "fps": 3.0}),
+        ("qwen2_5_vl", SMALL, {"fps": 5.0}),
+        ("qwen2_vl", SMALL, {}),
+        ("qwen2_vl", SMALL, {"fps": 5.0}),
+        ("qwen3_vl", SMALL, {}),
+        ("qwen3_vl", {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}, {}),
+        ("qwen3_vl", {**SMALL, "positions": "native", "turn_window_s": 1.0}, {"fps": 4.0}),
+        ("qwen3_vl", SMALL, {"fps": 5.0}),
+        ("qwen3_vl", SMALL, {"fps": 4.0, "turn_format": "time-range-1"}),
     ],
 )
-def test_after_eviction_a_stream_equals_the_naive_stream(model, cache, video):
+def test_after_eviction_a_stream_equals_the_naive_stream(models, model_type, cache, video):
+    model = models[model_type]
     video = VideoConfig(**{"fps": 2.0, "chunk_s": 1.0, "min_pixels": 1, "max_pixels": 56 * 56, **video})
     settings = {"query": QUERY, "previous_text": PREVIOUS}
     session = open_session(model, CacheConfig(**cache), video, **settings)
     naive = NaiveStream(model, CacheConfig(**cache), video, max_new_tokens=GREEDY.max_new_tokens, **settings)
     streamed = record_logits(session)
-    for second in range(9):
+    for second in range(7):
         picture = frames(second, video.num_frames, 56, 56)
         streamed.clear()
         session.step(picture)
@@ -113,17 +131,18 @@ def test_after_eviction_a_stream_equals_the_naive_stream(model, cache, video):
         assert (torch.stack(streamed) - torch.stack(logits)).abs().max() < TOLERANCE, f"second {second}"
 
 
-def test_recompute_equals_a_fresh_pass_over_what_is_kept(model, tiny_checkpoint):
-    session = open_session(model, CacheConfig(**SMALL, recompute=True), query=QUERY, previous_text=PREVIOUS)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_recompute_equals_a_fresh_pass_over_what_is_kept(models, model_type, tiny_checkpoint):
+    cache = CacheConfig(**SMALL, recompute=True)
+    session = open_session(models[model_type], cache, query=QUERY, previous_text=PREVIOUS)
     streamed = record_logits(session)
     for second in range(7):
         streamed.clear()
         session.step(frames(second))
-        kept = [s.turn for s in session.layout.segments if s.kind is Kind.VISION]
-        vision = torch.cat([session.vision.encode(frames(turn))[0] for turn in kept])
+        pictures = [frames(s.turn) for s in session.layout.segments if s.kind is Kind.VISION]
         opened = [s.kind is Kind.REPLY_OPEN for s in session.layout.segments for _ in range(s.num_tokens)]
         last_open = max(place for place, is_open in enumerate(opened) if is_open)
-        fresh = full_pass(tiny_checkpoint("qwen2_5_vl"), session, vision)[last_open]
+        fresh = full_pass(tiny_checkpoint(model_type), session, pictures)[last_open]
         assert (fresh - streamed[0]).abs().max() < TOLERANCE
 
 
@@ -223,6 +242,89 @@ def test_wrong_frames_are_refused_in_one_line_and_the_stream_goes_on(model, wron
     assert session.step(frames(1)).start_s == 1.0
 
 
+class Interrupted:
+    """Raises KeyboardInterrupt instead of the ``number``-th call of a function, once."""
+
+    def __init__(self, function, number: int):
+        self.function, self.left = function, number
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.function(*args, **kwargs)
+
+
+INTERRUPTED = {
+    "in the vision tower": (lambda session: (session.vision, "features"), 1),
+    "in the prefill": (lambda session: (session.model.text_model.layers[1], "forward"), 1),
+    "in the first word": (lambda session: (session.model.text_model.layers[1], "forward"), 2),
+    "in a later word": (lambda session: (session.model.text_model.layers[0], "forward"), 4),
+    "between words": (lambda session: (session.sampler, "choose_"), 3),
+}
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [{"policy": "full"}, {**SMALL, "recompute": True}, SMALL, {**SMALL, "turn_window_s": 1.0, "vision_window_s": 1.0}],
+    ids=["full", "recompute", "3 s", "1 s"],
+)
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(("where", "number"), INTERRUPTED.values(), ids=INTERRUPTED.keys())
+def test_after_an_interruption_the_stream_goes_on(models, model_type, where, number, cache, monkeypatch):
+    """As if the model had ended its reply there; a turn that was not opened yet is as if it had never come."""
+    session, other = (open_session(models[model_type], cache, query=QUERY, previous_text=PREVIOUS) for _ in range(2))
+    for second in range(3):
+        step_alike(session, other, frames(second))
+    home, name = where(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, Interrupted(getattr(home, name), number))
+        with pytest.raises(KeyboardInterrupt):
+            session.step(frames(3))
+    if session.num_turns == 4:
+        repeat(session, other, frames(3))
+    for second in range(4, 7):
+        streamed, expected = step_alike(session, other, frames(second))
+        # Under a window, what was not fed before the interruption is fed later, when less is in sight.
+        if cache.get("policy") == "full" or cache.get("recompute"):
+            assert (streamed - expected).abs().max() < TOLERANCE
+
+
+def step_alike(session: StreamingSession, other: StreamingSession, picture) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step the one, and the other into the same words; return the logits of both."""
+    logits = record_logits(session)
+    session.step(picture)
+    del session.sampler.choose_
+    return torch.stack(logits), repeat(session, other, picture)
+
+
+def repeat(session: StreamingSession, other: StreamingSession, picture) -> torch.Tensor:
+    """Put the words of the one's last turn into the other's mouth; both must then hold the same. Return its logits."""
+    words = (Kind.SPEECH, Kind.TAIL, Kind.REPLY_END)
+    said = sum(s.num_tokens for s in session.layout.segments if s.turn == session.num_turns - 1 and s.kind in words)
+    reply, logits = iter(session.decoder.ids[-said:]), []
+    other.sampler.choose_ = lambda seen: (logits.append(seen.clone()), next(reply))[1]
+    other.step(picture)
+    del other.sampler.choose_
+    assert session.decoder.ids == other.decoder.ids
+    assert session.layout == other.layout
+    assert torch.equal(session.decoder.positions, other.decoder.positions)
+    return torch.stack(logits)
+
+
+def test_a_stream_of_several_patches_a_turn_stays_within_what_was_allocated(models):
+    video = replace(VIDEO, fps=8.0)
+    session = open_session(models["qwen3_vl"], SMALL, video, query=QUERY, previous_text=PREVIOUS * 10)
+    memory = session.decoder.kv.keys.data_ptr()
+    for second in range(12):
+        session.step(frames(second, video.num_frames, 84, 84))
+        assert session.stats.cache_tokens <= session.stats.capacity_tokens
+    assert session.decoder.kv.keys.data_ptr() == memory
+    spans = [segment.turn for segment in session.layout.segments if segment.kind is Kind.VISION]
+    assert spans == [10] * 4 + [11] * 4
+    assert str(session.layout).splitlines()[-1].split()[2] == "11.0-12.0", "a turn of many spans is one row"
+
+
 @pytest.mark.parametrize(
     ("group", "settings", "word"),
     [
@@ -235,6 +337,7 @@ def test_wrong_frames_are_refused_in_one_line_and_the_stream_goes_on(model, wron
         ("video", {"fps": -1}, "fps"),
         ("video", {"fps": "two"}, "fps"),
         ("video", {"fps": 0.1}, "no frame"),
+        ("video", {"turn_format": "morse"}, "time-range-1, patch-seconds-1"),
         ("sampling", {"temperature": -0.1}, "temperature"),
         ("sampling", {"top_p": 0}, "top_p"),
     ],

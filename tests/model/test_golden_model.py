@@ -41,7 +41,7 @@ def test_one_full_pass_gives_the_recorded_logits(golden, model):
     input_ids = torch.from_numpy(recorded["input_ids"]).long()
     frames = torch.from_numpy(np.load(golden / "frames.npz")["frames"])[: 2 * len(recorded["prompt_end"])]
     embeddings = model.text_model.embed_tokens(input_ids)
-    embeddings[input_ids == model.hf.config.video_token_id] = model.vision_encoder(min_pixels=1).encode(frames)[0]
+    embeddings[input_ids == model.hf.config.video_token_id] = model.vision_encoder(min_pixels=1).features(frames)[0]
     positions = torch.from_numpy(recorded["position_ids"])[:, None]
     hidden = model.text_model(inputs_embeds=embeddings[None], position_ids=positions).last_hidden_state[0]
     logits = model.lm_head(hidden[torch.from_numpy(recorded["prompt_end"]).long()]).numpy()

@@ -182,17 +182,17 @@ def test_seconds_encoded_one_by_one_equal_the_whole_video(tiny_checkpoint, model
     assert whole.grid == (4, 4, 3)
     assert {second.grid for second in seconds} == {(1, 4, 3)}
     assert torch.equal(whole.embeddings, torch.cat([second.embeddings for second in seconds]))
-    assert len(whole.deepstack) == (1 if model_type == "qwen3_vl" else 0)
+    assert len(whole.deepstack) == (2 if model_type == "qwen3_vl" else 0)
     for level, features in enumerate(whole.deepstack):
         assert torch.equal(features, torch.cat([second.deepstack[level] for second in seconds]))
 
 
-def test_encode_gives_embeddings_and_grid(tiny_checkpoint):
+def test_features_are_embeddings_and_their_grid(tiny_checkpoint):
     vision = load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu").vision
-    embeddings, grid = vision.encode(random_frames(2, 720, 1280))
-    assert grid == (1, 20, 36)
-    assert embeddings.shape == (720, 64)
-    assert not embeddings.requires_grad
+    features = vision.features(random_frames(2, 720, 1280))
+    assert features.grid == (1, 20, 36)
+    assert features.embeddings.shape == (720, 64)
+    assert not features.embeddings.requires_grad
 
 
 def test_time_on_the_rotary_axis():
@@ -218,4 +218,4 @@ def test_the_vision_path_is_the_recorded_one(golden):
                     preprocess(chunk, family=vision.family, min_pixels=1)[0].numpy(), run[key]
                 )
             elif key.endswith("vision_out"):
-                np.testing.assert_allclose(vision.encode(chunk)[0].numpy(), run[key], atol=1e-5)
+                np.testing.assert_allclose(vision.features(chunk)[0].numpy(), run[key], atol=1e-5)
