@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from streamingvlm.atomic import write_json
+from streamingvlm.config import at_least
 from streamingvlm.data.formats import read_cues, segment_cue
 from streamingvlm.data.transcript import Cue
 from streamingvlm.errors import ConfigError, DataError
@@ -42,6 +43,7 @@ class AsrConfig:
     def __post_init__(self):
         if not self.model:
             raise ConfigError("asr.model is empty; give a size (large-v3) or the folder of a converted model")
+        at_least("asr.beam_size", self.beam_size, 1, "1 is greedy")
 
 
 def load_transcriber(config: AsrConfig) -> Transcriber:

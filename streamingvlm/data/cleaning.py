@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, tee
 
+from streamingvlm.config import above
 from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.data.transcript import Transcript, Word, spread
 from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, Request, Usage
-from streamingvlm.errors import ConfigError
 
 MAX_SENTENCE_WORDS = 40
 MAX_SENTENCE_GAP_S = 2.0
@@ -44,8 +44,7 @@ class CleaningConfig:
     instructions: str | None = None
 
     def __post_init__(self):
-        if not self.segment_s > 0:
-            raise ConfigError(f"cleaning.segment_s={self.segment_s} is not above 0; the usual length is 120")
+        above("cleaning.segment_s", self.segment_s, 0, "seconds; the usual length is 120")
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,10 @@ def read_verdicts(num_sentences: int) -> Callable[[str], list[tuple[str, str]]]:
 
     def read(answer: str) -> list[tuple[str, str]]:
         start, stop = answer.find("{"), answer.rfind("}")  # some models cannot but say more than JSON
-        document = json.loads(answer[start : stop + 1])
+        try:
+            document = json.loads(answer[start : stop + 1])
+        except RecursionError as error:
+            raise ValueError("brackets in brackets in brackets") from error
         entries = document.get("sentences") if isinstance(document, dict) else None
         if not isinstance(entries, list) or len(entries) != num_sentences:
             raise ValueError(f"not {num_sentences} sentences")

@@ -8,6 +8,7 @@ from itertools import tee
 from pathlib import Path
 from typing import Any, Literal
 
+from streamingvlm.config import above, at_least, one_of
 from streamingvlm.data.asr import SpeechRecogniser
 from streamingvlm.data.cleaning import Cleaner, CleaningEstimate
 from streamingvlm.data.conversations import Conversation
@@ -51,12 +52,14 @@ class PrepareConfig:
     num_workers: int = 2
 
     def __post_init__(self):
-        if not 0 <= self.held_out_fraction <= 1:
-            raise ConfigError(f"held_out_fraction={self.held_out_fraction} is outside [0, 1]; the usual one is 0.02")
-        if self.questions not in ("keep", "drop"):
-            raise ConfigError(f"questions={self.questions} is unknown; choose one of keep, drop")
-        if self.num_workers < 1:
-            raise ConfigError(f"num_workers={self.num_workers} checks nothing; give 1 or more")
+        one_of("questions", self.questions, ("keep", "drop"))
+        above("chunk_s", self.chunk_s, 0, "seconds a turn")
+        above("fps", self.fps, 0, "frames a second")
+        at_least("min_video_s", self.min_video_s, 0, "0 takes every video")
+        at_least("held_out_fraction", self.held_out_fraction, 0, "0 holds nothing out")
+        at_least("num_workers", self.num_workers, 1, "videos checked at a time")
+        if self.held_out_fraction > 1:
+            raise ConfigError(f"held_out_fraction={self.held_out_fraction} is above 1; the usual one is 0.02")
 
 
 def prepare(

@@ -110,7 +110,7 @@ def test_many_short_transcripts_are_asked_about_at_a_time_and_keep_their_order(t
         '{"sentences": [{"number": 1, "action": "edit"}]}',
         '{"sentences": [7]}',
         '{"sentences": [{"number": 1, "action": "ke',
-        "[" * 100_000,
+        '{"sentences":' * 100_000 + "}",
     ],
 )
 def test_a_segment_without_a_proper_answer_stays_as_it_was_and_is_counted(clean, answer):

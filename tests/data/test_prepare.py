@@ -402,7 +402,10 @@ def test_transcripts_are_cleaned_and_the_cost_told_before(tmp_path, videos):
     assert (manifest["cleaning"]["sentences_delete"], manifest["cleaning"]["num_requests"]) == (1, 1)
 
 
-@pytest.mark.parametrize("setting", [{"held_out_fraction": 2}, {"questions": "both"}, {"num_workers": 0}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"held_out_fraction": 2}, {"held_out_fraction": "two"}, {"questions": "both"}, {"num_workers": 0}, {"fps": 0}],
+)
 def test_settings_out_of_range_are_named(setting):
     [name] = setting
     with pytest.raises(ConfigError, match=name):

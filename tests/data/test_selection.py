@@ -111,7 +111,8 @@ def test_all_or_nothing_may_be_held_out(fraction, split):
     [
         ({"kind": "both"}, "selection.kind=both"),
         ({"chunk_turns": 12, "overlap_turns": 12}, "overlap"),
-        ({"min_turns": 65}, "selection.min_turns=65"),
+        ({"min_turns": 65}, "selection.max_turns=64"),
+        ({"chunk_turns": "24 s"}, "selection.chunk_turns='24 s' is not a number"),
         ({"min_words_per_s": -1}, "selection.min_words_per_s=-1"),
         ({"max_silence_s": float("nan")}, "selection.max_silence_s"),
     ],
