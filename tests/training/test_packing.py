@@ -9,7 +9,7 @@ from tiny_run import TinyChunks
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
-from streamingvlm.training.collate import Collate
+from streamingvlm.training.collate import Collate, model_inputs
 from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.packing import boundaries, pack, text_positions
 
@@ -37,8 +37,7 @@ def test_positions_begin_anew_with_every_example():
 
 def losses_and_gradients(module, batch):
     module.zero_grad()
-    inputs = {name: value for name, value in batch.items() if name not in ("names", "num_asked", "weights")}
-    losses = module(**inputs)["losses"]
+    losses = module(**model_inputs(batch))["losses"]
     (losses * batch["weights"]).sum().backward()
     return losses.detach(), {name: weights.grad.clone() for name, weights in module.named_parameters()}
 

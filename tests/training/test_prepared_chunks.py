@@ -16,7 +16,7 @@ from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.chunks import RememberingTokenizer, previous_ids
-from streamingvlm.training.collate import Collate, Encoded, with_pixels
+from streamingvlm.training.collate import Collate, Encoded, model_inputs, with_pixels
 from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.feature_store import FeatureStore
 from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist, without_middle
@@ -109,8 +109,7 @@ def test_a_tower_that_learns_sees_what_a_frozen_one_sees(tiny_checkpoint, prepar
         dataset, finish = dataset_of(model, prepared, learns=learns)
         module = Commentator(model.hf, train_vision=learns)
         batch = finish(Collate(0, packed=packed)([dataset[0], dataset[1]]))
-        inputs = {name: value for name, value in batch.items() if name not in ("names", "num_asked", "weights")}
-        losses.append(module(**inputs)["losses"])
+        losses.append(module(**model_inputs(batch))["losses"])
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     losses[1].sum().backward()
     assert all(weights.grad is not None for weights in model.hf.model.visual.parameters())

@@ -14,7 +14,7 @@ from streamingvlm import StreamingSession
 from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
 from streamingvlm.model.loading import load_model
 from streamingvlm.training.checkpoints import checkpoints, is_whole
-from streamingvlm.training.collate import Collate
+from streamingvlm.training.collate import Collate, model_inputs
 from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.order import Order
 from streamingvlm.training.settings import FitSettings
@@ -51,7 +51,7 @@ def test_a_step_is_the_gradient_of_the_weighted_mean_clipped_as_a_whole(tiny_che
     dataset = TinyChunks(model)
     examples = [dataset[index] for index in Order(len(dataset), 5, 1, seed=7).examples(0)]
     batch = Collate(0, silence_weight=DEFAULTS["silence_weight"])(examples)
-    losses = module(**{n: v for n, v in batch.items() if n not in ("names", "num_asked", "weights")})["losses"]
+    losses = module(**model_inputs(batch))["losses"]
     ((losses * batch["weights"]).sum() / batch["weights"].sum()).backward()
     nn.utils.clip_grad_norm_(module.parameters(), 0.1)
     named = list(module.named_parameters())
@@ -101,8 +101,7 @@ def test_held_out_loss_counts_every_token_once(tiny_checkpoint, tmp_path):
     train(tiny_checkpoint(), tmp_path, settings, held_out=held_out, callbacks=watch)
     batch = Collate(0, silence_weight=DEFAULTS["silence_weight"])([held_out[index] for index in range(11)])
     with torch.no_grad():
-        asked = {n: v for n, v in batch.items() if n not in ("names", "num_asked", "weights")}
-        losses = Commentator(model.hf)(**asked)["losses"]
+        losses = Commentator(model.hf)(**model_inputs(batch))["losses"]
     expected = float((losses * batch["weights"]).sum() / batch["weights"].sum())
     assert seen == pytest.approx([expected, expected], abs=1e-5)
 
