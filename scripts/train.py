@@ -48,8 +48,12 @@ def follow_recipe(options: dict[str, Any]):
 
 def fine_tune(options: dict[str, Any]):
     """Fine-tune a checkpoint on prepared data."""
+    import torch
+
     tuning = fine_tuning_from(options)
     tuning.fit_()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     logging.info("the model is in %s", tuning.target)
 
 

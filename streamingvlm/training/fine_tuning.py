@@ -213,6 +213,9 @@ class FineTuning:
         settings, fit = self.settings, self.settings.fit
         examples, held_out, module = self.chunks("train"), self.held_out, self.module
         check_room(self.folder, self._num_bytes(module))
+        for chunks in (examples, held_out):
+            if fit.pack_tokens and chunks is not None:
+                chunks.check_fits(fit.pack_tokens)
         collate = Collate(
             self.model.tokenizer.convert_tokens_to_ids(_PAD),
             packed=fit.pack_tokens > 0,
