@@ -29,7 +29,7 @@ _GREEDY = {"temperature": 0.0}
 
 @dataclass(frozen=True)
 class HeldOutLine:
-    """One turn of a held-out recording: what the model says, and what was said when it was recorded."""
+    """One turn of a held-out recording: when it is in its file, what the model says, and what was said in truth."""
 
     start_s: float
     said: str
@@ -77,11 +77,10 @@ def stream_held_out(
             **settings,
         )
         path = Path(video_root) / recording["video"]
-        said = [line.text for line in _watch(session, path, recording["start_s"], len(truth))]
+        said = list(_watch(session, path, recording["start_s"], len(truth)))
     if len(said) < len(truth):
         raise VideoError(f"{recording['video']!r} ends after {len(said)} of {len(truth)} turns; prepare the data anew")
-    chunk_s = session.video_config.chunk_s
-    lines = [HeldOutLine(n * chunk_s, *pair) for n, pair in enumerate(zip(said, truth, strict=True))]
+    lines = [HeldOutLine(line.start_s, line.text, words) for line, words in zip(said, truth, strict=True)]
     return HeldOutCommentary(str(recording["id"]), lines)
 
 
@@ -90,9 +89,9 @@ def _watch(session: StreamingSession, path: Path, start_s: float, num_turns: int
     with open_video(
         path, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch, start_s=start_s
     ) as reader:
-        # Frames alone: the stream's clock begins where the recording does, as it did in training.
+        # With the file's own times, as training tells them.
         for second in islice(reader, num_turns):
-            yield session.step(second.frames)
+            yield session.step(second)
 
 
 @contextmanager

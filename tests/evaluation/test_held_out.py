@@ -19,6 +19,7 @@ from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.examples import example_from
 from streamingvlm.turns import Turn, TurnFormat
 from streamingvlm.video.encoder import write_video
+from streamingvlm.video.reader import open_video
 
 START, NUM_TURNS = 3, 8
 
@@ -67,13 +68,11 @@ def learn_(model, mean_loss, num_steps=2):
 def test_it_says_what_a_session_on_the_same_weights_says(model, recording):
     streamed = stream_held_out(model, recording)
     session = StreamingSession.from_pretrained("pitch", device="cpu", previous_text=recording["previous_text"])
-    from streamingvlm.video.reader import open_video
-
     with open_video(recording["video"], start_s=START) as reader:
-        said = [session.step(second.frames).text for second, _ in zip(reader, range(NUM_TURNS), strict=False)]
+        said = [session.step(second).text for second, _ in zip(reader, range(NUM_TURNS), strict=False)]
     assert [line.said for line in streamed.lines] == said
     assert [line.truth for line in streamed.lines] == recording["lines"]
-    assert [line.start_s for line in streamed.lines] == list(range(NUM_TURNS))
+    assert [line.start_s for line in streamed.lines] == list(range(START, START + NUM_TURNS))
     # The model knows its trade, so the two columns agree but for a second or two.
     assert sum(line.said == line.truth for line in streamed.lines) >= NUM_TURNS - 2
 

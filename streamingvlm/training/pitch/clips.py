@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch.commentator import parse, say
 from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import Example, example_from
 from streamingvlm.training.pitch.footage import Footage
@@ -52,7 +52,10 @@ class ClipSettings:
 
 
 class ClipDataset(Dataset):
-    """Clips drawn from encoded footage: ``num_examples`` of them, each by the seed and its number."""
+    """Clips drawn from encoded footage: ``num_examples`` of them, each by the seed and its number.
+
+    style: in which the matches are commented on.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class ClipDataset(Dataset):
         *,
         num_examples: int,
         seed: int,
+        style: Style = TELEGRAM,
     ):
         shortest = min(len(film) for film in footage)
         if shortest <= settings.clip_turns:
@@ -71,7 +75,8 @@ class ClipDataset(Dataset):
         self.settings = settings
         self.num_examples = num_examples
         self.seed = seed
-        self.lines = [[say(second) for second in film.seconds] for film in footage]
+        self.style = style
+        self.lines = [[style.say(second) for second in film.seconds] for film in footage]
 
     def __len__(self) -> int:
         return self.num_examples
@@ -113,7 +118,7 @@ class ClipDataset(Dataset):
         return whole[dice.below(len(whole))]
 
     def _previous_ids(self, intro: str, lines: list[str], dice: Dice) -> tuple[int, ...]:
-        has_score = [parse(line).score is not None for line in lines]
+        has_score = [self.style.parse(line).score is not None for line in lines]
         if dice.chance(self.settings.forgetful_percent):
             lines = [line for line, scored in zip(lines, has_score, strict=True) if scored][-1:]
         elif dice.chance(self.settings.altered_percent):
