@@ -106,14 +106,14 @@ def load_model(
 
     Raises CheckpointError for a checkpoint that cannot be used, ConfigError for an unknown device or dtype.
     """
-    device = _device(device)
+    device = device_named(device)
     dtype = _dtype(dtype, device)
     folder = find_checkpoint(name)
     config_json = read_config_json(folder)
     family = _family(config_json, folder)
     stream_defaults = read_stream_settings(config_json, folder)
     check_weights_exist(folder)
-    with _quiet_transformers():
+    with quiet_transformers():
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
@@ -128,6 +128,19 @@ def load_model(
         device=device,
         dtype=dtype,
     )
+
+
+def device_named(device: str | torch.device | None) -> torch.device:
+    """Return the device of a name; by default CUDA where there is one, else the CPU. Raises ConfigError."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device} is unknown; choose cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}, but {torch.cuda.device_count()} CUDA devices are there; choose cpu")
+    return chosen
 
 
 def _family(config_json: Mapping[str, Any], folder: Path) -> Family:
@@ -219,18 +232,6 @@ def _check_keys(info: Mapping[str, Any], folder: Path):
             )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device={device} is unknown; choose cpu, cuda or cuda:N") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}, but {torch.cuda.device_count()} CUDA devices are there; choose cpu")
-    return chosen
-
-
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -242,7 +243,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep bars and reports off the terminal: what is wrong is told by the error alone."""
     verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -122,15 +122,31 @@ def preprocess(
     """
     _check_frames(frames)
     num_frames, _, height, width = frames.shape
+    size = resized_size(
+        num_frames, height, width, family=family, min_pixels=min_pixels, max_pixels=max_pixels, resize=resize
+    )
+    resized = _RESIZERS[resize](frames, size)
+    return _patchify(_normalise(_fill_last_patch(resized, family.temporal_patch_size), family), family)
+
+
+def resized_size(
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    family: Family,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    resize: Resize = "processor",
+) -> tuple[int, int]:
+    """Choose the height and width that `preprocess` resizes frames to, given its own arguments."""
     min_pixels = MIN_FRAME_TOKENS * family.size_factor**2 if min_pixels is None else min_pixels
     max_pixels = MAX_FRAME_TOKENS * family.size_factor**2 if max_pixels is None else max_pixels
     if resize == "qwen_vl_utils":
         max_pixels = capped_max_pixels(
             num_frames, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels
         )
-    size = smart_size(height, width, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels)
-    resized = _RESIZERS[resize](frames, size)
-    return _patchify(_normalise(_fill_last_patch(resized, family.temporal_patch_size), family), family)
+    return smart_size(height, width, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
 def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:

@@ -87,6 +87,17 @@ def check_same_run(checkpoint: Path, run: Mapping[str, Any]):
             )
 
 
+def check_room(folder: str | Path, num_bytes: int):
+    """Raise ConfigError unless the disk of a folder, which need not be there yet, has room for so many bytes."""
+    place = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        raise ConfigError(
+            f"{folder} has {free / 1e9:,.1f} GB left, but the checkpoints take {num_bytes / 1e9:,.1f} GB; make room, "
+            "give another folder, or fewer with keep_checkpoints"
+        )
+
+
 def _flush(path: Path):
     descriptor = os.open(path, os.O_RDONLY)
     try:

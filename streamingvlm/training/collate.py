@@ -1,13 +1,15 @@
 """From examples of unequal length to one batch: padded to a rectangle, or packed end to end without padding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.training.examples import IGNORED_LABEL, Example
 from streamingvlm.training.packing import boundaries, text_positions
+from streamingvlm.training.vision_cache import ReadChunk
 
 
 class Collate:
@@ -27,7 +29,7 @@ class Collate:
 
         Padded: input_ids and labels [B, L], position_ids [3, B, L]. Packed: input_ids and labels [1, T], position_ids
         [4, 1, T] whose first row begins anew with each example, and starts [B + 1]. Both: vision and deepstack
-        [all vision tokens, D], or pixels [all patches, values] with grids [all seconds, 3].
+        [all vision tokens, D]; or the chunks, of which `Encoded` or `with_pixels` makes what the model takes.
         """
         weights = [self._weights(example) for example in examples]
         return {
@@ -70,11 +72,42 @@ def _padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
 
 
 def _vision(examples: Sequence[Example]) -> dict[str, Any]:
-    if examples[0].pixels is not None:
-        grids = [grid for example in examples for grid in example.grids]
-        return {"pixels": torch.cat([example.pixels for example in examples]), "grids": torch.tensor(grids)}
+    if examples[0].seconds is not None:
+        return {"chunks": [example.seconds for example in examples]}
     levels = zip(*(example.deepstack for example in examples), strict=True)
     return {
         "vision": torch.cat([example.vision for example in examples]),
         "deepstack": tuple(torch.cat(level) for level in levels),
     }
+
+
+class Encoded:
+    """Gives a batch of chunks its vision, in the process that has the tower.
+
+    encode: what makes features of the seconds of a chunk, as `CachedVision.encode` does.
+    """
+
+    def __init__(self, encode: Callable[[ReadChunk], list[VisionFeatures]]):
+        self.encode = encode
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch with vision and deepstack [all vision tokens, D]."""
+        seconds = [second for chunk in batch["chunks"] for second in self.encode(chunk)]
+        levels = zip(*(second.deepstack for second in seconds), strict=True)
+        return _without_chunks(batch) | {
+            "vision": torch.cat([second.embeddings for second in seconds]),
+            "deepstack": tuple(torch.cat(level) for level in levels),
+        }
+
+
+def with_pixels(batch: dict[str, Any]) -> dict[str, Any]:
+    """Give a batch of chunks their pixels [all patches, values] and grids [all seconds, 3]: its tower is trained."""
+    seconds = [second for chunk in batch["chunks"] for second in chunk.seconds]
+    return _without_chunks(batch) | {
+        "pixels": torch.cat([second.pixels for second in seconds]),
+        "grids": torch.tensor([second.patch_grid for second in seconds]),
+    }
+
+
+def _without_chunks(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "chunks"}

@@ -7,7 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
+from streamingvlm.errors import ConfigError
+from streamingvlm.model.loading import quiet_transformers
 from streamingvlm.model.vision import deepstack_inputs
 from streamingvlm.training.examples import IGNORED_LABEL
 
@@ -30,7 +34,6 @@ class Commentator(nn.Module):
         self.head = base.lm_head
         self.visual = base.model.visual if train_vision else None
         self.vision_pad_id = base.config.video_token_id
-        self.merge_size = base.config.vision_config.spatial_merge_size
         self._whole = [model]  # in a list: a submodule would be wrapped, moved and saved twice
         self._saved_names = _names_in(model, self)
 
@@ -64,8 +67,7 @@ class Commentator(nn.Module):
         return {"losses": nn.functional.cross_entropy(logits.float(), targets[is_asked], reduction="none")}
 
     def _see(self, pixels: torch.Tensor, grids: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-        merge = torch.tensor([1, self.merge_size, self.merge_size], device=grids.device)
-        seen = self.visual(pixels.to(self.visual.dtype), grid_thw=grids * merge)
+        seen = self.visual(pixels.to(self.visual.dtype), grid_thw=grids)
         return seen.pooler_output, getattr(seen, "deepstack_features", None) or ()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -90,6 +92,17 @@ class Commentator(nn.Module):
                 enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
                 enable({"use_reentrant": False})
 
+    def use_liger_kernels_(self):
+        """Take Liger's kernels for norms, rotations and gated layers. Raises ConfigError where it is not installed.
+
+        Its losses are left out: only the few positions that are asked for go through the head here.
+        """
+        if not is_liger_kernel_available():
+            raise ConfigError(
+                'liger=true needs liger-kernel, which is not installed; pip install "streamingvlm[liger]"'
+            )
+        apply_liger_kernel(self._whole[0], {"cross_entropy": False, "fused_linear_cross_entropy": False})
+
     def save_pretrained(self, folder: str | Path, state: dict[str, torch.Tensor] | None = None):
         """Write the whole model, or its adapters, as a Hugging Face folder.
 
@@ -99,7 +112,15 @@ class Commentator(nn.Module):
         state = self.state_dict() if state is None else state
         trained = {saved: state[name] for name, saved in self._saved_names.items()}
         others = {name: weights for name, weights in whole.named_parameters() if name not in trained}
-        whole.save_pretrained(folder, state_dict=trained | {name: w.detach() for name, w in others.items()})
+        with quiet_transformers():
+            whole.save_pretrained(folder, state_dict=trained | {name: w.detach() for name, w in others.items()})
+
+    @property
+    def num_saved_bytes(self) -> int:
+        """Bytes of what `save_pretrained` writes."""
+        whole = self._whole[0]
+        saved = {id(w): w for w in (self if hasattr(whole, "peft_config") else whole).parameters()}
+        return sum(w.nbytes for w in saved.values() if w.requires_grad or not hasattr(whole, "peft_config"))
 
     def saved_state(self, folder: str | Path) -> dict[str, torch.Tensor]:
         """Read back what `save_pretrained` wrote, as a state dict of this module; of adapters, the adapters alone."""
@@ -109,7 +130,8 @@ class Commentator(nn.Module):
             in_file = {name: saved.replace(f".{whole.active_adapter}", "") for name, saved in self._saved_names.items()}
             return {name: weights[saved] for name, saved in in_file.items() if saved in weights}
         dtype = next(self.text.parameters()).dtype
-        read = type(whole).from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        with quiet_transformers():
+            read = type(whole).from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
         weights = dict(read.named_parameters())
         return {name: weights[saved].detach() for name, saved in self._saved_names.items()}
 

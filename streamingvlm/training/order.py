@@ -93,7 +93,8 @@ def _permutation(num_examples: int, seed: int | None, epoch: int) -> np.ndarray:
 class Steps:
     """An order as one process goes through it: step by step, its micro-batches as ``collate`` makes them.
 
-    first_step: asked when iteration begins. Batches are prepared ahead by ``num_workers`` processes, across steps.
+    finish: done to each batch in this process, which has the device. first_step: asked when iteration begins.
+    Batches are prepared ahead by ``num_workers`` processes, across steps.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Steps:
         process: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        finish: Callable[[dict], dict] | None = None,
         first_step: Callable[[], int] = int,
     ):
         self.dataset = dataset
@@ -113,6 +115,7 @@ class Steps:
         self.process = process
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.finish = finish
         self.first_step = first_step
 
     def __len__(self) -> int:
@@ -132,11 +135,12 @@ class Steps:
             )
         )
         for micro_batches in planned:
-            step = list(islice(batches, len(micro_batches)))
-            yield [
-                _counting_for_nothing(batch) if micro_batch.is_idle else batch
-                for micro_batch, batch in zip(micro_batches, step, strict=True)
-            ]
+            step = zip(micro_batches, islice(batches, len(micro_batches)), strict=True)
+            yield [self._finished(micro_batch, batch) for micro_batch, batch in step]
+
+    def _finished(self, micro_batch: MicroBatch, batch: dict) -> dict:
+        batch = self.finish(batch) if self.finish else batch
+        return _counting_for_nothing(batch) if micro_batch.is_idle else batch
 
 
 class _Examples:

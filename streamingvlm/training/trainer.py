@@ -7,8 +7,9 @@ by the sum of their weights; the order of examples is a function (`order`); a ch
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
 from streamingvlm.model.checkpoint import first_line
@@ -30,6 +31,7 @@ from streamingvlm.training.checkpoints import (
     remove_broken,
 )
 from streamingvlm.training.order import Order, Steps
+from streamingvlm.training.progress import Meter
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sharding import (
     load_full_state_,
@@ -43,6 +45,7 @@ __all__ = ["FitSettings", "StreamingTrainer", "fit_"]
 
 _LOG = logging.getLogger(__name__)
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
+_ORDER_FACTS = ("seed", "num_examples", "batch_size", "num_steps")
 _BOOKKEEPING = ("names", "num_asked", "weights")
 _NUM_NAMES_SHOWN = 4
 
@@ -51,12 +54,28 @@ class StreamingTrainer(Trainer):
     """transformers' Trainer for a module that returns a loss for each token that was asked for.
 
     The module returns ``losses`` [A], which the batch's ``weights`` [A] count; or else one ``loss``, and each
-    micro-batch counts for one. order: which examples each step takes.
+    micro-batch counts for one.
+
+    order: which examples each step takes. finish: done to each batch before it goes in, in this process.
+    facts: what a run must agree in, with the order of the examples, that goes on from this one's checkpoints.
+    meter: told what passes.
     """
 
-    def __init__(self, *, order: Order, settings: FitSettings, **trainer_arguments):
+    def __init__(
+        self,
+        *,
+        order: Order,
+        settings: FitSettings,
+        finish: Callable[[dict], dict] | None = None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+        meter: Meter | None = None,
+        **trainer_arguments,
+    ):
         self.order = order
         self.settings = settings
+        self.finish = finish
+        self.meter = meter
+        self.facts = {name: getattr(order, name) for name in _ORDER_FACTS} | dict(facts)
         super().__init__(**trainer_arguments)
         # The loss is divided here, by what the whole step counts: Trainer shall not divide it a second time.
         self.model_accepts_loss_kwargs = True
@@ -83,6 +102,7 @@ class StreamingTrainer(Trainer):
             process=self.args.process_index,
             num_workers=self.settings.num_workers,
             pin_memory=self.args.device.type == "cuda",
+            finish=self.finish,
             **more,
         )
 
@@ -90,9 +110,13 @@ class StreamingTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[dict]], torch.Tensor | None]:
         """Take the micro-batches of one step, as one, and the sum of the weights in all processes."""
-        step = next(epoch_iterator, None)
+        with self.meter.waiting() if self.meter else contextlib.nullcontext():
+            step = next(epoch_iterator, None)
         if step is None:
             return [], None
+        if self.meter:
+            for batch in step:
+                self.meter.count_(batch)
         weight = sum(_weights(batch).sum(dtype=torch.float64) for batch in step)
         return [step], self.accelerator.reduce(weight.to(device), "sum")
 
@@ -169,7 +193,7 @@ class StreamingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                mark_whole(folder, run_facts(self.order))
+                mark_whole(folder, self.facts)
                 keep_newest(self.args.output_dir, self.settings.keep_checkpoints)
         except (
             OSError,
@@ -224,7 +248,10 @@ def fit_(
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
     held_out: Dataset | None = None,
-    tokenizer=None,
+    finish: Callable[[dict], dict] | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    meter: Meter | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     model_folder: str | Path | None = None,
 ) -> list[dict[str, float]]:
     """Train ``module`` in place and return its loss curve: step, loss and learning rate every so many steps.
@@ -232,7 +259,8 @@ def fit_(
     module: returns a dict with its losses, as `StreamingTrainer` takes them. dataset: of examples for ``collate``;
     packing also asks it for ``length(index)``, in tokens.
     folder: for checkpoints; with ``resume`` the run goes on from the last whole one there, if there is one.
-    held_out: examples of the held-out loss. tokenizer: saved with every checkpoint.
+    held_out: examples of the held-out loss. finish, facts, meter: as `StreamingTrainer` takes them.
+    tokenizer: saved with every checkpoint.
     model_folder: where the trained model is written in the end, in the layout of Hugging Face.
 
     Raises ConfigError where the settings do not fit the data, the folder or the processes, NonFiniteLossError with the
@@ -244,9 +272,14 @@ def fit_(
     arguments.warmup_steps = settings.warmup_of(order.num_steps)
     if settings.gradient_checkpointing:
         module.checkpoint_activations_()
+    if settings.liger:
+        module.use_liger_kernels_()
     trainer = StreamingTrainer(
         order=order,
         settings=settings,
+        finish=finish,
+        facts=facts,
+        meter=meter,
         model=module,
         args=arguments,
         train_dataset=dataset,
@@ -292,11 +325,6 @@ def order_of(
     )
 
 
-def run_facts(order: Order) -> dict[str, int]:
-    """What decides the order of examples and the schedule, and must be the same when a run goes on."""
-    return {name: getattr(order, name) for name in ("seed", "num_examples", "batch_size", "num_steps")}
-
-
 def _checkpoint_to_resume(trainer: StreamingTrainer, *, resume: bool) -> str | None:
     folder = trainer.args.output_dir
     if not resume:
@@ -309,7 +337,7 @@ def _checkpoint_to_resume(trainer: StreamingTrainer, *, resume: bool) -> str | N
     if (last := last_whole_checkpoint(folder)) is None:
         _LOG.info("%s holds no checkpoint; the run begins at its first step", folder)
         return None
-    check_same_run(last, run_facts(trainer.order))
+    check_same_run(last, trainer.facts)
     _LOG.info("going on from %s", last)
     return str(last)
 

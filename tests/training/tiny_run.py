@@ -15,11 +15,10 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from streamingvlm.model.loading import load_model
-from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.training.chunks import chunk_tokens
 from streamingvlm.training.collate import Collate
 from streamingvlm.training.commentator import Commentator
-from streamingvlm.training.examples import example_of_seconds
+from streamingvlm.training.examples import example_from
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.trainer import fit_
 from streamingvlm.turns import Turn, TurnFormat
@@ -59,8 +58,8 @@ class TinyChunks(Dataset):
         lines = [" ".join(WORDS[below(len(WORDS))] for _ in range(below(4))) for _ in seconds]
         tokens = chunk_tokens(self.turns, seconds, lines, self.turns.encode_plain("said before " * below(3)))
         vision = torch.randn(len(seconds), 1 + self.num_levels, 6, self.size, generator=dice)
-        features = [VisionFeatures(levels[0], GRID, tuple(levels[1:])) for levels in vision]
-        return example_of_seconds(f"chunk {index}", tokens, features)
+        embeddings, *deepstack = vision.transpose(0, 1).flatten(1, 2)
+        return example_from(f"chunk {index}", tokens, embeddings, tuple(deepstack))
 
     def length(self, index):
         return len(self[index].input_ids)
@@ -109,8 +108,7 @@ if __name__ == "__main__":
     checkpoint, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
     for name, given in settings.items():
-        losses, _ = train(
-            checkpoint, folder / name, given, resume="resume" in sys.argv[4:], model_folder=folder / name / "model"
-        )
+        place = folder / name
+        losses, _ = train(checkpoint, place, given, resume="resume" in sys.argv[4:], model_folder=place / "model")
         if int(os.environ.get("RANK", 0)) == 0:
-            (where / "curve.json").write_text(json.dumps(losses))
+            (place / "curve.json").write_text(json.dumps(losses))
