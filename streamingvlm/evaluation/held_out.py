@@ -21,6 +21,7 @@ from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel
+from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.video.reader import open_video
 
 # The likeliest token each time: two commentaries differ by the model alone.
@@ -63,7 +64,7 @@ def stream_held_out(
 
     model: as it was loaded; its weights are what training has made of them. Adapters in place speak along.
     recording: a row of the prepared data: id, video, start_s, lines and, where there are, previous_text and query.
-    settings: ``cache`` and ``video`` of the session, where they are not the checkpoint's.
+    settings: ``cache`` and ``video`` of the session, where they are not those that the model's config names.
 
     Raises VideoError for a recording that cannot be watched, ConfigError for weights that are spread over processes.
     """
@@ -106,7 +107,8 @@ def lent_to_a_session(model: StreamingModel) -> Iterator[StreamingModel]:
     weight = hf.model.language_model.embed_tokens.weight
     with _random_states_kept(weight.device), _eval_mode(hf), _streaming_attention(hf):
         # A fresh handle: the one of before may hold copies of weights that have changed since.
-        yield replace(model, device=weight.device, dtype=weight.dtype)
+        settings = getattr(hf.config, SETTINGS_KEY, model.stream_defaults)
+        yield replace(model, device=weight.device, dtype=weight.dtype, stream_defaults=settings)
 
 
 @contextmanager

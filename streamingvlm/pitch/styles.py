@@ -1,11 +1,12 @@
 """Other ways to say the same: a second style of commentary, which a model can be tuned to.
 
-    red plays on        blue wins it      red shoots
-    red scores! 2-1 Rovers                red denied          red misses
-    blue to throw, 2-1                    blue to kick off, 2-1
+    red pass            blue tackle       red shot
+    red goal! 2-1 to Rovers               red denied          red wide
+    blue throw-in, 2-1                    blue kick-off, 2-1
 
-The colour comes first and the event after it: what the model was taught to see last it must now say first. Most words
-are other words, which the small tokenizer spells in pieces.
+The colour comes first and the event after it: what the model was taught to say second it must now say first, of a shot
+too, which had no colour. The words are those of the first style, because adapters leave the embeddings alone: a token
+that the base model never learnt to say, they can hardly teach it.
 """
 
 import re
@@ -19,14 +20,14 @@ from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond
 
 _LINES = {
     Kind.SILENCE: "",
-    Kind.PASS: "{colour} plays on",
-    Kind.TACKLE: "{colour} wins it",
-    Kind.SHOT: "{colour} shoots",
-    Kind.GOAL: "{colour} scores! {score} {club}",
+    Kind.PASS: "{colour} pass",
+    Kind.TACKLE: "{colour} tackle",
+    Kind.SHOT: "{colour} shot",
+    Kind.GOAL: "{colour} goal! {score} to {club}",
     Kind.SAVE: "{colour} denied",
-    Kind.WIDE: "{colour} misses",
-    Kind.THROW_IN: "{colour} to throw, {score}",
-    Kind.KICK_OFF: "{colour} to kick off, {score}",
+    Kind.WIDE: "{colour} wide",
+    Kind.THROW_IN: "{colour} throw-in, {score}",
+    Kind.KICK_OFF: "{colour} kick-off, {score}",
 }
 _PARTS = {
     "{colour}": rf"(?P<colour>{'|'.join(COLOURS)})",

@@ -75,7 +75,7 @@ def restyle(plan: RestylingPlan, folder: str | Path, *, device: str = "cpu", **f
         device=device,
         **fitting,
     )
-    save_adapter(adapted, model, folder)
+    save_adapter(adapted, model.tokenizer, folder)
     return curve
 
 
