@@ -1,4 +1,4 @@
-"""Make a folder of chunks to train on: ``python scripts/prepare_data.py videos target=prepared``, ``--help`` for more."""
+"""Make chunks to train on: ``python scripts/prepare_data.py videos target=prepared``, ``--help`` for more."""
 
 import logging
 import sys

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streamingvlm.atomic import write_json
+from streamingvlm.config import above, at_least
 from streamingvlm.errors import ConfigError, EndpointError
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,10 @@ class EndpointConfig:
     def __post_init__(self):
         if not self.model:
             raise ConfigError("endpoint.model is empty; give the name under which the endpoint serves its model")
-        for name, least in (("max_retries", 0), ("max_attempts", 1), ("num_parallel", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"endpoint.{name}={getattr(self, name)} is below {least}; give {least} or more")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"endpoint.timeout_s={self.timeout_s} is not above 0; give the seconds to wait")
+        above("endpoint.timeout_s", self.timeout_s, 0, "seconds for an answer")
+        at_least("endpoint.max_retries", self.max_retries, 0, "0 tries once")
+        at_least("endpoint.max_attempts", self.max_attempts, 1, "answers asked for")
+        at_least("endpoint.num_parallel", self.num_parallel, 1, "requests at a time")
 
     def cost_usd(self, num_tokens_in: int, num_tokens_out: int) -> float | None:
         """What so many tokens cost, None where a price is not given."""

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# A machine that has other work to do stalls for seconds: how long an example takes says nothing about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED_GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -89,6 +94,12 @@ def save_tiny_checkpoint(folder: Path, model_type: str) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def frames(seed: int, num_frames: int = 2, height: int = 56, width: int = 84) -> torch.Tensor:
+    """Draw random frames, uint8 [F, 3, H, W]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ broken off does not listen twice. The sound is read in pieces: memory does not g
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from streamingvlm.atomic import write_json
+from streamingvlm.config import at_least
 from streamingvlm.data.formats import read_cues, segment_cue
 from streamingvlm.data.transcript import Cue
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.video.audio import read_sound
+
+log = logging.getLogger(__name__)
 
 Transcriber = Callable[[np.ndarray], Iterable[Any]]
 """Turns float32 samples, mono at 16 kHz, into segments with start, end, text and words, as faster-whisper's."""
@@ -39,6 +43,7 @@ class AsrConfig:
     def __post_init__(self):
         if not self.model:
             raise ConfigError("asr.model is empty; give a size (large-v3) or the folder of a converted model")
+        at_least("asr.beam_size", self.beam_size, 1, "1 is greedy")
 
 
 def load_transcriber(config: AsrConfig) -> Transcriber:
@@ -77,6 +82,7 @@ class SpeechRecogniser:
         """Return the transcript of a video, made now if it was not made before. Raises VideoError without sound."""
         kept = self._path(video)
         if not kept.exists():
+            log.info("listening to %s", video)
             self._keep(kept, {"segments": list(self._segments(video))})
         return read_cues(kept)
 

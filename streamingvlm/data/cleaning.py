@@ -7,13 +7,14 @@ time is spread over its new words. What the model does not answer properly stays
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, tee
 
+from streamingvlm.config import above
+from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.data.transcript import Transcript, Word, spread
 from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, Request, Usage
-from streamingvlm.errors import ConfigError
 
 MAX_SENTENCE_WORDS = 40
 MAX_SENTENCE_GAP_S = 2.0
@@ -43,8 +44,7 @@ class CleaningConfig:
     instructions: str | None = None
 
     def __post_init__(self):
-        if not self.segment_s > 0:
-            raise ConfigError(f"cleaning.segment_s={self.segment_s} is not above 0; the usual length is 120")
+        above("cleaning.segment_s", self.segment_s, 0, "seconds; the usual length is 120")
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,18 @@ class Cleaner:
         """What the endpoint was asked."""
         return self._endpoint.usage
 
-    def clean(self, transcript: Transcript) -> Transcript:
-        """Return what is left of a transcript. Raises EndpointError; what was answered until then is kept on disk."""
-        segments = self._segments(transcript)
-        pool = ThreadPoolExecutor(self._endpoint.config.num_parallel, thread_name_prefix="cleaning")
-        try:
-            verdicts = list(pool.map(self._verdicts, segments))
-        finally:
-            pool.shutdown(cancel_futures=True)
-        pairs = zip(segments, verdicts, strict=True)
-        return Transcript(tuple(word for segment, verdict in pairs for word in self._applied(segment, verdict)))
+    def clean(self, transcripts: Iterable[Transcript]) -> Iterator[Transcript]:
+        """Yield what is left of each transcript, in order; the segments of several are asked about at a time.
 
-    def estimate(self, transcripts: Iterator[Transcript]) -> CleaningEstimate:
+        Raises EndpointError; what was answered until then is kept on disk.
+        """
+        ours, theirs = tee(self._segments(transcript) for transcript in transcripts)
+        verdicts = map_in_threads(self._verdicts, chain.from_iterable(theirs), self._endpoint.config.num_parallel)
+        for segments_ in ours:
+            pairs = [(segment, next(verdicts)) for segment in segments_]
+            yield Transcript(tuple(word for segment, verdict in pairs for word in self._applied(segment, verdict)))
+
+    def estimate(self, transcripts: Iterable[Transcript]) -> CleaningEstimate:
         """Count what `clean` will ask of these transcripts."""
         num_requests = num_cached = num_in = num_out = 0
         for segment in (segment for transcript in transcripts for segment in self._segments(transcript)):
@@ -162,7 +162,10 @@ def read_verdicts(num_sentences: int) -> Callable[[str], list[tuple[str, str]]]:
 
     def read(answer: str) -> list[tuple[str, str]]:
         start, stop = answer.find("{"), answer.rfind("}")  # some models cannot but say more than JSON
-        document = json.loads(answer[start : stop + 1])
+        try:
+            document = json.loads(answer[start : stop + 1])
+        except RecursionError as error:
+            raise ValueError("brackets in brackets in brackets") from error
         entries = document.get("sentences") if isinstance(document, dict) else None
         if not isinstance(entries, list) or len(entries) != num_sentences:
             raise ValueError(f"not {num_sentences} sentences")

@@ -4,11 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import tee
 from pathlib import Path
 from typing import Any, Literal
 
+from streamingvlm.config import above, at_least, one_of
 from streamingvlm.data.asr import SpeechRecogniser
 from streamingvlm.data.cleaning import Cleaner, CleaningEstimate
+from streamingvlm.data.conversations import Conversation
 from streamingvlm.data.formats import read_cues
 from streamingvlm.data.selection import SelectionConfig, num_words, select, split_of
 from streamingvlm.data.sources import Entry, Refusal, common_root, open_sources
@@ -49,12 +52,14 @@ class PrepareConfig:
     num_workers: int = 2
 
     def __post_init__(self):
-        if not 0 <= self.held_out_fraction <= 1:
-            raise ConfigError(f"held_out_fraction={self.held_out_fraction} is outside [0, 1]; the usual one is 0.02")
-        if self.questions not in ("keep", "drop"):
-            raise ConfigError(f"questions={self.questions} is unknown; choose one of keep, drop")
-        if self.num_workers < 1:
-            raise ConfigError(f"num_workers={self.num_workers} checks nothing; give 1 or more")
+        one_of("questions", self.questions, ("keep", "drop"))
+        above("chunk_s", self.chunk_s, 0, "seconds a turn")
+        above("fps", self.fps, 0, "frames a second")
+        at_least("min_video_s", self.min_video_s, 0, "0 takes every video")
+        at_least("held_out_fraction", self.held_out_fraction, 0, "0 holds nothing out")
+        at_least("num_workers", self.num_workers, 1, "videos checked at a time")
+        if self.held_out_fraction > 1:
+            raise ConfigError(f"held_out_fraction={self.held_out_fraction} is above 1; the usual one is 0.02")
 
 
 def prepare(
@@ -103,6 +108,17 @@ def prepare(
     return manifest
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """A recording whose words are known."""
+
+    entry: Entry
+    probe: VideoProbe
+    part: Part
+    transcript: Transcript
+    mended: Counter[str]
+
+
 @dataclass
 class _Preparation:
     """One run: what it works with, and what it has counted so far."""
@@ -121,29 +137,25 @@ class _Preparation:
     hours: Counter[str] = field(default_factory=Counter)
 
     def transcripts(self) -> Iterator[Transcript]:
-        """Yield what is said in each recording, before cleaning; entries without a transcript are passed over."""
+        """Yield what is said in each recording, before cleaning; what cannot be used is passed over."""
         for entry, probe in self.survey.entries():
             try:
-                yield self._heard(entry, part_of(entry, probe, chunk_s=self.config.chunk_s))[0]
+                yield self._hear(entry, probe).transcript
             except (DataError, VideoError) as error:
                 log.debug("%s: %s", entry.origin, error)  # told when the rows are made
 
     def rows(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Yield each recording of which something is kept, with its chunks; whatever is left out is counted."""
-        for entry, probe in self.survey.entries():
-            try:
-                part = part_of(entry, probe, chunk_s=self.config.chunk_s)
-                transcript, mended = self._heard(entry, part)
-            except (DataError, VideoError) as error:
-                self.refusals.append(Refusal(entry.origin, str(error)))
-                continue
-            self.mended += mended
-            transcript = self.cleaner.clean(transcript) if self.cleaner else transcript
-            recording = self._recording(entry, probe, part, transcript)
-            chunks = self._chunks(recording, part, transcript)
+        heard, to_be_cleaned = tee(self._heard())
+        transcripts = (recording.transcript for recording in to_be_cleaned)
+        cleaned = self.cleaner.clean(transcripts) if self.cleaner else transcripts
+        for recording, transcript in zip(heard, cleaned, strict=True):
+            self.mended += recording.mended
+            row = self._row(recording, transcript)
+            chunks = self._chunks(row, recording.part, transcript)
             if chunks:
-                self._count(recording, chunks)
-                yield recording, chunks
+                self._count(row, chunks)
+                yield row, chunks
             else:
                 self.counts["recordings_without_a_chunk"] += 1
 
@@ -181,12 +193,20 @@ class _Preparation:
             },
         }
 
-    def _heard(self, entry: Entry, part: Part) -> tuple[Transcript, Counter[str]]:
-        """The words of a recording and what was mended. Raises DataError or VideoError where there are none."""
+    def _heard(self) -> Iterator["_Heard"]:
+        for entry, probe in self.survey.entries():
+            try:
+                yield self._hear(entry, probe)
+            except (DataError, VideoError) as error:
+                self.refusals.append(Refusal(entry.origin, str(error)))
+
+    def _hear(self, entry: Entry, probe: VideoProbe) -> "_Heard":
+        """Find out what is said. Raises DataError or VideoError where that is nothing, or cannot be known."""
+        part = part_of(entry, probe, chunk_s=self.config.chunk_s)
         transcript, mended = mend(self._cues(entry), start_s=part.start_s, end_s=part.end_s)
         if not transcript.words:
             raise DataError("nothing is said in it")
-        return transcript, mended
+        return _Heard(entry, probe, part, transcript, mended)
 
     def _cues(self, entry: Entry) -> Sequence[Cue]:
         if entry.said.cues is not None:
@@ -197,8 +217,9 @@ class _Preparation:
             raise DataError("has no transcript; put one beside the video, or recognise its speech: asr.enabled=true")
         return self.recogniser.cues(entry.video)
 
-    def _recording(self, entry: Entry, probe: VideoProbe, part: Part, transcript: Transcript) -> dict[str, Any]:
-        said, video = entry.said, str(entry.video.relative_to(self.root))
+    def _row(self, heard: "_Heard", transcript: Transcript) -> dict[str, Any]:
+        said, part = heard.entry.said, heard.part
+        video = str(heard.entry.video.relative_to(self.root))
         is_whole = said.start_s == 0 and said.end_s is None
         texts = {
             "id": video if is_whole else f"{video}@{said.start_s!r}-{said.end_s!r}",
@@ -207,7 +228,7 @@ class _Preparation:
             "query": said.query or self.config.query,
             "title": said.title,
             "category": said.category,
-            "source": entry.origin,
+            "source": heard.entry.origin,
         }
         lines = transcript.lines(start_s=part.start_s, num_turns=part.num_turns, chunk_s=part.chunk_s)
         return {
@@ -216,13 +237,12 @@ class _Preparation:
             "end_s": part.end_s,
             "num_turns": part.num_turns,
             "lines": lines,
-            "width": probe.width,
-            "height": probe.height,
-            "questions": self._questions(entry, part),
+            "width": heard.probe.width,
+            "height": heard.probe.height,
+            "questions": self._questions(said, part),
         }
 
-    def _questions(self, entry: Entry, part: Part) -> list[dict[str, Any]]:
-        said = entry.said
+    def _questions(self, said: Conversation, part: Part) -> list[dict[str, Any]]:
         self.questions["unreadable"] += said.num_bad_questions
         if self.config.questions == "drop":
             self.questions["dropped"] += len(said.questions)

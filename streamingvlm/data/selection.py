@@ -6,9 +6,8 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import Literal
 
-from streamingvlm.config import TIME_SLACK_S
+from streamingvlm.config import TIME_SLACK_S, at_least, one_of
 from streamingvlm.data.transcript import Word, turn_of
-from streamingvlm.errors import ConfigError
 from streamingvlm.training.chunks import plan_chunks
 
 
@@ -31,16 +30,13 @@ class SelectionConfig:
     max_silence_s: float = 3.0
 
     def __post_init__(self):
-        if self.kind not in ("training", "annealing"):
-            raise ConfigError(f"selection.kind={self.kind} is unknown; choose one of training, annealing")
+        one_of("selection.kind", self.kind, ("training", "annealing"))
+        for name in ("chunk_turns", "min_turns"):
+            at_least(f"selection.{name}", getattr(self, name), 1, "turns a chunk")
+        at_least("selection.max_turns", self.max_turns, self.min_turns, "never below selection.min_turns")
+        at_least("selection.min_words_per_s", self.min_words_per_s, 0, "0 takes silence too")
+        at_least("selection.max_silence_s", self.max_silence_s, 0, "seconds")
         plan_chunks(1, chunk_turns=self.chunk_turns, overlap_turns=self.overlap_turns)
-        if not 1 <= self.min_turns <= self.max_turns:
-            raise ConfigError(
-                f"selection.min_turns={self.min_turns} is not between 1 and selection.max_turns={self.max_turns}"
-            )
-        for name in ("min_words_per_s", "max_silence_s"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"selection.{name}={getattr(self, name)} is below 0; give 0 or more")
 
 
 def select(

@@ -4,13 +4,13 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
 from streamingvlm.config import TIME_SLACK_S
+from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.data.sources import Entry, Refusal, Source, read_entries
 from streamingvlm.errors import DataError, VideoError
 from streamingvlm.video.probe import VideoProbe, probe_video
@@ -79,13 +79,13 @@ def survey_sources(
         if entry.transcript and entry.transcript.is_file():
             found.num_text_bytes += entry.transcript.stat().st_size
     probe = partial(_probed, fps=fps, chunk_s=chunk_s, min_video_s=min_video_s)
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="probe") as pool:
-        for video, probed in zip(found.num_recordings, pool.map(probe, found.num_recordings), strict=True):
-            if isinstance(probed, str):
-                found.unusable[video] = probed
-            else:
-                found.probes[video] = probed
-                found.num_text_bytes += round(probed.num_chunks * chunk_s * BYTES_A_SPOKEN_SECOND)
+    videos = list(found.num_recordings)
+    for video, probed in zip(videos, map_in_threads(probe, videos, num_workers), strict=True):
+        if isinstance(probed, str):
+            found.unusable[video] = probed
+        else:
+            found.probes[video] = probed
+            found.num_text_bytes += round(probed.num_chunks * chunk_s * BYTES_A_SPOKEN_SECOND)
     log.info("%d videos checked, %d of them cannot be used", len(found.num_recordings), len(found.unusable))
     return found
 

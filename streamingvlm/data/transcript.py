@@ -7,7 +7,7 @@ A format gives `Cue`s: words with times of their own, or a stretch of text with 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from streamingvlm.config import TIME_SLACK_S
@@ -129,11 +129,11 @@ def _checked(piece: Stamped, counts: Counter[str]) -> Stamped:
     if start_s is None or end_s is None:
         counts["untimed"] += (start_s is None) != (end_s is None)
         known_s = end_s if start_s is None else start_s
-        return replace(piece, start_s=known_s, end_s=known_s)
+        return Stamped(piece.text, known_s, known_s)
     if end_s < start_s:
         counts["reversed"] += 1
         start_s = end_s
-    return replace(piece, start_s=start_s, end_s=end_s)
+    return Stamped(piece.text, start_s, end_s)
 
 
 def _moment(value: object) -> float | None:
@@ -170,7 +170,7 @@ def _without_overlap(pieces: list[Stamped], counts: Counter[str]) -> list[Stampe
     limits_s = [*(piece.start_s for piece in pieces[1:]), math.inf]
     pairs = list(zip(pieces, limits_s, strict=False))  # of nothing there is nothing
     counts["overlapping"] += sum(piece.end_s > limit_s + TIME_SLACK_S for piece, limit_s in pairs)
-    return [replace(piece, end_s=min(piece.end_s, limit_s)) for piece, limit_s in pairs]
+    return [Stamped(piece.text, piece.start_s, min(piece.end_s, limit_s)) for piece, limit_s in pairs]
 
 
 def _is_outside(word: Word, start_s: float, end_s: float, counts: Counter[str]) -> bool:

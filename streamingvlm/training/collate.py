@@ -11,6 +11,8 @@ from streamingvlm.training.examples import IGNORED_LABEL, Example
 from streamingvlm.training.packing import boundaries, text_positions
 from streamingvlm.training.vision_cache import ReadChunk
 
+_COUNTING = ("names", "num_asked", "weights")
+
 
 class Collate:
     """Makes batches: ``packed`` lays the examples end to end; else they are padded on the right.
@@ -79,6 +81,11 @@ def _vision(examples: Sequence[Example]) -> dict[str, Any]:
         "vision": torch.cat([example.vision for example in examples]),
         "deepstack": tuple(torch.cat(level) for level in levels),
     }
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the model takes; the rest counts its losses and names their examples."""
+    return {name: value for name, value in batch.items() if name not in _COUNTING}
 
 
 class Encoded:

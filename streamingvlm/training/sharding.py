@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, save_fsdp_optimizer
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    is_deepspeed_available,
+    save_fsdp_optimizer,
+)
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -24,8 +29,13 @@ _SCHEDULER_FILE = "scheduler.pt"
 
 
 def sharding_arguments(settings: FitSettings, module: nn.Module) -> dict[str, Any]:
-    """The arguments by which Trainer is asked to shard ``module``; none where it shall not."""
+    """The arguments by which Trainer is asked to shard ``module``; none where it shall not. Raises ConfigError."""
     if settings.deepspeed is not None:
+        if not is_deepspeed_available():
+            raise ConfigError(
+                f"deepspeed={settings.deepspeed} needs DeepSpeed, which is missing; run: pip install "
+                '"streamingvlm[deepspeed]", or give fsdp=full_shard'
+            )
         return {"deepspeed": settings.deepspeed}
     if settings.fsdp == "off":
         return {}

@@ -30,6 +30,7 @@ from streamingvlm.training.checkpoints import (
     mark_whole,
     remove_broken,
 )
+from streamingvlm.training.collate import model_inputs
 from streamingvlm.training.order import Order, Steps
 from streamingvlm.training.progress import Meter
 from streamingvlm.training.settings import FitSettings
@@ -46,7 +47,6 @@ __all__ = ["FitSettings", "StreamingTrainer", "fit_"]
 _LOG = logging.getLogger(__name__)
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _ORDER_FACTS = ("seed", "num_examples", "batch_size", "num_steps")
-_BOOKKEEPING = ("names", "num_asked", "weights")
 _NUM_NAMES_SHOWN = 4
 
 
@@ -149,7 +149,7 @@ class StreamingTrainer(Trainer):
     def _weighted(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict]:
         """The weighted sum of the losses, the sum of the weights, and what the module returned."""
         weights = _weights(inputs)
-        outputs = model(**{name: value for name, value in inputs.items() if name not in _BOOKKEEPING})
+        outputs = model(**model_inputs(inputs))
         losses = outputs["losses"] if "losses" in outputs else outputs["loss"][None]
         total = (losses.float() * weights).sum()
         if not torch.isfinite(total):

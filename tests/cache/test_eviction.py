@@ -28,6 +28,7 @@ class FakeStream:
             **config,
         )
         self.grid = (dice.randrange(1, 3), dice.randrange(1, 4), dice.randrange(1, 4))
+        self.num_spans = dice.choice([1, 1, 2, 3])
         self.num_previous = dice.randrange(0, 24)
         self.num_query = dice.randrange(0, 5)
         self.max_reply = dice.randrange(1, 6)
@@ -61,15 +62,20 @@ class FakeStream:
         self.layout = eviction.layout
         if eviction.restart:
             self.append(*self.prologue())
-        t, h, w = self.grid
+        self.append(*self.when(USER_OPEN=2))
+        for _ in range(self.num_spans):
+            self.append(*self.vision())
         self.append(
-            *self.when(USER_OPEN=2, TIME=4, VISION_START=1),
-            Segment(Kind.VISION, t * h * w, self.turn, *self.span_s(), self.grid, 2.0),
-            *self.when(VISION_END=1, QUERY=self.num_query if self.turn == 0 else 0, USER_CLOSE=1, REPLY_OPEN=2),
+            *self.when(QUERY=self.num_query if self.turn == 0 else 0, USER_CLOSE=1, REPLY_OPEN=2),
             *self.when(SPEECH=self.dice.randrange(0, self.max_reply + 1), TAIL=self.dice.randrange(0, 2)),
             *self.when(REPLY_END=1, LINE_FEED=1),
         )
         self.turn += 1
+
+    def vision(self):
+        t, h, w = self.grid
+        pads = Segment(Kind.VISION, t * h * w, self.turn, *self.span_s(), self.grid, 2.0)
+        return [*self.when(TIME=4, VISION_START=1), pads, *self.when(VISION_END=1)]
 
     def when(self, **sizes: int):
         return [Segment(Kind[kind], size, self.turn, *self.span_s()) for kind, size in sizes.items() if size]
@@ -83,7 +89,7 @@ class FakeStream:
             self.config,
             markup_tokens=7 + 3 + self.num_query,
             previous_tokens=self.num_previous,
-            turn_tokens=2 + 4 + 1 + t * h * w + 1 + 1 + 2 + self.max_reply + 1 + 1 + 1,
+            turn_tokens=2 + self.num_spans * (4 + 1 + t * h * w + 1) + 1 + 2 + self.max_reply + 1 + 1 + 1,
             chunk_s=self.chunk_s,
         )
 
@@ -132,7 +138,7 @@ def check_windows(stream: FakeStream):
     assert text_tokens <= config.text_sink_tokens + config.text_window_tokens
     expected = min(stream.turn, max(1, int(config.vision_window_s / stream.chunk_s + 1e-6)))
     vision = [segment for segment in stream.layout.segments if segment.kind is Kind.VISION]
-    assert len(vision) == expected
+    assert len(vision) == expected * stream.num_spans
     assert all(s.turn == stream.turn - 1 or end_s - s.start_s <= config.vision_window_s + 1e-5 for s in vision)
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import frames
 from naive_stream import NaiveStream
 
 from streamingvlm.cache.layout import Kind
@@ -32,11 +33,6 @@ def models(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def model(models):
     return models["qwen2_5_vl"]
-
-
-def frames(seed: int, num_frames: int = 2, height: int = 56, width: int = 84) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
 def open_session(model, cache=None, video=VIDEO, sampling=GREEDY, **settings) -> StreamingSession:
@@ -124,7 +120,7 @@ def test_after_eviction_a_stream_equals_the_naive_stream(models, model_type, cac
     session = open_session(model, CacheConfig(**cache), video, **settings)
     naive = NaiveStream(model, CacheConfig(**cache), video, max_new_tokens=GREEDY.max_new_tokens, **settings)
     streamed = record_logits(session)
-    for second in range(9):
+    for second in range(7):
         picture = frames(second, video.num_frames, 56, 56)
         streamed.clear()
         session.step(picture)
@@ -246,6 +242,89 @@ def test_wrong_frames_are_refused_in_one_line_and_the_stream_goes_on(model, wron
     assert session.step(frames(1)).start_s == 1.0
 
 
+class Interrupted:
+    """Raises KeyboardInterrupt instead of the ``number``-th call of a function, once."""
+
+    def __init__(self, function, number: int):
+        self.function, self.left = function, number
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.function(*args, **kwargs)
+
+
+INTERRUPTED = {
+    "in the vision tower": (lambda session: (session.vision, "features"), 1),
+    "in the prefill": (lambda session: (session.model.text_model.layers[1], "forward"), 1),
+    "in the first word": (lambda session: (session.model.text_model.layers[1], "forward"), 2),
+    "in a later word": (lambda session: (session.model.text_model.layers[0], "forward"), 4),
+    "between words": (lambda session: (session.sampler, "choose_"), 3),
+}
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [{"policy": "full"}, {**SMALL, "recompute": True}, SMALL, {**SMALL, "turn_window_s": 1.0, "vision_window_s": 1.0}],
+    ids=["full", "recompute", "3 s", "1 s"],
+)
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize(("where", "number"), INTERRUPTED.values(), ids=INTERRUPTED.keys())
+def test_after_an_interruption_the_stream_goes_on(models, model_type, where, number, cache, monkeypatch):
+    """As if the model had ended its reply there; a turn that was not opened yet is as if it had never come."""
+    session, other = (open_session(models[model_type], cache, query=QUERY, previous_text=PREVIOUS) for _ in range(2))
+    for second in range(3):
+        step_alike(session, other, frames(second))
+    home, name = where(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, Interrupted(getattr(home, name), number))
+        with pytest.raises(KeyboardInterrupt):
+            session.step(frames(3))
+    if session.num_turns == 4:
+        repeat(session, other, frames(3))
+    for second in range(4, 7):
+        streamed, expected = step_alike(session, other, frames(second))
+        # Under a window, what was not fed before the interruption is fed later, when less is in sight.
+        if cache.get("policy") == "full" or cache.get("recompute"):
+            assert (streamed - expected).abs().max() < TOLERANCE
+
+
+def step_alike(session: StreamingSession, other: StreamingSession, picture) -> tuple[torch.Tensor, torch.Tensor]:
+    """Step the one, and the other into the same words; return the logits of both."""
+    logits = record_logits(session)
+    session.step(picture)
+    del session.sampler.choose_
+    return torch.stack(logits), repeat(session, other, picture)
+
+
+def repeat(session: StreamingSession, other: StreamingSession, picture) -> torch.Tensor:
+    """Put the words of the one's last turn into the other's mouth; both must then hold the same. Return its logits."""
+    words = (Kind.SPEECH, Kind.TAIL, Kind.REPLY_END)
+    said = sum(s.num_tokens for s in session.layout.segments if s.turn == session.num_turns - 1 and s.kind in words)
+    reply, logits = iter(session.decoder.ids[-said:]), []
+    other.sampler.choose_ = lambda seen: (logits.append(seen.clone()), next(reply))[1]
+    other.step(picture)
+    del other.sampler.choose_
+    assert session.decoder.ids == other.decoder.ids
+    assert session.layout == other.layout
+    assert torch.equal(session.decoder.positions, other.decoder.positions)
+    return torch.stack(logits)
+
+
+def test_a_stream_of_several_patches_a_turn_stays_within_what_was_allocated(models):
+    video = replace(VIDEO, fps=8.0)
+    session = open_session(models["qwen3_vl"], SMALL, video, query=QUERY, previous_text=PREVIOUS * 10)
+    memory = session.decoder.kv.keys.data_ptr()
+    for second in range(12):
+        session.step(frames(second, video.num_frames, 84, 84))
+        assert session.stats.cache_tokens <= session.stats.capacity_tokens
+    assert session.decoder.kv.keys.data_ptr() == memory
+    spans = [segment.turn for segment in session.layout.segments if segment.kind is Kind.VISION]
+    assert spans == [10] * 4 + [11] * 4
+    assert str(session.layout).splitlines()[-1].split()[2] == "11.0-12.0", "a turn of many spans is one row"
+
+
 @pytest.mark.parametrize(
     ("group", "settings", "word"),
     [
@@ -258,6 +337,7 @@ def test_wrong_frames_are_refused_in_one_line_and_the_stream_goes_on(model, wron
         ("video", {"fps": -1}, "fps"),
         ("video", {"fps": "two"}, "fps"),
         ("video", {"fps": 0.1}, "no frame"),
+        ("video", {"turn_format": "morse"}, "time-range-1, patch-seconds-1"),
         ("sampling", {"temperature": -0.1}, "temperature"),
         ("sampling", {"top_p": 0}, "top_p"),
     ],

@@ -73,6 +73,26 @@ def test_a_checkpoint_carries_its_own_settings(folder):
     assert load_model(folder, device="cpu").stream_defaults == {"fps": 4.0, "previous_text": "Red against Blue."}
 
 
+def test_the_flat_config_of_the_first_checkpoints_is_read(tiny_checkpoint, tmp_path):
+    """Qwen2-VL, and with it LiveCC, was published before the text model's settings had an object of their own."""
+    folder = shutil.copytree(tiny_checkpoint("qwen2_vl"), tmp_path / "flat")
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": text.pop("rope_parameters")["mrope_section"]}
+    unsaid = ("model_type", "layer_types", "head_dim")
+    config |= {key: value for key, value in text.items() if key not in unsaid} | {"rope_theta": 1e6}
+    vision = {"in_chans": 3, "spatial_patch_size": 14} | config["vision_config"]
+    config["vision_config"] = {key: vision[key] for key in vision if key not in ("model_type", "rope_parameters")}
+    (folder / "config.json").write_text(json.dumps(config))
+    flat, nested = (load_model(path, device="cpu") for path in (folder, tiny_checkpoint("qwen2_vl")))
+    assert flat.family == nested.family
+    ids, positions = torch.arange(12)[None], torch.arange(36).view(3, 1, 12)
+    outputs = [m.text_model(input_ids=ids, position_ids=positions).last_hidden_state for m in (flat, nested)]
+    assert torch.equal(*outputs)
+    frames = torch.arange(2 * 3 * 56 * 56, dtype=torch.uint8).view(2, 3, 56, 56)
+    assert torch.equal(flat.vision.features(frames).embeddings, nested.vision.features(frames).embeddings)
+
+
 def test_what_the_config_says_of_vision_is_heard(tiny_checkpoint):
     assert load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu").family.tokens_per_second == 2
     assert load_model(tiny_checkpoint("qwen3_vl"), device="cpu").family.size_factor == 32
@@ -210,6 +230,10 @@ SPOILT = {
     "settings of a list": (
         lambda folder: edit_config(folder, streamingvlm=[1]),
         "is [1], expected an object of settings",
+    ),
+    "turn format of another time": (
+        lambda folder: edit_config(folder, streamingvlm={"turn_format": "time-range-9"}),
+        "was trained with the turn format 'time-range-9', expected one of time-range-1, patch-seconds-1; use the",
     ),
     "no weights": (without("model.safetensors"), "has no weights; put model.safetensors"),
     "pickled weights": (pickled, "has only pytorch_model.bin, which can execute code when read; put model.safetensors"),

@@ -11,6 +11,7 @@ import unicodedata
 
 import pytest
 import torch
+from conftest import frames
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -25,6 +26,7 @@ from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import IGNORED_LABEL, example_from
 from streamingvlm.turns import Tokens, Turn, TurnFormat
+from streamingvlm.video.clock import Second
 
 # Qwen's tokenizer reads all text in Unicode's composed form.
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=6).map(
@@ -64,12 +66,11 @@ class Stream:
         self.cache, self.video, self.turns = cache, video, self.session.format
         self.grids = []
 
-    def step(self, frames: torch.Tensor):
-        second = self.session._next_second(frames)
-        moved = type(second)(second.index, *self.when(second.index), frames)
-        line = self.session.step(moved)
-        assert line.text == self.lines[second.index]
-        self.grids.append(self.session.vision.features(frames).grid)
+    def step(self, picture: torch.Tensor):
+        index = self.session.num_turns
+        line = self.session.step(Second(index, *self.when(index), picture))
+        assert line.text == self.lines[index]
+        self.grids.append(self.session.vision.features(picture).grid)
 
     def when(self, index: int) -> tuple[float, float]:
         return self.start_s + index * self.video.chunk_s, self.start_s + (index + 1) * self.video.chunk_s
@@ -109,11 +110,6 @@ def models(tiny_checkpoint):
     return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
 
 
-def picture(index: int, video: VideoConfig, side: int = 56) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(index)
-    return torch.randint(0, 256, (video.num_frames, 3, side, 56), generator=generator, dtype=torch.uint8)
-
-
 RATES = [(2.0, 1.0), (4.0, 1.0), (3.0, 1.0), (4.0, 0.5), (2.0, 2.0)]
 
 
@@ -123,7 +119,7 @@ RATES = [(2.0, 1.0), (4.0, 1.0), (3.0, 1.0), (4.0, 0.5), (2.0, 2.0)]
 def test_a_cache_holds_the_chunk_that_training_shows(models, model_type, data):
     lines = data.draw(st.lists(lines_of(ORDINARY_WORDS), min_size=1, max_size=14))
     fps, chunk_s = data.draw(st.sampled_from(RATES))
-    video = VideoConfig(fps=fps, chunk_s=chunk_s, min_pixels=1, max_pixels=56 * 56)
+    video = VideoConfig(fps=fps, chunk_s=chunk_s, min_pixels=1, max_pixels=84 * 84)
     window_s = data.draw(st.sampled_from([1.0, 2.0, 3.5, 5.0, 16.0]))
     is_full = data.draw(st.sampled_from([False, False, True]))
     cache = CacheConfig(
@@ -144,7 +140,7 @@ def test_a_cache_holds_the_chunk_that_training_shows(models, model_type, data):
         previous_text=data.draw(SILENCE | lines_of(WORDS, max_words=12)),
     )
     for last in range(len(lines)):
-        stream.step(picture(last, video, side=data.draw(st.sampled_from([28, 56]))))
+        stream.step(frames(last, video.num_frames, data.draw(st.sampled_from([28, 56]))))
         chunk = stream.chunk(stream.first_turn_kept(last), last)
         assert len(stream.held()) == len(chunk)
         assert_same(stream.held(), stream.session.decoder.positions, chunk)
@@ -154,18 +150,18 @@ def test_a_cache_holds_the_chunk_that_training_shows(models, model_type, data):
 def test_the_chunks_of_a_plan_begin_as_the_cache_stood(models, model_type):
     """Over several windows: each planned chunk is met by the stream, the moment the window begins where it does."""
     lines = [["", "the ball is in", "previous text", "a user says the ball is in the system"][i % 4] for i in range(20)]
-    video = VideoConfig(min_pixels=1, max_pixels=56 * 56)
+    video = VideoConfig(min_pixels=1, max_pixels=84 * 84)
     cache = CacheConfig(text_sink_tokens=20, text_window_tokens=30, vision_window_s=4.0, turn_window_s=4.0)
     texts = {"query": "Who has the ball?", "previous_text": "The match begins."}
     stream = Stream(models[model_type], lines, cache=cache, video=video, **texts)
-    stream.grids = [stream.session.vision.features(picture(0, video)).grid] * len(lines)
+    stream.grids = [stream.session.vision.features(frames(0)).grid] * len(lines)
     chunks = {
         chunk.start: stream.chunk(chunk.start, chunk.stop - 1)
         for chunk in plan_chunks(20, chunk_turns=6, overlap_turns=3)
     }
     met = []
     for last in range(len(lines)):
-        stream.step(picture(last, video))
+        stream.step(frames(last))
         first = stream.first_turn_kept(last)
         if first in chunks:
             assert_same(stream.held(), stream.session.decoder.positions, chunks[first])

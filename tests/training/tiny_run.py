@@ -1,18 +1,21 @@
 """A run of training small enough to be repeated in many ways, and to be killed: importable, and a program.
 
-    python tests/training/tiny_run.py CHECKPOINT FOLDER '{"num_steps": 20, ...}' [resume]
+    python tests/training/tiny_run.py CHECKPOINT FOLDER '{"NAME": {"num_steps": 20, ...}, ...}' [resume] [stall=STEP]
 
-It writes the loss of every step to FOLDER/losses.jsonl as it goes, so that a killed run leaves what it did.
+Each run writes the loss of every step to FOLDER/NAME/losses.jsonl as it goes, so that a killed run leaves what it did,
+and in the end its loss curve to result.json. ``stall`` never finishes the checkpoint of a step.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from streamingvlm.model.loading import load_model
 from streamingvlm.training.chunks import chunk_tokens
@@ -66,7 +69,7 @@ class TinyChunks(Dataset):
 
 
 class Diary(TrainerCallback):
-    """Writes each loss down at once; ``slow_save_s`` leaves time to be killed while a checkpoint is written."""
+    """Writes each loss down at once."""
 
     def __init__(self, path):
         self.path = path
@@ -77,7 +80,20 @@ class Diary(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-def train(checkpoint, folder, settings, *, resume=False, **more):
+def stall_at(step):
+    """Let the checkpoint of a step stay half written for ever."""
+    finish = Trainer._save_rng_state
+
+    def stall(trainer, folder):
+        if trainer.state.global_step == step:
+            (Path(folder) / "stalled").touch()
+            time.sleep(3600)
+        finish(trainer, folder)
+
+    Trainer._save_rng_state = stall
+
+
+def train(checkpoint, folder, settings, *, resume=False, dataset=None, **more):
     """Train from a checkpoint and return the losses of the run and the module."""
     torch.manual_seed(0)
     fit = FitSettings(**DEFAULTS | settings)
@@ -91,7 +107,7 @@ def train(checkpoint, folder, settings, *, resume=False, **more):
     Path(folder).mkdir(parents=True, exist_ok=True)
     curve = fit_(
         module,
-        more.pop("dataset", None) or TinyChunks(model),
+        TinyChunks(model) if dataset is None else dataset,
         collate,
         fit,
         seed=7,
@@ -104,11 +120,19 @@ def train(checkpoint, folder, settings, *, resume=False, **more):
     return [point["loss"] for point in curve], module
 
 
-if __name__ == "__main__":
-    checkpoint, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+def main(checkpoint, folder, runs, *options):
+    """Do each of some runs, one after the other."""
     torch.set_num_threads(1)
-    for name, given in settings.items():
-        place = folder / name
-        losses, _ = train(checkpoint, place, given, resume="resume" in sys.argv[4:], model_folder=place / "model")
+    for option in options:
+        if option.startswith("stall="):
+            stall_at(int(option.removeprefix("stall=")))
+    for name, settings in json.loads(runs).items():
+        place = Path(folder) / name
+        losses, module = train(checkpoint, place, settings, resume="resume" in options, model_folder=place / "model")
         if int(os.environ.get("RANK", 0)) == 0:
-            (place / "curve.json").write_text(json.dumps(losses))
+            num_sharded = sum(isinstance(weights, DTensor) for weights in module.parameters())
+            (place / "result.json").write_text(json.dumps({"losses": losses, "num_sharded": num_sharded}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
