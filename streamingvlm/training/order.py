@@ -122,9 +122,9 @@ class Steps:
         return self.order.num_steps
 
     def __iter__(self) -> Iterator[list[dict]]:
-        planned, ahead = tee(
-            self.order.micro_batches(step, self.process) for step in range(self.first_step(), self.order.num_steps)
-        )
+        first_step = self.first_step()
+        steps = range(first_step, self.order.num_steps)
+        planned, ahead = tee(self.order.micro_batches(step, self.process) for step in steps)
         batches = iter(
             DataLoader(
                 self.dataset,
@@ -132,11 +132,16 @@ class Steps:
                 collate_fn=self.collate,
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
+                # Its seed is drawn from a stream of its own: dropout must not depend on where a run was broken off.
+                generator=torch.Generator(),
             )
         )
-        for micro_batches in planned:
-            step = zip(micro_batches, islice(batches, len(micro_batches)), strict=True)
-            yield [self._finished(micro_batch, batch) for micro_batch, batch in step]
+        for step, micro_batches in enumerate(planned, start=first_step + 1):
+            pulled = zip(micro_batches, islice(batches, len(micro_batches)), strict=True)
+            batches_of_step = [self._finished(micro_batch, batch) for micro_batch, batch in pulled]
+            if step == self.order.num_steps:
+                next(batches, None)  # at its end the loader lets its workers go, and nobody will come for another step
+            yield batches_of_step
 
     def _finished(self, micro_batch: MicroBatch, batch: dict) -> dict:
         batch = self.finish(batch) if self.finish else batch

@@ -79,6 +79,10 @@ def test_earlier_text_can_be_left_out(tiny_checkpoint, prepared):
         ChunkSettings(text_sink_tokens=-1)
 
 
+# One for all examples: making it takes longer than using it.
+TURNS = TurnFormat(RememberingTokenizer(build_tokenizer()), temporal_step=2.0)
+
+
 @given(
     lines=st.lists(st.sampled_from(["", "shot", "pass by red", "goal for red! it is 1-0"]), max_size=30),
     intro=st.sampled_from(["", "Rovers in red, City in blue."]),
@@ -86,11 +90,10 @@ def test_earlier_text_can_be_left_out(tiny_checkpoint, prepared):
     window=st.integers(0, 20),
 )
 def test_leaving_out_the_middle_of_hours_of_text_changes_nothing(lines, intro, sink, window):
-    turns = TurnFormat(RememberingTokenizer(build_tokenizer()), temporal_step=2.0)
-    lengths = np.array([len(turns.speech_ids(line)) for line in lines], dtype=np.int32)
+    lengths = np.array([len(TURNS.speech_ids(line)) for line in lines], dtype=np.int32)
     kept = {"sink_tokens": sink, "window_tokens": window}
     short = without_middle(lines, lengths, **kept)
-    assert previous_ids(turns, intro, short, **kept) == previous_ids(turns, intro, lines, **kept)
+    assert previous_ids(TURNS, intro, short, **kept) == previous_ids(TURNS, intro, lines, **kept)
     assert len(short) <= len(lines)
 
 

@@ -14,6 +14,7 @@ from streamingvlm.model.loading import load_model
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 ROOT = Path(__file__).parents[2]
+SHARDED = {"fsdp": "full_shard"}
 
 
 def run_in_two_processes(checkpoint, folder, runs, *options):
@@ -44,16 +45,19 @@ def test_two_processes_of_four_examples(plain, tiny_checkpoint, tmp_path):
 
 
 def test_weights_spread_over_two_processes(plain, tiny_checkpoint, tmp_path):
-    """Padded and packed; the checkpoint is a whole Hugging Face folder, and a run goes on from it."""
-    sharded = {"fsdp": "full_shard", "save_every_steps": 10}
-    runs = {"padded": {**sharded, "gradient_checkpointing": True}, "packed": {**sharded, "pack_tokens": 400}}
-    checkpoint = tiny_checkpoint("qwen3_vl")
-    results = run_in_two_processes(checkpoint, tmp_path, runs)
+    """Padded and packed; what is saved is a whole Hugging Face folder."""
+    runs = {"padded": {**SHARDED, "gradient_checkpointing": True}, "packed": {**SHARDED, "pack_tokens": 400}}
+    results = run_in_two_processes(tiny_checkpoint("qwen3_vl"), tmp_path, runs)
     assert_equal_to(plain, results)
     assert all(result["num_sharded"] > 10 for result in results.values())
     one, two = (load_model(folder, device="cpu").hf for folder in (plain[1], tmp_path / "padded" / "model"))
     for name, weights in one.named_parameters():
         torch.testing.assert_close(weights, two.get_parameter(name), atol=2e-3, rtol=0, msg=name)
 
-    (tmp_path / "packed" / "checkpoint-20" / "complete.json").unlink()
-    assert_equal_to(plain, run_in_two_processes(checkpoint, tmp_path, {"packed": runs["packed"]}, "resume"))
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on(plain, tiny_checkpoint, tmp_path):
+    runs = {"run": {**SHARDED, "save_every_steps": 10}}
+    run_in_two_processes(tiny_checkpoint("qwen3_vl"), tmp_path, runs)
+    (tmp_path / "run" / "checkpoint-20" / "complete.json").unlink()
+    assert_equal_to(plain, run_in_two_processes(tiny_checkpoint("qwen3_vl"), tmp_path, runs, "resume"))

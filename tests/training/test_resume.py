@@ -17,7 +17,8 @@ from streamingvlm.training.checkpoints import last_whole_checkpoint
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"num_steps": 24, "batch_size": 4, "save_every_steps": 3, "keep_checkpoints": 2}
+# With dropout, so that the random states matter.
+SETTINGS = {"num_steps": 24, "batch_size": 4, "save_every_steps": 3, "keep_checkpoints": 2, "dropout": 0.2}
 PATIENCE_S = 300
 
 

@@ -111,7 +111,7 @@ def _On(**methods):
 
 
 def test_checkpoints_are_whole_and_few_and_a_run_goes_on_from_them(tiny_checkpoint, tmp_path):
-    settings = {"num_steps": 8, "save_every_steps": 2, "keep_checkpoints": 2, "log_every_steps": 3}
+    settings = {"num_steps": 8, "save_every_steps": 2, "keep_checkpoints": 2, "log_every_steps": 3, "dropout": 0.2}
     through, _ = train(tiny_checkpoint(), tmp_path / "through", settings)
     left = checkpoints(tmp_path / "through")
     assert [path.name for path in left] == ["checkpoint-6", "checkpoint-8"]

@@ -94,10 +94,14 @@ def stall_at(step):
 
 
 def train(checkpoint, folder, settings, *, resume=False, dataset=None, **more):
-    """Train from a checkpoint and return the losses of the run and the module."""
+    """Train from a checkpoint and return the losses of the run and the module; ``dropout`` is of the attention."""
     torch.manual_seed(0)
-    fit = FitSettings(**DEFAULTS | settings)
+    settings = DEFAULTS | settings
+    dropout = settings.pop("dropout", 0.0)
+    fit = FitSettings(**settings)
     model = load_model(checkpoint, device="cpu", attention=fit.attention)
+    for layer in model.hf.model.language_model.layers:
+        layer.self_attn.attention_dropout = dropout
     module = Commentator(model.hf)
     collate = Collate(
         model.tokenizer.convert_tokens_to_ids("<|endoftext|>"),
