@@ -12,7 +12,10 @@ COMMAND_LINE = CommandLine("train", plain="data", text=("folder", "target", "vid
 
 
 def main(options: dict[str, Any]):
-    """Follow the recipe of an experiment that has one; else fine-tune a checkpoint on prepared data."""
+    """Follow the recipe of an experiment that has one; else fine-tune a checkpoint on prepared data.
+
+    An experiment may also bring a ``restyling`` of the embedded model.
+    """
     import datasets
     import torch
 
@@ -22,6 +25,8 @@ def main(options: dict[str, Any]):
         torch.set_num_threads(options["num_threads"])
     if options["recipe"]:
         follow_recipe(options)
+    elif options["restyling"]:
+        follow_restyling(options)
     else:
         fine_tune(options)
 
@@ -46,18 +51,41 @@ def follow_recipe(options: dict[str, Any]):
     logging.info("the model is in %s", target)
 
 
-def fine_tune(options: dict[str, Any]):
-    """Fine-tune a checkpoint on prepared data."""
-    import torch
+def follow_restyling(options: dict[str, Any]):
+    """Tune adapters on the embedded model to another style, and merge them."""
+    from rich.console import Console
 
-    tuning = fine_tuning_from(options)
-    tuning.fit_()
+    from streamingvlm.model.loading import device_named
+    from streamingvlm.training.adapters import merge
+    from streamingvlm.training.pitch.restyling import restyle, restyling_from
+    from streamingvlm.training.progress import ProgressLine
+
+    folder = Path(options["folder"])
+    adapter = folder / "adapter"
+    device = str(device_named(options["device"]))
+    restyle(restyling_from(options["restyling"]), adapter, device=device, callbacks=[ProgressLine(Console())])
+    logging.info("the model is in %s", merge(adapter, options["target"] or folder / "model"))
+
+
+def fine_tune(options: dict[str, Any]):
+    """Fine-tune a checkpoint, or adapters of it, on prepared data."""
+    import torch
+    from run_log import check_logger, open_run_log
+    from tuning_run import callbacks_for, check_held_out_stream, lora_from, record_adapters
+
+    check_logger(options["logger"])
+    tuning = fine_tuning_from(options, **lora_from(options["lora"]))
+    check_held_out_stream(tuning, options)
+    with open_run_log(options["logger"], folder=tuning.folder, description=options) as run_logs:
+        meter, callbacks = callbacks_for(tuning, options, run_logs)
+        tuning.fit_(callbacks=callbacks, meter=meter)
+    record_adapters(tuning)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     logging.info("the model is in %s", tuning.target)
 
 
-def fine_tuning_from(options: dict[str, Any]):
+def fine_tuning_from(options: dict[str, Any], **how):
     """The run that the options describe, checked."""
     from streamingvlm.training.fine_tuning import FineTuning, FineTuningSettings, VisionSettings
     from streamingvlm.training.settings import FitSettings
@@ -70,7 +98,7 @@ def fine_tuning_from(options: dict[str, Any]):
         "device": options["device"] or options["model"]["device"],
     }
     names = {field.name for field in fields(FineTuningSettings)} - set(parts)
-    return FineTuning(FineTuningSettings(**parts, **{name: options[name] for name in names}))
+    return FineTuning(FineTuningSettings(**parts, **{name: options[name] for name in names}), **how)
 
 
 if __name__ == "__main__":

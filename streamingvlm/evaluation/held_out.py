@@ -21,6 +21,7 @@ from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel
+from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.video.reader import open_video
 
 # The likeliest token each time: two commentaries differ by the model alone.
@@ -29,7 +30,7 @@ _GREEDY = {"temperature": 0.0}
 
 @dataclass(frozen=True)
 class HeldOutLine:
-    """One turn of a held-out recording: what the model says, and what was said when it was recorded."""
+    """One turn of a held-out recording: when it is in its file, what the model says, and what was said in truth."""
 
     start_s: float
     said: str
@@ -63,7 +64,7 @@ def stream_held_out(
 
     model: as it was loaded; its weights are what training has made of them. Adapters in place speak along.
     recording: a row of the prepared data: id, video, start_s, lines and, where there are, previous_text and query.
-    settings: ``cache`` and ``video`` of the session, where they are not the checkpoint's.
+    settings: ``cache`` and ``video`` of the session, where they are not those that the model's config names.
 
     Raises VideoError for a recording that cannot be watched, ConfigError for weights that are spread over processes.
     """
@@ -77,11 +78,10 @@ def stream_held_out(
             **settings,
         )
         path = Path(video_root) / recording["video"]
-        said = [line.text for line in _watch(session, path, recording["start_s"], len(truth))]
+        said = list(_watch(session, path, recording["start_s"], len(truth)))
     if len(said) < len(truth):
         raise VideoError(f"{recording['video']!r} ends after {len(said)} of {len(truth)} turns; prepare the data anew")
-    chunk_s = session.video_config.chunk_s
-    lines = [HeldOutLine(n * chunk_s, *pair) for n, pair in enumerate(zip(said, truth, strict=True))]
+    lines = [HeldOutLine(line.start_s, line.text, words) for line, words in zip(said, truth, strict=True)]
     return HeldOutCommentary(str(recording["id"]), lines)
 
 
@@ -90,9 +90,9 @@ def _watch(session: StreamingSession, path: Path, start_s: float, num_turns: int
     with open_video(
         path, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch, start_s=start_s
     ) as reader:
-        # Frames alone: the stream's clock begins where the recording does, as it did in training.
+        # With the file's own times, as training tells them.
         for second in islice(reader, num_turns):
-            yield session.step(second.frames)
+            yield session.step(second)
 
 
 @contextmanager
@@ -107,7 +107,8 @@ def lent_to_a_session(model: StreamingModel) -> Iterator[StreamingModel]:
     weight = hf.model.language_model.embed_tokens.weight
     with _random_states_kept(weight.device), _eval_mode(hf), _streaming_attention(hf):
         # A fresh handle: the one of before may hold copies of weights that have changed since.
-        yield replace(model, device=weight.device, dtype=weight.dtype)
+        settings = getattr(hf.config, SETTINGS_KEY, model.stream_defaults)
+        yield replace(model, device=weight.device, dtype=weight.dtype, stream_defaults=settings)
 
 
 @contextmanager

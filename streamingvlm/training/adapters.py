@@ -19,14 +19,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers import TrainerCallback
 
 from streamingvlm.errors import CheckpointError, ConfigError
 from streamingvlm.model.checkpoint import find_checkpoint, first_line, read_config_json
 from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.stream_settings import SETTINGS_KEY
+from streamingvlm.training.checkpoints import checkpoint_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "streamingvlm.json"
 
@@ -93,20 +96,37 @@ def quantised_weights(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBy
     )
 
 
-def save_adapter(adapted: "PeftModel", model: StreamingModel, folder: str | Path, **stream_settings):
-    """Write an adapter as peft does, with the tokenizer and a record of its base and of how to stream with it.
-
-    stream_settings: frame rate, windows and the like, over those of the base.
-    """
-    folder = Path(folder)
+def save_adapter(adapted: "PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path):
+    """Write an adapter as peft does, with the tokenizer and its record."""
     adapted.save_pretrained(folder, safe_serialization=True)
-    model.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_record(adapted, folder)
+
+
+def write_record(adapted: "PeftModel", folder: str | Path):
+    """Write beside an adapter what its base model is known by, and how to stream with it.
+
+    The latter is what the base model's config says under ``streamingvlm``.
+    """
+    base = adapted.get_base_model()
     record = {
         "base": adapted.peft_config["default"].base_model_name_or_path,
-        "base_fingerprint": fingerprint(adapted.get_base_model()),
-        "stream_defaults": {**model.stream_defaults, **stream_settings},
+        "base_fingerprint": fingerprint(base),
+        "stream_defaults": dict(getattr(base.config, SETTINGS_KEY, {})),
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (Path(folder) / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+class RecordAdapter(TrainerCallback):
+    """Writes the record of an adapter into every checkpoint of its training, so that any of them can be merged."""
+
+    def __init__(self, adapted: "PeftModel"):
+        self.adapted = adapted
+
+    def on_save(self, args, state, control, **_):
+        """A checkpoint has been written."""
+        if state.is_world_process_zero:
+            write_record(self.adapted, checkpoint_folder(args.output_dir, state.global_step))
 
 
 def load_adapter_(model: StreamingModel, folder: str | Path) -> "PeftModel":
@@ -158,7 +178,7 @@ def merge(
     base = base or record["base"]
     model = load_model(base, device="cpu", dtype=dtype or _stored_dtype(base))
     merged = load_adapter_(model, adapter_folder).merge_and_unload()
-    merged.config.streamingvlm = record["stream_defaults"]
+    setattr(merged.config, SETTINGS_KEY, record["stream_defaults"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as unfinished:
         whole = Path(unfinished) / "model"

@@ -70,6 +70,11 @@ class Commentator(nn.Module):
         seen = self.visual(pixels.to(self.visual.dtype), grid_thw=grids)
         return seen.pooler_output, getattr(seen, "deepstack_features", None) or ()
 
+    @property
+    def whole(self) -> nn.Module:
+        """The Hugging Face model, or the adapters around one, that this module is a part of."""
+        return self._whole[0]
+
     def get_input_embeddings(self) -> nn.Module:
         """From ids to embeddings; accelerate asks for it, to keep weights that are tied in one shard."""
         return self.text.embed_tokens
@@ -101,14 +106,14 @@ class Commentator(nn.Module):
             raise ConfigError(
                 'liger=true needs liger-kernel, which is not installed; pip install "streamingvlm[liger]"'
             )
-        apply_liger_kernel(self._whole[0], {"cross_entropy": False, "fused_linear_cross_entropy": False})
+        apply_liger_kernel(self.whole, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
     def save_pretrained(self, folder: str | Path, state: dict[str, torch.Tensor] | None = None):
         """Write the whole model, or its adapters, as a Hugging Face folder.
 
         state: this module's own state dict, where its weights are spread over processes and had to be gathered.
         """
-        whole = self._whole[0]
+        whole = self.whole
         state = self.state_dict() if state is None else state
         trained = {saved: state[name] for name, saved in self._saved_names.items()}
         others = {name: weights for name, weights in whole.named_parameters() if name not in trained}
@@ -118,13 +123,13 @@ class Commentator(nn.Module):
     @property
     def num_saved_bytes(self) -> int:
         """Bytes of what `save_pretrained` writes."""
-        whole = self._whole[0]
+        whole = self.whole
         saved = {id(w): w for w in (self if hasattr(whole, "peft_config") else whole).parameters()}
         return sum(w.nbytes for w in saved.values() if w.requires_grad or not hasattr(whole, "peft_config"))
 
     def saved_state(self, folder: str | Path) -> dict[str, torch.Tensor]:
         """Read back what `save_pretrained` wrote, as a state dict of this module; of adapters, the adapters alone."""
-        whole = self._whole[0]
+        whole = self.whole
         if hasattr(whole, "peft_config"):
             weights = load_file(Path(folder) / _ADAPTER_FILE)
             in_file = {name: saved.replace(f".{whole.active_adapter}", "") for name, saved in self._saved_names.items()}

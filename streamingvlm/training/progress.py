@@ -220,7 +220,7 @@ class HeldOutStream(TrainerCallback):
             raise ConfigError(f"every_steps={every_steps} streams never; give 1 or more")
         self.stream = stream
         self.every_steps = every_steps
-        self.show = show or _log_commentary
+        self.show = show or log_commentary
 
     def on_step_end(self, args, state, control, **_):
         """Stream, if it is time, in the first process alone."""
@@ -229,7 +229,8 @@ class HeldOutStream(TrainerCallback):
             self.show(state.global_step, self.stream())
 
 
-def _log_commentary(step: int, commentary: Any):
+def log_commentary(step: int, commentary: Any):
+    """Write a held-out commentary to the log."""
     _LOG.info("held-out stream after step %d\n%s", step, commentary)
 
 

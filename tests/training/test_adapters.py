@@ -77,7 +77,8 @@ def trained(tiny_checkpoint, tmp_path):
         model = load(tiny_checkpoint(family))
         adapted = with_lora_(model, LoraSettings(rank=4, **settings))
         stir_(adapted)
-        save_adapter(adapted, model, tmp_path / name, **STREAM)
+        model.hf.config.streamingvlm = STREAM
+        save_adapter(adapted, model.tokenizer, tmp_path / name)
         return model, tmp_path / name
 
     return make
@@ -108,17 +109,17 @@ def test_before_training_nothing_is_said_differently(tiny_checkpoint):
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-def test_the_loss_of_the_commentator_reaches_the_adapters_alone(tiny_checkpoint, family):
+def test_the_loss_of_the_commentator_reaches_the_adapters_alone(tiny_checkpoint, mean_loss, family):
     model = load(tiny_checkpoint(family))
     adapted = with_lora_(model, LoraSettings(rank=4))
     stir_(adapted)
-    Commentator(model.hf)(**batch_for(model))["loss"].backward()
+    mean_loss(Commentator(model.hf), batch_for(model)).backward()
     moved = {name for name, weight in model.hf.named_parameters() if weight.grad is not None}
     assert moved == {name for name, _ in model.hf.named_parameters() if "lora_" in name}
     assert all(weight.grad.abs().sum() > 0 for name, weight in model.hf.named_parameters() if "lora_" in name)
 
 
-def test_adapters_alone_learn(tiny_checkpoint):
+def test_adapters_alone_learn(tiny_checkpoint, mean_loss):
     torch.manual_seed(0)
     model = load(tiny_checkpoint())
     base = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
@@ -128,7 +129,7 @@ def test_adapters_alone_learn(tiny_checkpoint):
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        losses.append(module(**batch)["loss"])
+        losses.append(mean_loss(module, batch))
         losses[-1].backward()
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
@@ -190,7 +191,7 @@ def test_merging_keeps_the_type_of_the_base(tiny_checkpoint, tmp_path):
     model = load(base)
     adapted = with_lora_(model, LoraSettings(rank=4))
     stir_(adapted)
-    save_adapter(adapted, model, tmp_path / "adapter")
+    save_adapter(adapted, model.tokenizer, tmp_path / "adapter")
     weights = load_file(merge(tmp_path / "adapter", tmp_path / "merged") / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
@@ -289,16 +290,16 @@ def test_lora_without_peft_says_what_to_install(tiny_checkpoint, monkeypatch):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes, of the extra qlora, is absent")
-def test_qlora_learns_and_its_adapter_merges_into_the_whole_base(tmp_path):
+def test_qlora_learns_and_its_adapter_merges_into_the_whole_base(tmp_path, mean_loss):
     # not a tiny model: bitsandbytes wants sizes that 64 divides
     model = load_model("pitch", device="cpu", quantization=quantised_weights(torch.float32))
     assert model.text_model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert model.hf.model.visual.blocks[0].attn.qkv.weight.dtype == torch.float32
     adapted = with_lora_(model, LoraSettings(rank=4))
-    Commentator(model.hf)(**batch_for(model))["loss"].backward()
+    mean_loss(Commentator(model.hf), batch_for(model)).backward()
     assert {n.split(".")[-2] for n, w in model.hf.named_parameters() if w.grad is not None} == {"default"}
     stir_(adapted)
-    save_adapter(adapted, model, tmp_path / "adapter")
+    save_adapter(adapted, model.tokenizer, tmp_path / "adapter")
     merged = load(merge(tmp_path / "adapter", tmp_path / "merged"))
     difference = (hidden_of(merged) - hidden_of(model)).abs().max()
     assert difference < 0.2 * hidden_of(model).abs().max()

@@ -25,9 +25,9 @@ def model_and_batch(folder):
     return model, Collate(0)([example_from("chunk", tokens, torch.randn(4, 64))])
 
 
-def counted(model, batch):
+def counted(model, batch, mean_loss):
     with FlopCounterMode(display=False) as counter:
-        Commentator(model.hf)(**batch)["loss"].backward()
+        mean_loss(Commentator(model.hf), batch).backward()
     return counter.get_total_flops()
 
 
@@ -40,12 +40,12 @@ def by_formula(model, batch):
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_full_training_is_counted_to_the_last_operation(tiny_checkpoint, family):
+def test_full_training_is_counted_to_the_last_operation(tiny_checkpoint, mean_loss, family):
     model, batch = model_and_batch(tiny_checkpoint(family))
-    assert by_formula(model, batch) == counted(model, batch)
+    assert by_formula(model, batch) == counted(model, batch, mean_loss)
 
 
-def test_with_adapters_only_the_first_layer_is_spared_something(tiny_checkpoint):
+def test_with_adapters_only_the_first_layer_is_spared_something(tiny_checkpoint, mean_loss):
     model, batch = model_and_batch(tiny_checkpoint())
     with_lora_(model, LoraSettings(rank=4))
     # Nothing before the first layer learns, so that its queries, keys and values hand no gradient on.
@@ -55,7 +55,7 @@ def test_with_adapters_only_the_first_layer_is_spared_something(tiny_checkpoint)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         for layer in (projection.base_layer, projection.lora_A["default"])
     )
-    assert by_formula(model, batch) - counted(model, batch) == spared * batch["input_ids"].shape[1]
+    assert by_formula(model, batch) - counted(model, batch, mean_loss) == spared * batch["input_ids"].shape[1]
 
 
 def test_examples_of_a_pack_do_not_see_each_other(tiny_checkpoint):

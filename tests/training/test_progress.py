@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from transformers import Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from streamingvlm.errors import ConfigError
 from streamingvlm.training.collate import Collate
@@ -47,10 +47,8 @@ class MeteredTrainer(Trainer):
 
 
 @pytest.fixture
-def turns():
-    from conftest import tiny_tokenizer
-
-    return TurnFormat(tiny_tokenizer(), temporal_step=1.0)
+def turns(tiny_checkpoint):
+    return TurnFormat(AutoTokenizer.from_pretrained(tiny_checkpoint()), temporal_step=1.0)
 
 
 def example(turns, num_turns):

@@ -73,13 +73,11 @@ def assert_same(mine, other):
 @pytest.mark.parametrize("resize", ["processor", "qwen_vl_utils"])
 def test_it_is_what_a_live_session_sees_fresh_and_kept(tiny_checkpoint, video, tmp_path, family, resize):
     model = frozen(tiny_checkpoint(family))
-    live = as_the_session_sees_it(model, video, resize=resize) if family != "qwen3_vl" else None
+    live = as_the_session_sees_it(model, video, resize=resize)
     fresh, kept = (cached(model, video, tmp_path, resize=resize) for _ in range(2))
     seen = fresh(recording(video), 3, 8)
-    if live:
-        assert_same(seen, live[3:11])
-    else:
-        assert all(len(second.deepstack) == 1 for second in seen)
+    assert_same(seen, live[3:11])
+    assert all(bool(second.deepstack) == (family == "qwen3_vl") for second in seen)
     assert_same(kept(recording(video), 3, 8), seen)
     assert (fresh.counts.num_encoded, fresh.counts.num_hits) == (8, 0)
     assert (kept.counts.num_encoded, kept.counts.num_hits) == (0, 8)

@@ -7,7 +7,11 @@ import yaml
 
 from streamingvlm.training.pitch.recipe import recipe_from, stream_defaults
 
-EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiment").glob("pitch*.yaml"))
+EXPERIMENTS = [
+    path
+    for path in sorted((Path(__file__).parents[3] / "configs" / "experiment").glob("pitch*.yaml"))
+    if "recipe" in yaml.safe_load(path.read_text(encoding="utf-8"))
+]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
