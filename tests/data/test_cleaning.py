@@ -182,12 +182,12 @@ print(*(len(clean.words) for clean in cleaner.clean([Transcript(tuple(steady_wor
 
 
 def test_after_a_kill_no_answered_segment_is_asked_for_again(tmp_path):
-    is_reached = threading.Event()
+    is_reached, is_dead = threading.Event(), threading.Event()
 
     def hangs_at_the_fourth(body, num_before):
         if len(server.requests) == 4:
             is_reached.set()
-            threading.Event().wait(1.0)
+            is_dead.wait(180)
             return None
         return keep_all(body, num_before)
 
@@ -197,6 +197,7 @@ def test_after_a_kill_no_answered_segment_is_asked_for_again(tmp_path):
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert is_reached.wait(180)
             process.send_signal(signal.SIGKILL)
+        is_dead.set()
         answered = server.requests[:3]
         again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert again.stdout == "1500\n", again.stderr
