@@ -75,7 +75,7 @@ _RUN_PERCENT = 65
 _MIN_PASS = px(44)
 _MAX_TACKLE_RUN = px(52)
 _TAKER_ZONES, _MATE_ZONES = (1, 7), (3, 5)
-_LAST_SCORE = 9  # the count then starts again, which keeps a score to single digits
+LAST_SCORE = 9  # the count then starts again, which keeps a score to single digits
 
 
 def _formation(kicking: int, dice: Dice) -> tuple[int, ...]:
@@ -226,7 +226,7 @@ class Script:
         self._next_zones = _lined_up(self._zones, _formation(kicking, self._dice))
 
     def _kick_off(self, side: int) -> Play:
-        if max(self._score) >= _LAST_SCORE:
+        if max(self._score) >= LAST_SCORE:
             self._score = (0, 0)
         by_zone = {self._zones[player]: player for player in _players(side)}
         taker = next(by_zone[zone] for zone in _TAKER_ZONES if zone in by_zone)

@@ -56,14 +56,13 @@ class Match:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         dice = Dice(hashed(seed, 1))
-        self.colours = _two_of(COLOURS, dice)
-        self.clubs = _two_of(CLUBS, dice)
+        self.colours = two_of(COLOURS, dice)
+        self.clubs = two_of(CLUBS, dice)
 
     @property
     def intro(self) -> str:
         """What a commentator knows before the first second, given to a model as the text so far."""
-        pairs = zip(self.clubs, self.colours, strict=True)
-        return ", ".join(f"{club} in {colour}" for club, colour in pairs) + "."
+        return introduction(self.clubs, self.colours)
 
     def seconds(self) -> Iterator[PitchSecond]:
         """The match from its kick-off, second by second, without end; every call starts afresh."""
@@ -82,7 +81,13 @@ class Match:
         )
 
 
-def _two_of(names: tuple[str, ...], dice: Dice) -> tuple[str, str]:
+def introduction(clubs: tuple[str, str], colours: tuple[str, str]) -> str:
+    """Which club plays in which colour; scores are given in this order."""
+    return ", ".join(f"{club} in {colour}" for club, colour in zip(clubs, colours, strict=True)) + "."
+
+
+def two_of(names: tuple[str, ...], dice: Dice) -> tuple[str, str]:
+    """Draw two names that differ, in either order."""
     first = dice.below(len(names))
     second = (first + 1 + dice.below(len(names) - 1)) % len(names)
     return names[first], names[second]

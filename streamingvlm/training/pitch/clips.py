@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch.commentator import parse, say
+from streamingvlm.pitch.commentator import parse
 from streamingvlm.pitch.dice import Dice, hashed
-from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.script import LAST_SCORE, Kind
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import Example, example_from
+from streamingvlm.training.pitch.casting import Cast, Event, draw_cast
 from streamingvlm.training.pitch.footage import Footage
 from streamingvlm.turns import Turn, TurnFormat
 
 _EVERYDAY = frozenset({Kind.SILENCE, Kind.PASS, Kind.TACKLE})
 _LONGEST_STREAM_S = 3 * 3600
+Clip = tuple[list[int], list[str], tuple[int, ...]]  # its seconds, their lines, the ids of its previous text
 _ALTERED_LINES = ("", "pass by red", "pass by blue", "pass by yellow", "pass by black", "shot")
 
 
@@ -30,8 +32,10 @@ class ClipSettings:
     clip_turns: seconds in a clip.
     overlap_turns: seconds that neighbouring clips share (the chunks of the paper); None: they begin anywhere.
     opening_percent: clips that begin with the match, with nothing said before but the introduction.
-    highlights_percent: clips that leave out the everyday seconds (silence, passes, tackles), so that what is rare comes
-        often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
+    goals_percent: clips of nothing but goals of one match in any order, each from its shot to its kick-off, counted on
+        from any score.
+    highlights_percent: of the others, clips that leave out the everyday seconds (silence, passes, tackles), so that
+        what is rare comes often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
     forgetful_percent: clips whose previous text is the introduction and the last line that gave a score.
     altered_percent: clips whose previous text has every third line without a score replaced by one that is not true.
     text_sink_tokens, text_window_tokens: what the cache will keep of the previous text.
@@ -40,6 +44,7 @@ class ClipSettings:
     clip_turns: int = 24
     overlap_turns: int | None = None
     opening_percent: int = 4
+    goals_percent: int = 0
     highlights_percent: int = 25
     forgetful_percent: int = 15
     altered_percent: int = 25
@@ -71,7 +76,6 @@ class ClipDataset(Dataset):
         self.settings = settings
         self.num_examples = num_examples
         self.seed = seed
-        self.lines = [[say(second) for second in film.seconds] for film in footage]
 
     def __len__(self) -> int:
         return self.num_examples
@@ -81,19 +85,34 @@ class ClipDataset(Dataset):
             raise IndexError(f"example {index} of {self.num_examples}")
         dice = Dice(hashed(self.seed, index))
         number = dice.below(len(self.footage))
-        film, lines = self.footage[number], self.lines[number]
-        places = self._places(film, dice)
-        previous = self._previous_ids(film.intro, lines[: places[0]], dice)
-        offset_s = dice.below(_LONGEST_STREAM_S) if places[0] else 0
+        film = self.footage[number]
+        cast, events = recast(film, dice)
+        if dice.chance(self.settings.goals_percent):
+            places, lines, previous = self._goals(film, cast, events, dice)
+        else:
+            places, lines, previous = self._stretch(film, cast, events, dice)
         vision = film.vision[dice.below(film.vision.shape[0]), places]
+        offset_s = dice.below(_LONGEST_STREAM_S) if places[0] else 0
         grid = (1, *[round(vision.shape[1] ** 0.5)] * 2)
-        seconds = [Turn(offset_s + place, offset_s + place, offset_s + place + 1, grid) for place in places]
-        tokens = chunk_tokens(self.turns, seconds, [lines[place] for place in places], previous)
-        name = f"match {number}, second {places[0]}"
-        return example_from(name, tokens, vision.flatten(0, 1))
+        seconds = [Turn(offset_s + n, offset_s + n, offset_s + n + 1, grid) for n in range(len(places))]
+        tokens = chunk_tokens(self.turns, seconds, lines, previous)
+        return example_from(f"match {number}, second {places[0]}", tokens, vision.flatten(0, 1))
+
+    def _stretch(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
+        """Seconds in their order, with all that was said before them."""
+        places = self._places(film, dice)
+        first = (0, 0) if places[0] == 0 else _any_score(dice)
+        lines = cast.tell(events, first)
+        return places, [lines[place] for place in places], self._previous_ids(cast, lines[: places[0]], dice)
+
+    def _goals(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
+        """Goals in any order, after a line that gives the score."""
+        places = shuffled_goals(film, dice)[: self.settings.clip_turns]
+        score_line, *lines = cast.tell([(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)], _any_score(dice))
+        return places, lines, self._previous_ids(cast, [score_line], dice)
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
-        """The seconds of the clip."""
+        """The seconds of a stretch."""
         num_turns = self.settings.clip_turns
         if dice.chance(self.settings.opening_percent):
             return list(range(num_turns))
@@ -112,7 +131,7 @@ class ClipDataset(Dataset):
         whole = [chunk.start for chunk in chunks if len(chunk) == num_turns]
         return whole[dice.below(len(whole))]
 
-    def _previous_ids(self, intro: str, lines: list[str], dice: Dice) -> tuple[int, ...]:
+    def _previous_ids(self, cast: Cast, lines: list[str], dice: Dice) -> tuple[int, ...]:
         has_score = [parse(line).score is not None for line in lines]
         if dice.chance(self.settings.forgetful_percent):
             lines = [line for line, scored in zip(lines, has_score, strict=True) if scored][-1:]
@@ -123,8 +142,30 @@ class ClipDataset(Dataset):
             ]
         return previous_ids(
             self.turns,
-            intro,
+            cast.introduction,
             lines,
             sink_tokens=self.settings.text_sink_tokens,
             window_tokens=self.settings.text_window_tokens,
         )
+
+
+def recast(film: Footage, dice: Dice) -> tuple[Cast, list[Event]]:
+    """The events of a match under clubs drawn anew, either side named first."""
+    flip, clubs = dice.below(2), draw_cast(dice).clubs
+    colours = film.seconds[0].colours
+    cast = Cast((colours[flip], colours[1 - flip]), clubs)
+    return cast, [(s.kind, None if s.side is None else s.side ^ flip) for s in film.seconds]
+
+
+def shuffled_goals(film: Footage, dice: Dice) -> list[int]:
+    """Places of the goals of a match in random order, each from the shot to the kick-off that follows."""
+    goals = [place for place, second in enumerate(film.seconds[:-2]) if second.kind is Kind.GOAL]
+    places: list[int] = []
+    while goals:
+        goal = goals.pop(dice.below(len(goals)))
+        places += range(goal - 1, goal + 3)
+    return places
+
+
+def _any_score(dice: Dice) -> tuple[int, int]:
+    return dice.below(LAST_SCORE), dice.below(LAST_SCORE)  # with room for a goal before the next kick-off

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, set_seed
 
 from streamingvlm.errors import ConfigError
@@ -24,7 +25,9 @@ from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.pitch.alignment import SecondDataset, TowerWithHeads
 from streamingvlm.training.pitch.architecture import PICTURE_PIXELS, build_model, tiny_config
 from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
+from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixed
 from streamingvlm.training.pitch.footage import Footage, encode_, film
+from streamingvlm.training.pitch.look_back import hold_, look_back_
 from streamingvlm.training.pitch.tower import Tower
 from streamingvlm.training.trainer import StageSettings, fit_
 from streamingvlm.turns import TurnFormat
@@ -51,21 +54,36 @@ class FootagePlan:
 
 @dataclass(frozen=True)
 class Stage:
-    """The tower learns to see (``clips`` None), or the language model learns from clips while the tower rests."""
+    """The tower learns to see, or the language model learns from clips, drills or both while the tower rests.
+
+    footage: of the tower's seconds or of the clips; clips, drills: None for none of them, a tower's stage has neither.
+    drills_percent: of the examples where there are clips, too.
+    """
 
     name: str
     fit: StageSettings
-    footage: FootagePlan
+    footage: FootagePlan | None = None
     clips: ClipSettings | None = None
+    drills: DrillSettings | None = None
+    drills_percent: int = 0
+
+    @property
+    def teaches_tower(self) -> bool:
+        """Whether it is the tower that learns."""
+        return self.clips is None and self.drills is None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a model: the seed, the stages in their order, the sizes as `tiny_config` takes them."""
+    """All that decides a model: the seed, the stages in their order, the sizes as `tiny_config` takes them.
+
+    look_back: the language model is born with heads that look back (`look_back_`), which no stage trains.
+    """
 
     seed: int
     stages: Sequence[Stage]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    look_back: bool = False
 
 
 class Run:
@@ -99,21 +117,37 @@ class Run:
 
     def _model_before(self, number: int) -> Qwen2_5_VLForConditionalGeneration:
         if number == 0:
-            return build_model(tiny_config(self.tokenizer, **self.recipe.sizes)).to(self.device)
+            model = build_model(tiny_config(self.tokenizer, **self.recipe.sizes))
+            if self.recipe.look_back:
+                look_back_(model)
+            return model.to(self.device)
         before = self._stage_folder(number - 1)
         return Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype=torch.float32).to(self.device)
 
     def _teach_(self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage) -> list[dict[str, float]]:
         draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": hashed(self.recipe.seed, number)}
-        if stage.clips is None:
+        if stage.teaches_tower:
             module = TowerWithHeads(Tower(model)).to(self.device)
             dataset, collate = SecondDataset(stage.footage.film(), **draw), module.collate
         else:
+            if self.recipe.look_back:
+                hold_(model)
             module = Commentator(model)
-            dataset = ClipDataset(self._encoded_footage(model, number), self._turns(model), stage.clips, **draw)
-            collate = Collate(self.tokenizer.pad_token_id)
+            dataset, collate = self._examples(model, number, stage, draw), Collate(self.tokenizer.pad_token_id)
         folder = self._stage_folder(number)
         return fit_(module, dataset, collate, stage.fit, seed=self.recipe.seed, folder=folder, device=self.device)
+
+    def _examples(
+        self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage, draw: Mapping[str, int]
+    ) -> Dataset:
+        turns = self._turns(model)
+        drills = DrillDataset(turns, stage.drills, **draw) if stage.drills else None
+        if stage.clips is None:
+            return drills
+        clips = ClipDataset(self._encoded_footage(model, number), turns, stage.clips, **draw)
+        if drills is None:
+            return clips
+        return Mixed(clips, drills, drills_percent=stage.drills_percent, seed=draw["seed"])
 
     def _turns(self, model: Qwen2_5_VLForConditionalGeneration) -> TurnFormat:
         step = Tower(model).family.temporal_step(_PATCH_S)
@@ -122,7 +156,7 @@ class Run:
     def _encoded_footage(self, model: Qwen2_5_VLForConditionalGeneration, number: int) -> list[Footage]:
         """What the tower makes of a stage's footage; stages with the same footage and the same tower share it."""
         plan = self.recipe.stages[number].footage
-        tower_stage = max(n for n in range(-1, number) if n < 0 or self.recipe.stages[n].clips is None)
+        tower_stage = max(n for n in range(-1, number) if n < 0 or self.recipe.stages[n].teaches_tower)
         if self._encoded[0] != (plan, tower_stage):
             footage = plan.film()
             encode_(footage, Tower(model), num_mirrorings=plan.num_mirrorings)
@@ -182,16 +216,30 @@ def stream_defaults(recipe: Recipe) -> dict[str, Any]:
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
     """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not."""
     try:
-        return Recipe(int(options["seed"]), [_stage(**stage) for stage in options["stages"]], options.get("sizes", {}))
+        stages = [_stage(**stage) for stage in options["stages"]]
+        return Recipe(int(options["seed"]), stages, options.get("sizes", {}), options.get("look_back", False))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the recipe cannot be read ({error}); configs/experiment/pitch.yaml is a whole one"
         ) from error
 
 
-def _stage(name: str, fit: Mapping, footage: Mapping, clips: Mapping | None = None) -> Stage:
-    settings = None if clips is None else ClipSettings(**clips)
-    return Stage(name, StageSettings(**fit), FootagePlan(**footage), settings)
+def _stage(
+    name: str,
+    fit: Mapping,
+    footage: Mapping | None = None,
+    clips: Mapping | None = None,
+    drills: Mapping | None = None,
+    drills_percent: int = 0,
+) -> Stage:
+    return Stage(
+        name,
+        StageSettings(**fit),
+        None if footage is None else FootagePlan(**footage),
+        None if clips is None else ClipSettings(**clips),
+        None if drills is None else DrillSettings(**drills),
+        drills_percent,
+    )
 
 
 def _save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path):

@@ -1,13 +1,17 @@
 """Clips are drawn by seed and number, and hold what the footage shows."""
 
+import re
+from itertools import pairwise
+
 import pytest
 import torch
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch import Kind, say
+from streamingvlm.pitch import Kind, parse, say
+from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
+from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings, shuffled_goals
 from streamingvlm.training.pitch.footage import film, mirrored
 from streamingvlm.turns import TurnFormat
 
@@ -31,6 +35,19 @@ def clips(footage, turns, seed=0, **settings):
     return ClipDataset(footage, turns, ClipSettings(CLIP_TURNS, **settings), num_examples=20, seed=seed)
 
 
+def lines_of(turns, example):
+    said = turns.tokenizer.decode(example.labels[example.labels >= 0]).split("<|im_end|>")[:-1]
+    return [line.removesuffix(" ...").strip() for line in said]
+
+
+def places_of(example):
+    return example.vision[::16, 0].int().tolist()
+
+
+def introduction_of(turns, example):
+    return re.search(r"previous text\n(.*?\.)", turns.tokenizer.decode(example.input_ids))[1]
+
+
 def test_a_seed_draws_the_same_clips_and_another_seed_others(footage, turns):
     def drawn(seed):
         return [example.input_ids.tolist() for example in clips(footage, turns, seed)]
@@ -39,11 +56,35 @@ def test_a_seed_draws_the_same_clips_and_another_seed_others(footage, turns):
 
 
 def test_words_and_vision_of_a_clip_are_of_the_same_seconds(footage, turns):
-    for example in clips(footage, turns, highlights_percent=50):
-        places = example.vision[::16, 0].int().tolist()
-        said = turns.tokenizer.decode(example.labels[example.labels >= 0]).split("<|im_end|>")[:-1]
-        assert [line.removesuffix(" ...").strip() for line in said] == [say(footage[0].seconds[p]) for p in places]
+    for example in clips(footage, turns, highlights_percent=50, goals_percent=30):
+        calls = [parse(line) for line in lines_of(turns, example)]
+        true = [parse(say(footage[0].seconds[place])) for place in places_of(example)]
+        assert [(call.kind, call.colour) for call in calls] == [(call.kind, call.colour) for call in true]
         assert example.position_ids.shape == (3, len(example.input_ids))
+
+
+def test_clubs_are_those_of_the_introduction_and_not_of_the_match(footage, turns):
+    introductions = set()
+    for example in clips(footage, turns, goals_percent=100):
+        introduction = introduction_of(turns, example)
+        introductions.add(introduction)
+        for call in map(parse, lines_of(turns, example)):
+            assert call.club is None or f"{call.club} in {call.colour}" in introduction
+    assert len(introductions) > 10
+
+
+def test_clips_of_goals_count_every_one(footage, turns):
+    for example in clips(footage, turns, goals_percent=100):
+        assert footage[0].seconds[places_of(example)[1]].kind is Kind.GOAL
+        scores = [sum(call.score) for call in map(parse, lines_of(turns, example)) if call.kind is Kind.GOAL]
+        assert scores and all(later in (earlier + 1, 1) for earlier, later in pairwise(scores))
+
+
+def test_goals_of_a_match_are_shuffled_whole(footage):
+    places = shuffled_goals(footage[0], Dice(1))
+    kinds = [footage[0].seconds[place].kind for place in places]
+    assert kinds == [Kind.SHOT, Kind.GOAL, Kind.SILENCE, Kind.KICK_OFF] * (len(places) // 4)
+    assert len({tuple(shuffled_goals(footage[0], Dice(seed))) for seed in range(9)}) > 1
 
 
 def test_overlapped_clips_begin_where_the_chunks_of_the_paper_do(footage, turns):
@@ -56,16 +97,15 @@ def test_overlapped_clips_begin_where_the_chunks_of_the_paper_do(footage, turns)
 def test_highlights_leave_out_the_everyday_seconds(footage, turns):
     everyday = {Kind.SILENCE, Kind.PASS, Kind.TACKLE}
     for example in clips(footage, turns, highlights_percent=100, opening_percent=0):
-        places = example.vision[::16, 0].int().tolist()
-        assert not everyday & {footage[0].seconds[place].kind for place in places}
+        assert not everyday & {footage[0].seconds[place].kind for place in places_of(example)}
 
 
 def test_a_forgetful_clip_knows_the_introduction_and_one_score(footage, turns):
     for example in clips(footage, turns, forgetful_percent=100, opening_percent=0):
         text = turns.tokenizer.decode(example.input_ids)
         previous = text.partition("previous text\n")[2].partition("<|im_end|>")[0]
-        assert previous.startswith(footage[0].intro)
-        assert len(previous) - len(footage[0].intro) <= len(" goal for yellow! Wanderers make it 0-0")
+        lines = previous.removeprefix(introduction_of(turns, example))
+        assert len(lines) <= len(" goal for yellow! Wanderers make it 0-0")
 
 
 def test_footage_shorter_than_a_clip_is_refused(footage, turns):
