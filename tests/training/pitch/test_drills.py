@@ -10,7 +10,7 @@ from streamingvlm.pitch.world import CLUBS, COLOURS
 from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixed
 from streamingvlm.turns import TurnFormat
 
-LINE = re.compile(r"(goal for|throw-in to|kick-off for) (\w+)(?:! (\w+) make it|, still|,) (\d)-(\d)")
+LINE = re.compile(r"(goal for|throw-in to|kick-off for) (\w+)(?:! (\w+)|, still|,) (\d)-(\d)")
 
 
 @pytest.fixture(scope="module")
