@@ -39,10 +39,10 @@ class CacheConfig:
     recompute: bool = False
 
     def __post_init__(self):
-        _one_of("cache.policy", self.policy, ("streaming", "full", "window", "reference"))
-        _one_of("cache.positions", self.positions, ("contiguous", "native"))
+        one_of("cache.policy", self.policy, ("streaming", "full", "window", "reference"))
+        one_of("cache.positions", self.positions, ("contiguous", "native"))
         for name in ("vision_window_s", "turn_window_s"):
-            _at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest second is always kept")
+            at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest second is always kept")
         self._check_text_limits()
         if self.recompute and self.positions == "native":
             raise ConfigError("cache.recompute=true renumbers what it keeps; use cache.positions=contiguous with it")
@@ -53,7 +53,7 @@ class CacheConfig:
             if size is None and self.policy == "streaming":
                 raise ConfigError(f"cache.{name} is null, but the streaming policy needs a number of tokens: give one")
             if size is not None:
-                _at_least(f"cache.{name}", size, 0, "it counts tokens")
+                at_least(f"cache.{name}", size, 0, "it counts tokens")
         if (self.text_sink_tokens is None) != (self.text_window_tokens is None):
             raise ConfigError(
                 "cache.text_sink_tokens and cache.text_window_tokens are limits together: give both or none"
@@ -89,14 +89,14 @@ class VideoConfig:
 
     def __post_init__(self):
         if self.turn_format is not None:
-            _one_of("video.turn_format", self.turn_format, TURN_FORMATS)
-        _one_of("video.resize", self.resize, ("processor", "qwen_vl_utils"))
-        _one_of("video.decoder", self.decoder, ("pyav", "decord"))
-        _above("video.fps", self.fps, 0, "frames a second")
-        _above("video.chunk_s", self.chunk_s, 0, "seconds a turn")
-        _at_least("video.min_pixels", self.min_pixels, 1, "pixels a frame")
-        _at_least("video.max_pixels", self.max_pixels, self.min_pixels, "never below video.min_pixels")
-        _at_least("video.prefetch", self.prefetch, 1, "seconds decoded ahead")
+            one_of("video.turn_format", self.turn_format, TURN_FORMATS)
+        one_of("video.resize", self.resize, ("processor", "qwen_vl_utils"))
+        one_of("video.decoder", self.decoder, ("pyav", "decord"))
+        above("video.fps", self.fps, 0, "frames a second")
+        above("video.chunk_s", self.chunk_s, 0, "seconds a turn")
+        at_least("video.min_pixels", self.min_pixels, 1, "pixels a frame")
+        at_least("video.max_pixels", self.max_pixels, self.min_pixels, "never below video.min_pixels")
+        at_least("video.prefetch", self.prefetch, 1, "seconds decoded ahead")
         if self.num_frames < 1:
             raise ConfigError(
                 f"video.fps={self.fps:g} with video.chunk_s={self.chunk_s:g} makes turns of no frame; raise one of them"
@@ -119,9 +119,9 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        _at_least("sampling.temperature", self.temperature, 0, "0 is greedy")
-        _above("sampling.repetition_penalty", self.repetition_penalty, 0, "1 is no penalty")
-        _at_least("sampling.max_new_tokens", self.max_new_tokens, 1, "tokens a turn")
+        at_least("sampling.temperature", self.temperature, 0, "0 is greedy")
+        above("sampling.repetition_penalty", self.repetition_penalty, 0, "1 is no penalty")
+        at_least("sampling.max_new_tokens", self.max_new_tokens, 1, "tokens a turn")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"sampling.top_p={self.top_p} is outside (0, 1]; 1 keeps every token")
 
@@ -145,18 +145,21 @@ def resolve(kind: type[Config], given: Config | Mapping[str, Any] | None, checkp
     return kind(**chosen)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]):
+def one_of(name: str, value: str, allowed: tuple[str, ...]):
+    """Raise ConfigError unless the setting is one of these words."""
     if value not in allowed:
         raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(allowed)}")
 
 
-def _at_least(name: str, value: float, least: float, why: str):
+def at_least(name: str, value: float, least: float, why: str):
+    """Raise ConfigError unless the setting is a number that is not below ``least``."""
     _number(name, value)
     if not value >= least:
         raise ConfigError(f"{name}={value} is below {least:g} ({why}); give {least:g} or more")
 
 
-def _above(name: str, value: float, bound: float, why: str):
+def above(name: str, value: float, bound: float, why: str):
+    """Raise ConfigError unless the setting is a number above ``bound``."""
     _number(name, value)
     if not value > bound:
         raise ConfigError(f"{name}={value} is not above {bound:g} ({why}); give a larger number")

@@ -15,3 +15,11 @@ class VideoError(StreamingVLMError):
 
 class CheckpointError(StreamingVLMError):
     """A model folder or hub name cannot be loaded."""
+
+
+class DataError(StreamingVLMError):
+    """Data for training cannot be read, prepared or written."""
+
+
+class EndpointError(StreamingVLMError):
+    """A language model behind an address does not answer, or not in the way it was asked to."""

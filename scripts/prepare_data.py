@@ -1,0 +1,77 @@
+"""Make chunks to train on: ``python scripts/prepare_data.py videos target=prepared``, ``--help`` for more."""
+
+import logging
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from command_line import CommandLine, run
+
+COMMAND_LINE = CommandLine("prepare_data", plain="source", text=("target", "video_root", "work_folder", "query"))
+
+
+def main(options: dict[str, Any]):
+    """Prepare the sources and say in a line what came of it."""
+    from streamingvlm.data.prepare import PrepareConfig, prepare, summary
+    from streamingvlm.data.selection import SelectionConfig
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    manifest = prepare(
+        [path for path in (options["source"], *options["more_sources"]) if path],
+        options["target"],
+        PrepareConfig(**{field.name: options[field.name] for field in fields(PrepareConfig)}),
+        SelectionConfig(**options["selection"]),
+        video_root=options["video_root"],
+        recogniser=recogniser_from(options),
+        cleaner=cleaner_from(options),
+        on_estimate=lambda estimate: tell_estimate(estimate, options["cleaning"]),
+    )
+    print(summary(manifest))
+    print(f"wrote {options['target']}; what was left out or mended, and why: {options['target']}/manifest.json")
+
+
+def work_folder(options: dict[str, Any]) -> Path:
+    """Where transcripts and answers are kept: beside the target, which is not there before all is done."""
+    return Path(options["work_folder"] or f"{options['target']}.work")
+
+
+def recogniser_from(options: dict[str, Any]):
+    """The speech recogniser, where it is asked for."""
+    from streamingvlm.data.asr import AsrConfig, SpeechRecogniser
+
+    settings = {**options["asr"]}
+    if not settings.pop("enabled"):
+        return None
+    return SpeechRecogniser(AsrConfig(**settings), work_folder(options) / "transcripts")
+
+
+def cleaner_from(options: dict[str, Any]):
+    """The cleaner and the endpoint that it asks, where it is asked for."""
+    from streamingvlm.data.cleaning import Cleaner, CleaningConfig
+    from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
+
+    settings = options["cleaning"]
+    if not settings["enabled"]:
+        return None
+    endpoint = ChatEndpoint(EndpointConfig(**options["endpoint"]), work_folder(options) / "answers")
+    return Cleaner(endpoint, CleaningConfig(settings["segment_s"], settings["instructions"]))
+
+
+def tell_estimate(estimate, settings: dict[str, Any]):
+    """Show what cleaning will cost; stop where that is all that was asked for, or too much."""
+    from streamingvlm.errors import ConfigError
+
+    print(estimate, file=sys.stderr, flush=True)
+    if settings["estimate_only"]:
+        sys.exit(0)
+    limit_usd = settings["max_cost_usd"]
+    if limit_usd is not None and not (estimate.cost_usd is not None and estimate.cost_usd <= limit_usd):
+        raise ConfigError(
+            f"cleaning.max_cost_usd={limit_usd:g} is below the estimate; raise it, or give the prices of the endpoint"
+        )
+
+
+if __name__ == "__main__":
+    run(main, COMMAND_LINE)

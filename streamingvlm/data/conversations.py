@@ -1,0 +1,213 @@
+"""JSONL of conversations: the layout in which LiveCC and Inf-Streams-Train are published.
+
+A line holds a user's message (a video, the part of it, a query, what was said before) and the assistant's, word by word
+with times. A seek index, the byte offset of each line, may stand as the last line or in a file of its own; it is not
+needed to read from front to back, but tells whether the file is whole. Simpler lines are read as well: a video and its
+``content`` (Inf-Streams-Eval), a video and the path of its ``transcript``, a video alone.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamingvlm.data.transcript import Cue, Stamped
+from streamingvlm.errors import DataError
+
+_INDEX = re.compile(rb"\s*\[\s*(\d|\]\s*$)")
+_INDEX_SUFFIX, _INDEXED_SUFFIX = "_seeks", "_with_seeks"
+
+
+MAX_TIME_S = 1e9
+"""Beyond any recording."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question asked in mid-stream, and its answer."""
+
+    ask_s: float
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One line of such a file; ``end_s`` None lasts to the end of the video.
+
+    cues: None where the line does not hold them.
+    transcript: path of a file that does.
+    num_bad_questions: entries of the line's question stream that could not be read.
+    """
+
+    video: str
+    cues: tuple[Cue, ...] | None = None
+    transcript: str | None = None
+    start_s: float = 0.0
+    end_s: float | None = None
+    previous_text: str = ""
+    query: str = ""
+    title: str = ""
+    category: str = ""
+    questions: tuple[Question, ...] = ()
+    num_bad_questions: int = 0
+
+
+def is_conversation_file(path: Path) -> bool:
+    """Whether the first line is one JSON value that a line of such a file, or its index, could be."""
+    with path.open("rb") as file:
+        first = file.readline()
+    if _INDEX.match(first):
+        return True
+    try:
+        parse_line(first)
+    except DataError:
+        return path.suffix == ".jsonl"
+    return True
+
+
+def read_conversations(path: Path) -> Iterator[tuple[int, Conversation | DataError]]:
+    """Yield each line's number, from 1, with its conversation or with what is wrong with it; one line in memory.
+
+    Last may come an error that counts lines: the seek index names more, or fewer, than there are.
+    """
+    num_lines, num_indexed = 0, _separate_index(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if _INDEX.match(line):
+                num_indexed = _num_offsets(line)
+                continue
+            num_lines += 1
+            try:
+                yield number, parse_line(line)
+            except DataError as error:
+                yield number, error
+    if num_indexed not in (None, num_lines):
+        yield (
+            num_lines,
+            DataError(f"its seek index names {num_indexed} lines, but {num_lines} are there; download the file again"),
+        )
+
+
+def parse_line(line: bytes) -> Conversation:
+    """Read one line; DataError says what is wrong with it, and leaves it to the caller to say where it stands."""
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "damaged text"
+        raise DataError(f"not JSON ({reason})") from error
+    if isinstance(document, dict):
+        return _listed_video(document)
+    if not isinstance(document, list):
+        raise DataError("neither a conversation nor a video")
+    return _conversation(document)
+
+
+def _separate_index(path: Path) -> int | None:
+    """The number of lines by the index in a file beside this one, None without such a file."""
+    beside = path.with_name(path.name.replace(_INDEXED_SUFFIX, _INDEX_SUFFIX))
+    if beside == path or not beside.is_file():
+        return None
+    data = beside.read_bytes()
+    return _num_offsets(data) if _INDEX.match(data) else None
+
+
+def _num_offsets(index: bytes) -> int:
+    """Counted, not read: an index of millions of offsets is not worth their memory."""
+    return index.count(b",") + (index.strip() != b"[]")
+
+
+def _conversation(messages: list[Any]) -> Conversation:
+    user, assistant = (_parts(messages, role) for role in ("user", "assistant"))
+    video, text = (_first(user, kind) for kind in ("video", "text"))
+    speech = _first(assistant, "text_stream")
+    if not video or not speech:
+        raise DataError("a conversation without a video of the user's and a text_stream of the assistant's")
+    questions, num_bad = _questions(speech.get("qa_stream"))
+    return Conversation(
+        video=_name(video.get("video")),
+        cues=_cues(speech.get("text_stream"), "text_stream"),
+        start_s=_time(video, "video_start") or 0.0,
+        end_s=_time(video, "video_end"),
+        previous_text=_text(text.get("previous")),
+        query=_text(text.get("text")),
+        title=_text(text.get("title")),
+        category=_text(text.get("category")),
+        questions=questions,
+        num_bad_questions=num_bad,
+    )
+
+
+def _listed_video(document: dict[str, Any]) -> Conversation:
+    if "video" not in document:
+        raise DataError("neither a conversation nor a video")
+    content, transcript = document.get("content"), document.get("transcript")
+    return Conversation(
+        video=_name(document["video"]),
+        cues=None if content is None else _cues(content, "content"),
+        transcript=None if transcript is None else _name(transcript),
+        start_s=_time(document, "video_start") or 0.0,
+        end_s=_time(document, "video_end"),
+        previous_text=_text(document.get("previous")),
+        query=_text(document.get("query")),
+        title=_text(document.get("title")),
+        category=_text(document.get("category")),
+    )
+
+
+def _parts(messages: list[Any], role: str) -> list[dict[str, Any]]:
+    """The pieces of the content of the messages that have this role."""
+    contents = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == role]
+    return [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+
+
+def _first(parts: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next((part for part in parts if part.get("type") == kind), {})
+
+
+def _name(path: Any) -> str:
+    if not isinstance(path, str) or not path:
+        raise DataError(f"{path!r:.40} where a path is expected")
+    return path
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _time(part: dict[str, Any], name: str) -> float | None:
+    value = part.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_TIME_S:
+        raise DataError(f"{name} is {value!r:.40}, no time in seconds")
+    return float(value)
+
+
+def _cues(stream: Any, name: str) -> tuple[Cue, ...]:
+    if not isinstance(stream, list):
+        raise DataError(f"{name} is no list of [start, end, word]")
+    for item in stream:
+        if not (isinstance(item, list) and len(item) == 3 and isinstance(item[2], str)):
+            raise DataError(f"{name} has {item!r:.40} where [start, end, word] is expected")
+    # One cue for all: a word without times finds its neighbours.
+    return (Cue(tuple(Stamped(text, start_s, end_s) for start_s, end_s, text in stream)),)
+
+
+def _questions(stream: Any) -> tuple[tuple[Question, ...], int]:
+    entries: Sequence[Any] = stream if isinstance(stream, list) else []
+    good = [
+        Question(float(entry[1]), entry[2], entry[3])
+        for entry in entries
+        if isinstance(entry, list)
+        and len(entry) == 4
+        and isinstance(entry[1], int | float)
+        and 0 <= entry[1] < MAX_TIME_S
+        and isinstance(entry[2], str)
+        and isinstance(entry[3], str)
+    ]
+    return tuple(good), len(entries) - len(good)

@@ -1,0 +1,100 @@
+"""Which stretches of a recording are worth training on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Literal
+
+from streamingvlm.config import TIME_SLACK_S, at_least, one_of
+from streamingvlm.data.transcript import Word, turn_of
+from streamingvlm.training.chunks import plan_chunks
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How a recording is cut into chunks, and which of them are kept, as in the paper.
+
+    kind: ``training`` cuts at a regular pace and asks for words enough; ``annealing`` looks for stretches without a
+        silence.
+    chunk_turns, overlap_turns, min_words_per_s: of training chunks.
+    min_turns, max_turns, max_silence_s: of annealing chunks.
+    """
+
+    kind: Literal["training", "annealing"] = "training"
+    chunk_turns: int = 24
+    overlap_turns: int = 12
+    min_words_per_s: float = 2.0
+    min_turns: int = 16
+    max_turns: int = 64
+    max_silence_s: float = 3.0
+
+    def __post_init__(self):
+        one_of("selection.kind", self.kind, ("training", "annealing"))
+        for name in ("chunk_turns", "min_turns"):
+            at_least(f"selection.{name}", getattr(self, name), 1, "turns a chunk")
+        at_least("selection.max_turns", self.max_turns, self.min_turns, "never below selection.min_turns")
+        at_least("selection.min_words_per_s", self.min_words_per_s, 0, "0 takes silence too")
+        at_least("selection.max_silence_s", self.max_silence_s, 0, "seconds")
+        plan_chunks(1, chunk_turns=self.chunk_turns, overlap_turns=self.overlap_turns)
+
+
+def select(
+    words: Sequence[Word], lines: Sequence[str], config: SelectionConfig, *, start_s: float, chunk_s: float
+) -> tuple[list[range], str, int]:
+    """Return the turns of the chunks that are kept, and why how many others were not."""
+    if config.kind == "annealing":
+        return _annealing(words, len(lines), config, start_s=start_s, chunk_s=chunk_s)
+    planned = plan_chunks(len(lines), chunk_turns=config.chunk_turns, overlap_turns=config.overlap_turns)
+    kept = [turns for turns in planned if is_dense(lines, turns, config.min_words_per_s * chunk_s)]
+    return kept, f"fewer than {config.min_words_per_s:g} words a second", len(planned) - len(kept)
+
+
+def is_dense(lines: Sequence[str], turns: range, min_words_a_turn: float) -> bool:
+    """Whether the turns hold so many words on average."""
+    return num_words(lines, turns) >= min_words_a_turn * len(turns) - TIME_SLACK_S
+
+
+def num_words(lines: Sequence[str], turns: range) -> int:
+    """The number of words that are said in the turns."""
+    return sum(len(lines[turn].split()) for turn in turns)
+
+
+def runs_without_silence(words: Sequence[Word], max_silence_s: float) -> Iterator[Sequence[Word]]:
+    """Yield the longest runs of words in which no gap between two words exceeds ``max_silence_s``."""
+    first = 0
+    for index, (before, after) in enumerate(pairwise(words), 1):
+        if after.start_s - before.end_s > max_silence_s + TIME_SLACK_S:
+            yield words[first:index]
+            first = index
+    if words:
+        yield words[first:]
+
+
+def cut_evenly(turns: range, max_turns: int) -> list[range]:
+    """Cut into as few pieces of at most ``max_turns`` as will do, of nearly equal length, so that none is a scrap."""
+    num_pieces = -(-len(turns) // max_turns)
+    bounds = [turns.start + len(turns) * piece // num_pieces for piece in range(num_pieces + 1)]
+    return [range(*bound) for bound in pairwise(bounds)]
+
+
+def _annealing(
+    words: Sequence[Word], num_turns: int, config: SelectionConfig, *, start_s: float, chunk_s: float
+) -> tuple[list[range], str, int]:
+    pieces = []
+    for run in runs_without_silence(words, config.max_silence_s):
+        first = max(0, int((run[0].start_s - start_s) / chunk_s + TIME_SLACK_S))
+        last = turn_of(run[-1].end_s, start_s=start_s, chunk_s=chunk_s)
+        pieces += cut_evenly(range(first, min(last + 1, num_turns)), config.max_turns)
+    kept = [turns for turns in pieces if len(turns) >= config.min_turns]
+    return kept, f"fewer than {config.min_turns} turns without a silence", len(pieces) - len(kept)
+
+
+def split_of(video: str, *, held_out_fraction: float, seed: int) -> str:
+    """Return "held_out" for about this fraction of the videos, "train" for the others.
+
+    A hash decides, so that a video stays where it is when others come or go, and so that two pieces of one video, which
+    may share seconds, never stand on both sides.
+    """
+    digest = blake2b(f"{seed}:{video}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return "held_out" if int.from_bytes(digest, "big") < held_out_fraction * 2**64 else "train"

@@ -1,0 +1,233 @@
+"""A language model behind an address that speaks OpenAI's chat protocol: a hosted one, vLLM, SGLang, llama.cpp.
+
+Every answer that could be used is kept on disk by the content of its question, so that a run that was broken off, or is
+repeated, asks nothing twice. Delays, refusals for a while (429, 5xx) and cut connections are tried again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from streamingvlm.atomic import write_json
+from streamingvlm.config import above, at_least
+from streamingvlm.errors import ConfigError, EndpointError
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English prose, for estimates; the endpoint's own tokenizer is not at hand."""
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """Which model answers, and how patiently it is asked.
+
+    base_url: null stands for OpenAI's own. api_key_env: the environment variable that holds the key; null sends none.
+    timeout_s: for one answer. max_retries: of one request, with growing pauses. max_attempts: answers that cannot be
+        used before one gives up. num_parallel: requests at a time.
+    usd_per_million_in, usd_per_million_out: what tokens cost; null where nobody knows.
+    """
+
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = "OPENAI_API_KEY"
+    timeout_s: float = 120.0
+    max_retries: int = 6
+    max_attempts: int = 3
+    num_parallel: int = 8
+    temperature: float | None = 0.0
+    token_limit_name: str | None = "max_tokens"
+    usd_per_million_in: float | None = None
+    usd_per_million_out: float | None = None
+
+    def __post_init__(self):
+        if not self.model:
+            raise ConfigError("endpoint.model is empty; give the name under which the endpoint serves its model")
+        above("endpoint.timeout_s", self.timeout_s, 0, "seconds for an answer")
+        at_least("endpoint.max_retries", self.max_retries, 0, "0 tries once")
+        at_least("endpoint.max_attempts", self.max_attempts, 1, "answers asked for")
+        at_least("endpoint.num_parallel", self.num_parallel, 1, "requests at a time")
+
+    def cost_usd(self, num_tokens_in: int, num_tokens_out: int) -> float | None:
+        """What so many tokens cost, None where a price is not given."""
+        if self.usd_per_million_in is None or self.usd_per_million_out is None:
+            return None
+        return (num_tokens_in * self.usd_per_million_in + num_tokens_out * self.usd_per_million_out) / 1e6
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question: all that decides about the answer, which is what is sent, and nothing else."""
+
+    body: Mapping[str, Any]
+
+    @property
+    def num_characters(self) -> int:
+        """Of all messages."""
+        return sum(len(message["content"]) for message in self.body["messages"])
+
+    def digest(self) -> str:
+        """A name for the question, the same wherever and whenever it is asked."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Usage:
+    """What was asked, and what the endpoint says it counted."""
+
+    num_requests: int = 0
+    num_cached: int = 0
+    num_malformed: int = 0
+    num_tokens_in: int = 0
+    num_tokens_out: int = 0
+
+
+class AnswerCache:
+    """Answers on disk, a small JSON file each, whole or not there at all; shared by any number of processes."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def get(self, request: Request) -> str | None:
+        """Return the answer to a request; None where there is none that can be read."""
+        try:
+            return json.loads(self._path(request).read_text("utf-8"))["answer"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, request: Request, answer: str):
+        """Keep an answer; EndpointError where the disk does not take it."""
+        try:
+            write_json(self._path(request), {"request": request.body, "answer": answer})
+        except OSError as error:
+            raise EndpointError(f"{self.folder} cannot keep answers ({error.strerror}); make room there") from error
+
+    def _path(self, request: Request) -> Path:
+        name = request.digest()
+        return self.folder / name[:2] / f"{name}.json"
+
+
+class ChatEndpoint:
+    """Asks a model, keeps its answers and counts; may be used from many threads.
+
+    Raises ConfigError where the key's variable is not set, EndpointError where the client is not installed.
+    """
+
+    def __init__(self, config: EndpointConfig, cache_folder: str | Path):
+        self.config = config
+        self.cache = AnswerCache(cache_folder)
+        self.usage = Usage()
+        self._key = _api_key(config.api_key_env)
+        self._client = _client(config, self._key)
+        self._lock = threading.Lock()
+
+    def request(self, messages: Sequence[tuple[str, str]], *, max_tokens: int) -> Request:
+        """A question of (role, text) messages to the endpoint's model."""
+        body = {
+            "model": self.config.model,
+            "messages": [{"role": role, "content": text} for role, text in messages],
+            "temperature": self.config.temperature,
+            self.config.token_limit_name: max_tokens,
+        }
+        return Request({name: value for name, value in body.items() if name and value is not None})
+
+    def ask(self, request: Request, read: Callable[[str], Answer]) -> Answer | None:
+        """Return what ``read`` makes of the answer; None where no answer of ``max_attempts`` could be read.
+
+        ``read`` raises ValueError for an answer that is not what was asked for; such an answer is not kept. Raises
+        EndpointError where the endpoint refuses, or cannot be reached after all retries.
+        """
+        kept = self.cache.get(request)
+        if kept is not None:
+            try:
+                answer = read(kept)
+            except ValueError:
+                log.info("a kept answer cannot be read any more and is asked for again")
+            else:
+                self._count(num_cached=1)
+                return answer
+        for _ in range(self.config.max_attempts):
+            text = self._answer(request)
+            try:
+                answer = read(text)
+            except ValueError:
+                self._count(num_malformed=1)
+                continue
+            self.cache.put(request, text)
+            return answer
+        return None
+
+    def _answer(self, request: Request) -> str:
+        """The text of an answer, "" for what is no chat completion."""
+        import openai
+
+        self._count(num_requests=1)
+        try:
+            completion = self._client.chat.completions.create(**request.body)
+        except openai.APIStatusError as error:
+            raise self._refused(f"answers {error.status_code}: {error.message}", error.status_code) from None
+        except openai.APIConnectionError as error:
+            raise self._refused(f"cannot be reached ({error.__cause__ or error})") from None
+        except (openai.APIResponseValidationError, ValueError):
+            return ""
+        usage = getattr(completion, "usage", None)
+        self._count(
+            num_tokens_in=getattr(usage, "prompt_tokens", None) or 0,
+            num_tokens_out=getattr(usage, "completion_tokens", None) or 0,
+        )
+        return _content(completion)
+
+    def _refused(self, what: str, status: int | None = None) -> EndpointError:
+        remedies = {
+            401: f"set the key in {self.config.api_key_env}",
+            403: f"set a key in {self.config.api_key_env} that may use the model",
+            404: "check endpoint.model and endpoint.base_url",
+        }
+        remedy = remedies.get(status, "run the same command again later: answers so far are kept")
+        what = what.replace(self._key, "***") if self._key else what
+        return EndpointError(f"{self.config.base_url or 'api.openai.com'} {' '.join(what.split())[:300]}; {remedy}")
+
+    def _count(self, **numbers: int):
+        with self._lock:
+            for name, number in numbers.items():
+                setattr(self.usage, name, getattr(self.usage, name) + number)
+
+
+def _content(completion: Any) -> str:
+    """The client does not check what it was sent."""
+    try:
+        content = completion.choices[0].message.content
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return ""
+    return content if isinstance(content, str) else ""
+
+
+def _api_key(variable: str | None) -> str:
+    if variable is None:
+        return ""
+    if not (key := os.environ.get(variable, "").strip()):
+        raise ConfigError(f"{variable} is not set; put the endpoint's key there, or say endpoint.api_key_env=null")
+    return key
+
+
+def _client(config: EndpointConfig, key: str):
+    try:
+        import openai
+    except ImportError as error:
+        raise EndpointError(
+            'the client of OpenAI\'s protocol is missing; run: pip install "streamingvlm[llm]"'
+        ) from error
+    return openai.OpenAI(
+        base_url=config.base_url,
+        api_key=key or "none",
+        timeout=config.timeout_s,
+        max_retries=config.max_retries,
+    )

@@ -1,0 +1,131 @@
+"""Transcripts of recognisers and subtitles, told apart by what is in them."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from published_layouts import steady_words, subrip, webvtt, whisperx
+
+from streamingvlm.data.formats import read_cues, segment_cue
+from streamingvlm.data.transcript import Word, mend
+from streamingvlm.errors import DataError
+
+CUES = [(0.0, 4.0, "the ball is"), (4.0, 6.0, "in")]
+SPREAD = [("the", 0.0, 1.333), ("ball", 1.333, 3.111), ("is", 3.111, 4.0), ("in", 4.0, 6.0)]
+
+
+def rounded(words):
+    return [(word.text, round(word.start_s, 3), round(word.end_s, 3)) for word in words]
+
+
+@pytest.fixture
+def words_of(tmp_path):
+    """Write a text, under a name that says nothing, and read it."""
+
+    def words(text, name="transcript"):
+        path = tmp_path / name
+        path.write_text(text, "utf-8") if isinstance(text, str) else path.write_bytes(text)
+        return list(mend(read_cues(path))[0].words)
+
+    return words
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(lambda x: x, id="WhisperX"),
+        pytest.param(lambda x: x["segments"], id="a list of faster-whisper's segments"),
+        pytest.param(lambda x: {"info": {}, "segments": x["segments"]}, id="with more around it"),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_of_recognisers(words_of, document, indent):
+    words = steady_words(20)
+    assert words_of(json.dumps(document(whisperx(words)), indent=indent)) == words
+
+
+def test_a_segment_without_words_has_its_time_spread(words_of):
+    segments = [{"start": a, "end": b, "text": f" {text}"} for a, b, text in CUES]
+    segments[1]["words"] = []
+    found = words_of(json.dumps({"segments": segments}))
+    assert rounded(found) == SPREAD
+
+
+def test_objects_of_faster_whisper_are_read_as_their_json_is():
+    word = SimpleNamespace(word=" goal", start=1.0, end=1.5, probability=0.9)
+    spoken = SimpleNamespace(id=1, start=1.0, end=1.5, text=" goal", words=[word])
+    assert mend([segment_cue(spoken, "x")])[0].words == (Word(1.0, 1.5, "goal"),)
+    assert mend([segment_cue(SimpleNamespace(start=1.0, end=1.5, text=" goal", words=None), "x")])[0].words == (
+        Word(1.0, 1.5, "goal"),
+    )
+
+
+@pytest.mark.parametrize("write", [webvtt, subrip])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_subtitles_have_their_times_spread_over_their_words(words_of, write, newline, mark):
+    found = words_of(mark + write(CUES).replace("\n", newline))
+    assert rounded(found) == SPREAD
+
+
+def test_markup_is_no_text(words_of):
+    cues = [(0.0, 1.0, "<v Anna>AT&amp;T <i>says</i>"), (1.0, 2.0, "{\\an8}hello\n<c.yellow>there</c>")]
+    assert [word.text for word in words_of(webvtt(cues))] == ["AT&T", "says", "hello", "there"]
+
+
+def test_captions_made_while_somebody_speaks_are_not_read_twice(words_of):
+    text = """WEBVTT
+Kind: captions
+
+00:00:01.000 --> 00:00:03.000 align:start position:0%
+so
+the<00:00:01.500><c> ball</c><00:00:02.000><c> is</c>
+
+00:00:03.000 --> 00:00:03.010 align:start position:0%
+the ball is
+
+00:00:03.010 --> 00:00:05.000 align:start position:0%
+the ball is
+in<00:00:04.000><c> play</c>
+"""
+    assert words_of(text) == [
+        Word(1.0, 1.5, "the"),
+        Word(1.5, 2.0, "ball"),
+        Word(2.0, 3.0, "is"),
+        Word(3.01, 4.0, "in"),
+        Word(4.0, 5.0, "play"),
+    ]
+
+
+def test_cues_that_cannot_be_read_are_told(words_of, caplog):
+    words = words_of(webvtt(CUES) + "\n\n00:07 --> soon\nlost\n")
+    assert len(words) == 4
+    assert "1 of its cues" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ["no transcript", "WebVTT"]),
+        ("hello there", ["no transcript"]),
+        ('{"segments": [\n{"start": 1,, }]}', [":2", "not JSON"]),
+        ('{"segments": 3}', ["no list of segments"]),
+        ('{"words": []}', ["no list of segments"]),
+        ('{"segments": [{"start": 0}]}', ["segment 0", "neither words nor a text"]),
+        ('{"segments": [7]}', ["segment 0"]),
+        ('{"segments": [{"text": "a", "words": [{"start": 1}]}]}', ["segment 0", "word without a text"]),
+        ("[" * 100_000, ["JSON"]),
+        ("WEBVTT\n\n00:00:01.000 --> 00:00:02.000\nCaf\xe9".encode("latin-1"), ["not UTF-8", "iconv"]),
+    ],
+)
+def test_what_is_no_transcript_is_named_in_one_line(words_of, content, parts):
+    with pytest.raises(DataError) as caught:
+        words_of(content, name="match.json")
+    assert "match.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.json cannot be read"):
+        read_cues(tmp_path / "nowhere.json")
