@@ -83,7 +83,7 @@ class Match:
 
 def introduction(clubs: tuple[str, str], colours: tuple[str, str]) -> str:
     """Which club plays in which colour; scores are given in this order."""
-    return ", ".join(f"{club} in {colour}" for club, colour in zip(clubs, colours, strict=True)) + "."
+    return f"{clubs[0]} in {colours[0]}, {clubs[1]} wearing {colours[1]}."
 
 
 def two_of(names: tuple[str, ...], dice: Dice) -> tuple[str, str]:

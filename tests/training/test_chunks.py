@@ -13,7 +13,7 @@ from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.turns import Turn, TurnFormat
 
 LINES = ["pass by red", "", "shot", "goal for red! Rovers 1-0", ""]
-INTRO = "Rovers in red, City in blue."
+INTRO = "Rovers in red, City wearing blue."
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def texts(turns, **settings):
 
 def test_each_line_follows_from_the_introduction_and_the_score_before(turns):
     for text, _ in texts(turns):
-        first, second = re.findall(r"(\w+) in (\w+)[,.]", text)
+        first, second = re.findall(r"(\w+) (?:in|wearing) (\w+)[,.]", text)
         score = None
         for event, colour, club, *goals in LINE.findall(text):
             side = (first[1], second[1]).index(colour)
