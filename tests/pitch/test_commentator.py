@@ -23,7 +23,7 @@ def second():
         (Kind.PASS, "pass by blue"),
         (Kind.TACKLE, "tackle by blue"),
         (Kind.SHOT, "shot"),
-        (Kind.GOAL, "goal for blue! City 2-1"),
+        (Kind.GOAL, "goal for blue! City away 2-1"),
         (Kind.SAVE, "saved! blue denied"),
         (Kind.WIDE, "wide from blue"),
         (Kind.THROW_IN, "throw-in to blue, still 2-1"),
