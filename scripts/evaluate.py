@@ -15,14 +15,22 @@ def main(options: dict[str, Any]):
     from rich.progress import track
 
     from streamingvlm import StreamingSession
+    from streamingvlm.errors import ConfigError
     from streamingvlm.evaluation.pitch import evaluate_pitch
+    from streamingvlm.pitch.styles import STYLES
 
+    if options["style"] not in STYLES:
+        raise ConfigError(f"style={options['style']} is unknown; choose one of {', '.join(STYLES)}")
     session = StreamingSession.from_pretrained(
         **options["model"], cache=options["cache"], video=options["video"], sampling=options["sampling"]
     )
     ticks = iter(track(range(options["duration_s"]), description="watching"))
     result = evaluate_pitch(
-        session, seed=options["seed"], duration_s=options["duration_s"], on_line=lambda *_: next(ticks, None)
+        session,
+        seed=options["seed"],
+        duration_s=options["duration_s"],
+        style=STYLES[options["style"]],
+        on_line=lambda *_: next(ticks, None),
     )
     print(result)
     if options["result_path"]:

@@ -17,6 +17,10 @@ class CheckpointError(StreamingVLMError):
     """A model folder or hub name cannot be loaded."""
 
 
+class NonFiniteLossError(StreamingVLMError):
+    """A loss is infinite or no number; the message names the examples that it came from."""
+
+
 class DataError(StreamingVLMError):
     """Data for training cannot be read, prepared or written."""
 

@@ -115,6 +115,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     return checkpoint
 
 
+@pytest.fixture
+def mean_loss() -> Callable[[torch.nn.Module, dict], torch.Tensor]:
+    """Give the mean loss of a commentator over a collated batch; the trainer's bookkeeping is none of its business."""
+
+    def loss(module, batch):
+        inputs = {name: value for name, value in batch.items() if name not in ("names", "num_asked", "weights")}
+        return module(**inputs)["losses"].mean()
+
+    return loss
+
+
 def full_golden_folder() -> Path | None:
     """Return the full recording where it is beside the checkout."""
     beside = (ROOT / "shared" / "golden", ROOT.parent / "shared" / "golden")

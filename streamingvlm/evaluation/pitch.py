@@ -12,7 +12,8 @@ import psutil
 
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.inference.stats import percentile
-from streamingvlm.pitch import Match, PitchReport, render, say, score, score_thirds
+from streamingvlm.pitch import Match, PitchReport, render, score, score_thirds
+from streamingvlm.pitch.styles import TELEGRAM, Style
 
 _SETTLED_S = 300
 _MINUTES_COMPARED = 10
@@ -56,11 +57,13 @@ def evaluate_pitch(
     *,
     seed: int,
     duration_s: int,
+    style: Style = TELEGRAM,
     on_line: Callable[[Commentary, str], None] | None = None,
 ) -> PitchResult:
     """Stream a match that no training saw through ``session``, from its beginning, and score what was said.
 
-    seed: of the match; duration_s: seconds of stream; on_line: called with each second's commentary and its true line.
+    seed: of the match; duration_s: seconds of stream; style: in which the model comments; on_line: called with each
+    second's commentary and its true line.
     The session is reset and given the match's introduction.
     """
     match = Match(seed)
@@ -74,14 +77,14 @@ def evaluate_pitch(
         lines.append(line.text)
         latencies_s.append(line.latency_s)
         if on_line:
-            on_line(line, say(second))
+            on_line(line, style.say(second))
         if len(lines) == min(_SETTLED_S, duration_s):
             settled_mb = _resident_mb()
     compared = _MINUTES_COMPARED * 60
     return PitchResult(
         seed=seed,
-        report=score(truth, lines),
-        thirds=score_thirds(truth, lines),
+        report=score(truth, lines, style),
+        thirds=score_thirds(truth, lines, style),
         realtime_factor=session.stats.realtime_factor,
         settled_mb=settled_mb,
         final_mb=_resident_mb(),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -28,6 +28,9 @@ from streamingvlm.model.checkpoint import (
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
+
+if TYPE_CHECKING:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NUM_KEYS_SHOWN = 3
@@ -91,6 +94,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
+    quantization: "QuantizationConfigMixin | None" = None,
 ) -> StreamingModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
 
@@ -98,20 +102,21 @@ def load_model(
     device: by default CUDA where there is one, else the CPU.
     dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 elsewhere.
     attention: name under which the language model's attention is registered with transformers; by default sdpa.
+    quantization: how transformers is to quantise the weights while it loads them; by default not at all.
 
     Raises CheckpointError for a checkpoint that cannot be used, ConfigError for an unknown device or dtype.
     """
-    device = _device(device)
+    device = device_named(device)
     dtype = _dtype(dtype, device)
     folder = find_checkpoint(name)
     config_json = read_config_json(folder)
     family = _family(config_json, folder)
     stream_defaults = read_stream_settings(config_json, folder)
     check_weights_exist(folder)
-    with _quiet_transformers():
+    with quiet_transformers():
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
-        hf = _load_weights(folder, family, config, dtype, attention or "sdpa")
+        hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
     return StreamingModel(
         name=str(name),
         hf=hf.to(device).eval(),
@@ -123,6 +128,19 @@ def load_model(
         device=device,
         dtype=dtype,
     )
+
+
+def device_named(device: str | torch.device | None) -> torch.device:
+    """Return the device of a name; by default CUDA where there is one, else the CPU. Raises ConfigError."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device} is unknown; choose cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}, but {torch.cuda.device_count()} CUDA devices are there; choose cpu")
+    return chosen
 
 
 def _family(config_json: Mapping[str, Any], folder: Path) -> Family:
@@ -169,8 +187,16 @@ def _load_tokenizer(folder: Path, config: transformers.PreTrainedConfig) -> tran
 
 
 def _load_weights(
-    folder: Path, family: Family, config: transformers.PreTrainedConfig, dtype: torch.dtype, attention: str
+    folder: Path,
+    family: Family,
+    config: transformers.PreTrainedConfig,
+    dtype: torch.dtype,
+    attention: str,
+    quantization: "QuantizationConfigMixin | None",
+    device: torch.device,
 ) -> transformers.PreTrainedModel:
+    # Quantised weights are made where they will stay; others are loaded on the CPU and moved whole.
+    place = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
     try:
         hf, info = getattr(transformers, family.class_name).from_pretrained(
             folder,
@@ -181,6 +207,7 @@ def _load_weights(
             local_files_only=True,
             ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
             output_loading_info=True,
+            **place,
         )
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -205,18 +232,6 @@ def _check_keys(info: Mapping[str, Any], folder: Path):
             )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device={device} is unknown; choose cpu, cuda or cuda:N") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}, but {torch.cuda.device_count()} CUDA devices are there; choose cpu")
-    return chosen
-
-
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -228,7 +243,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep bars and reports off the terminal: what is wrong is told by the error alone."""
     verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

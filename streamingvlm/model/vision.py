@@ -81,15 +81,20 @@ class VisionEncoder:
         num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
         return num_steps, 1, int(max_pixels) // self.family.size_factor**2
 
-    @torch.no_grad()
     def features(self, frames: torch.Tensor) -> VisionFeatures:
         """Encode uint8 frames [F, 3, H, W], with the deepstack features where the family has them.
 
         Raises VideoError for frames of another type or shape.
         """
-        pixels, (t, h, w) = preprocess(
+        pixels, grid = preprocess(
             frames, family=self.family, min_pixels=self.min_pixels, max_pixels=self.max_pixels, resize=self.resize
         )
+        return self.features_of(pixels, grid)
+
+    @torch.no_grad()
+    def features_of(self, pixels: torch.Tensor, grid: Grid) -> VisionFeatures:
+        """Encode what `preprocess` made of frames: pixel values and their grid (t, h, w) in patches."""
+        t, h, w = grid
         output = self.tower(
             pixels.to(self.tower.device, self.tower.dtype),
             grid_thw=torch.tensor([[t, h, w]], device=self.tower.device),
@@ -117,15 +122,31 @@ def preprocess(
     """
     _check_frames(frames)
     num_frames, _, height, width = frames.shape
+    size = resized_size(
+        num_frames, height, width, family=family, min_pixels=min_pixels, max_pixels=max_pixels, resize=resize
+    )
+    resized = _RESIZERS[resize](frames, size)
+    return _patchify(_normalise(_fill_last_patch(resized, family.temporal_patch_size), family), family)
+
+
+def resized_size(
+    num_frames: int,
+    height: int,
+    width: int,
+    *,
+    family: Family,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    resize: Resize = "processor",
+) -> tuple[int, int]:
+    """Choose the height and width that `preprocess` resizes frames to, given its own arguments."""
     min_pixels = MIN_FRAME_TOKENS * family.size_factor**2 if min_pixels is None else min_pixels
     max_pixels = MAX_FRAME_TOKENS * family.size_factor**2 if max_pixels is None else max_pixels
     if resize == "qwen_vl_utils":
         max_pixels = capped_max_pixels(
             num_frames, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels
         )
-    size = smart_size(height, width, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels)
-    resized = _RESIZERS[resize](frames, size)
-    return _patchify(_normalise(_fill_last_patch(resized, family.temporal_patch_size), family), family)
+    return smart_size(height, width, factor=family.size_factor, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
 def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:

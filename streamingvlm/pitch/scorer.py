@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import nan
 
-from streamingvlm.pitch.commentator import Call, parse, say
+from streamingvlm.pitch.commentator import Call
+from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import KINDS, PitchSecond
 
 
@@ -36,12 +37,12 @@ class PitchReport:
         )
 
 
-def score(truth: Sequence[PitchSecond], lines: Sequence[str]) -> PitchReport:
-    """Score one line a second (`""` for silence) against the truth.
+def score(truth: Sequence[PitchSecond], lines: Sequence[str], style: Style = TELEGRAM) -> PitchReport:
+    """Score one line a second (`""` for silence), in a style, against the truth.
 
     Raises ValueError where the two differ in length.
     """
-    pairs = [(parse(say(second)), parse(line)) for second, line in zip(truth, lines, strict=True)]
+    pairs = [(style.parse(style.say(second)), style.parse(line)) for second, line in zip(truth, lines, strict=True)]
     confusion = Counter((str(true.kind), str(called.kind)) for true, called in pairs)
     f1 = _f1_by_kind(confusion)
     right = [(true, called) for true, called in pairs if true.kind == called.kind]
@@ -57,11 +58,13 @@ def score(truth: Sequence[PitchSecond], lines: Sequence[str]) -> PitchReport:
     )
 
 
-def score_thirds(truth: Sequence[PitchSecond], lines: Sequence[str]) -> tuple[PitchReport, PitchReport, PitchReport]:
+def score_thirds(
+    truth: Sequence[PitchSecond], lines: Sequence[str], style: Style = TELEGRAM
+) -> tuple[PitchReport, PitchReport, PitchReport]:
     """Score the first, the middle and the last third of a stream apart: does it hold up?"""
     num_seconds = len(truth)
     cuts = [num_seconds * third // 3 for third in range(4)]
-    first, middle, last = (score(truth[a:b], lines[a:b]) for a, b in pairwise(cuts))
+    first, middle, last = (score(truth[a:b], lines[a:b], style) for a, b in pairwise(cuts))
     return first, middle, last
 
 

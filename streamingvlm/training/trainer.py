@@ -1,74 +1,392 @@
-"""One stage of training under transformers' Trainer."""
+"""One run of training under transformers' Trainer, which brings the processes, the sharding and the optimizer.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+What is its own: the loss is the sum over all tokens that a step asks for, in whatever process and micro-batch, divided
+by the sum of their weights; the order of examples is a function (`order`); a checkpoint is whole or it is not there
+(`checkpoints`); a loss that is not finite ends the run.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from streamingvlm.errors import ConfigError
+from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
+from streamingvlm.model.checkpoint import first_line
+from streamingvlm.training.checkpoints import (
+    check_same_run,
+    checkpoint_folder,
+    checkpoints,
+    keep_newest,
+    last_whole_checkpoint,
+    mark_whole,
+    remove_broken,
+)
+from streamingvlm.training.collate import model_inputs
+from streamingvlm.training.order import Order, Steps
+from streamingvlm.training.progress import Meter
+from streamingvlm.training.settings import FitSettings
+from streamingvlm.training.sharding import (
+    load_full_state_,
+    save_sharded_optimizer,
+    shard_on_cpu_,
+    sharding_arguments,
+    use_exact_inputs_,
+)
+
+__all__ = ["FitSettings", "StreamingTrainer", "fit_"]
+
+_LOG = logging.getLogger(__name__)
+_CURVE = ("step", "loss", "learning_rate", "grad_norm")
+_ORDER_FACTS = ("seed", "num_examples", "batch_size", "num_steps")
+_NUM_NAMES_SHOWN = 4
 
 
-@dataclass(frozen=True)
-class StageSettings:
-    """How long and how fast a stage learns; AdamW, a linear warm-up, then a cosine down to nothing.
+class StreamingTrainer(Trainer):
+    """transformers' Trainer for a module that returns a loss for each token that was asked for.
 
-    num_steps: optimizer steps; batch_size: examples a step; warmup_steps: of the num_steps.
-    bf16: autocast to bfloat16; the weights themselves stay float32.
+    The module returns ``losses`` [A], which the batch's ``weights`` [A] count; or else one ``loss``, and each
+    micro-batch counts for one.
+
+    order: which examples each step takes. finish: done to each batch before it goes in, in this process.
+    facts: what a run must agree in, with the order of the examples, that goes on from this one's checkpoints.
+    meter: told what passes.
     """
 
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    bf16: bool = True
-    log_every_steps: int = 20
+    def __init__(
+        self,
+        *,
+        order: Order,
+        settings: FitSettings,
+        finish: Callable[[dict], dict] | None = None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+        meter: Meter | None = None,
+        **trainer_arguments,
+    ):
+        self.order = order
+        self.settings = settings
+        self.finish = finish
+        self.meter = meter
+        self.facts = {name: getattr(order, name) for name in _ORDER_FACTS} | dict(facts)
+        super().__init__(**trainer_arguments)
+        # The loss is divided here, by what the whole step counts: Trainer shall not divide it a second time.
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
 
-    def __post_init__(self):
-        for name in ("num_steps", "batch_size", "log_every_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} trains nothing; give 1 or more")
+    def create_accelerator_and_postprocess(self):
+        """Make the accelerator, which knows the processes."""
+        super().create_accelerator_and_postprocess()
+        if self.settings.fsdp != "off":
+            shard_on_cpu_(self)
+            use_exact_inputs_(self.accelerator.state.fsdp_plugin, bf16=self.settings.bf16)
+
+    # ---- what a step learns from ----
+
+    def get_train_dataloader(self) -> Steps:
+        """The micro-batches of this process, from the step on that the run has come to."""
+        return self._steps(self.train_dataset, self.order, first_step=lambda: self.state.global_step)
+
+    def _steps(self, dataset: Dataset, order: Order, **more) -> Steps:
+        return Steps(
+            dataset,
+            self.data_collator,
+            order,
+            process=self.args.process_index,
+            num_workers=self.settings.num_workers,
+            pin_memory=self.args.device.type == "cuda",
+            finish=self.finish,
+            **more,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[list[dict]], torch.Tensor | None]:
+        """Take the micro-batches of one step, as one, and the sum of the weights in all processes."""
+        with self.meter.waiting() if self.meter else contextlib.nullcontext():
+            step = next(epoch_iterator, None)
+        if step is None:
+            return [], None
+        if self.meter:
+            for batch in step:
+                self.meter.count_(batch)
+        weight = sum(_weights(batch).sum(dtype=torch.float64) for batch in step)
+        return [step], self.accelerator.reduce(weight.to(device), "sum")
+
+    def training_step(self, model: nn.Module, inputs: Sequence[dict], num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        """Go through the micro-batches of a step, and let the processes exchange gradients at the last."""
+        loss = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs, start=1):
+            is_last = number == len(inputs)
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                loss += super().training_step(model, batch, num_items_in_batch)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The share of a micro-batch in the step's loss. Raises NonFiniteLossError.
+
+        It is multiplied by the number of processes, over which the gradient is averaged.
+        """
+        total, _, outputs = self._weighted(model, inputs)
+        loss = total * (self.accelerator.num_processes / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny))
+        loss = loss.float()
+        return (loss, outputs) if return_outputs else loss
+
+    def _weighted(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        """The weighted sum of the losses, the sum of the weights, and what the module returned."""
+        weights = _weights(inputs)
+        outputs = model(**model_inputs(inputs))
+        losses = outputs["losses"] if "losses" in outputs else outputs["loss"][None]
+        total = (losses.float() * weights).sum()
+        if not torch.isfinite(total):
+            raise _not_finite(inputs, losses, self.state.global_step + 1)
+        return total, weights.sum(dtype=torch.float64), outputs
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Trainer's own casts every float to the precision of the weights, and bfloat16 cannot count positions past 256.
+        return send_to_device(inputs, self.args.device)
+
+    # ---- held-out loss ----
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The loss over all held-out tokens, each counted once, as ``eval_loss``."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        order = order_of(dataset, self.settings, num_processes=self.args.world_size, seed=None, num_epochs=1)
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for step in self._steps(dataset, order):
+            for batch in step:
+                sums += torch.stack(self._weighted(self.model, self._prepare_inputs(batch))[:2])
+        total, weight = self.accelerator.reduce(sums, "sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": total / max(weight, torch.finfo(torch.float32).tiny)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Log with the passes over the data, which Trainer, shown one long epoch, cannot know."""
+        self.state.epoch = self.order.epoch_at(self.state.global_step)
+        super().log(logs, start_time)
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: None):
+        folder = checkpoint_folder(self.args.output_dir, self.state.global_step)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_whole(folder, self.facts)
+                keep_newest(self.args.output_dir, self.settings.keep_checkpoints)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own for a full disk
+            raise CheckpointError(
+                f"{folder} cannot be written ({first_line(error)}); make room and go on with resume=true"
+            ) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        module = self.accelerator.unwrap_model(self.model)
+        if not hasattr(module, "save_pretrained"):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            module.save_pretrained(output_dir, state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        if self.is_fsdp_enabled:
+            save_sharded_optimizer(self, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        module = self.accelerator.unwrap_model(self.model if model is None else model)
+        if not hasattr(module, "saved_state"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.is_fsdp_enabled:
+            load_full_state_(module, module.saved_state(resume_from_checkpoint) if self.args.should_save else {})
+        else:
+            module.load_state_dict(module.saved_state(resume_from_checkpoint), strict=False)
+
+
+class _LogWhenSaving(TrainerCallback):
+    """Trainer forgets at a checkpoint what it has not logged yet: a resumed run would log other means."""
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_log |= control.should_save
 
 
 def fit_(
     module: nn.Module,
     dataset: Dataset,
     collate: Callable,
-    settings: StageSettings,
+    settings: FitSettings,
     *,
     seed: int,
     folder: str | Path,
     device: str = "cpu",
+    callbacks: Sequence[TrainerCallback] = (),
+    resume: bool = False,
+    held_out: Dataset | None = None,
+    finish: Callable[[dict], dict] | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+    meter: Meter | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model_folder: str | Path | None = None,
 ) -> list[dict[str, float]]:
     """Train ``module`` in place and return its loss curve: step, loss and learning rate every so many steps.
 
-    module: returns a dict with its loss. folder: for what the Trainer writes.
+    module: returns a dict with its losses, as `StreamingTrainer` takes them. dataset: of examples for ``collate``;
+    packing also asks it for ``length(index)``, in tokens.
+    folder: for checkpoints; with ``resume`` the run goes on from the last whole one there, if there is one.
+    held_out: examples of the held-out loss. finish, facts, meter: as `StreamingTrainer` takes them.
+    tokenizer: saved with every checkpoint.
+    model_folder: where the trained model is written in the end, in the layout of Hugging Face.
+
+    Raises ConfigError where the settings do not fit the data, the folder or the processes, NonFiniteLossError with the
+    names of the examples, CheckpointError where a checkpoint cannot be written.
     """
+    arguments = _arguments(settings, module, seed=seed, folder=folder, device=device, evaluates=held_out is not None)
+    order = order_of(dataset, settings, num_processes=arguments.world_size, seed=seed)
+    arguments.max_steps = order.num_steps
+    arguments.warmup_steps = settings.warmup_of(order.num_steps)
+    if settings.gradient_checkpointing:
+        module.checkpoint_activations_()
+    if settings.liger:
+        module.use_liger_kernels_()
+    trainer = StreamingTrainer(
+        order=order,
+        settings=settings,
+        finish=finish,
+        facts=facts,
+        meter=meter,
+        model=module,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=held_out,
+        data_collator=collate,
+        processing_class=tokenizer,
+        callbacks=[_LogWhenSaving(), *callbacks],
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint_to_resume(trainer, resume=resume))
+    if model_folder is not None:
+        trainer.save_model(str(model_folder))
+    return [{key: entry[key] for key in _CURVE} for entry in trainer.state.log_history if "loss" in entry]
+
+
+def order_of(
+    dataset: Dataset,
+    settings: FitSettings,
+    *,
+    num_processes: int,
+    seed: int | None,
+    num_epochs: int | None = None,
+) -> Order:
+    """The order of a dataset under these settings; ``num_epochs`` goes before their own length."""
+    if not len(dataset):
+        raise ConfigError("the data holds no example; choose another split, or prepare it again")
+    if settings.batch_size < num_processes and not settings.pack_tokens:
+        raise ConfigError(
+            f"batch_size={settings.batch_size} leaves some of {num_processes} processes without work; give "
+            f"{num_processes} or more"
+        )
+    if settings.pack_tokens and not hasattr(dataset, "length"):
+        raise ConfigError(f"pack_tokens={settings.pack_tokens}, but {type(dataset).__name__} knows no lengths; give 0")
+    steps_per_epoch = -(-len(dataset) // settings.batch_size)
+    return Order(
+        num_examples=len(dataset),
+        batch_size=settings.batch_size,
+        num_steps=num_epochs * steps_per_epoch if num_epochs else settings.steps_for(len(dataset)),
+        num_processes=num_processes,
+        accumulation_steps=settings.accumulation_steps,
+        pack_tokens=settings.pack_tokens,
+        length_of=getattr(dataset, "length", None),
+        seed=seed,
+    )
+
+
+def _checkpoint_to_resume(trainer: StreamingTrainer, *, resume: bool) -> str | None:
+    folder = trainer.args.output_dir
+    if not resume:
+        if left := checkpoints(folder):
+            raise ConfigError(f"{left[-1]} is there already; give resume=true to go on, or another folder")
+        return None
+    if trainer.args.should_save:
+        remove_broken(folder)
+    trainer.accelerator.wait_for_everyone()
+    if (last := last_whole_checkpoint(folder)) is None:
+        _LOG.info("%s holds no checkpoint; the run begins at its first step", folder)
+        return None
+    check_same_run(last, trainer.facts)
+    _LOG.info("going on from %s", last)
+    return str(last)
+
+
+def _arguments(
+    settings: FitSettings, module: nn.Module, *, seed: int, folder: str | Path, device: str, evaluates: bool
+) -> TrainingArguments:
+    on_cpu = torch.device(device).type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=settings.num_steps,
-        per_device_train_batch_size=settings.batch_size,
+        max_steps=1,  # known once the number of processes is
+        per_device_train_batch_size=1,  # a step is one batch to Trainer, cut up in `training_step`
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
-        adam_beta2=0.98,
+        adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.bf16,
-        use_cpu=torch.device(device).type == "cpu",
+        use_cpu=on_cpu,
+        ddp_find_unused_parameters=False,
         seed=seed,
         logging_steps=settings.log_every_steps,
-        save_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.save_every_steps else "no",
+        save_steps=settings.save_every_steps or 1,
+        eval_strategy="steps" if evaluates and settings.evaluate_every_steps else "no",
+        eval_steps=settings.evaluate_every_steps or None,
+        ignore_data_skip=True,  # `Steps` begins where the run has come to
         report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
+        **sharding_arguments(settings, module),
     )
-    trainer = Trainer(model=module, args=arguments, train_dataset=dataset, data_collator=collate)
-    trainer.train()
-    kept = ("step", "loss", "learning_rate", "grad_norm")
-    return [{key: entry[key] for key in kept} for entry in trainer.state.log_history if "loss" in entry]
+    # One process trains on one device: Trainer would spread a lone process over all that it sees (DataParallel).
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _weights(batch: dict[str, Any]) -> torch.Tensor:
+    return batch["weights"] if "weights" in batch else torch.ones(1)
+
+
+def _not_finite(inputs: dict[str, Any], losses: torch.Tensor, step: int) -> NonFiniteLossError:
+    names = inputs.get("names", ["an unnamed batch"])
+    if "num_asked" in inputs:
+        parts = losses.split(inputs["num_asked"])
+        names = [name for name, part in zip(names, parts, strict=True) if not torch.isfinite(part).all()] or names
+    more = f" and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else ""
+    return NonFiniteLossError(
+        f"the loss of step {step} is not finite; it comes from {', '.join(names[:_NUM_NAMES_SHOWN])}{more}: look at "
+        "their frames and text, or lower the learning rate"
+    )

@@ -9,7 +9,7 @@ from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.vision import preprocess
 from streamingvlm.training.chunks import chunk_tokens
-from streamingvlm.training.collate import Collate
+from streamingvlm.training.collate import Collate, model_inputs
 from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.examples import Example, example_from
 from streamingvlm.turns import Turn, TurnFormat
@@ -21,6 +21,10 @@ PIXELS = {"min_pixels": 1, "max_pixels": 84 * 84}
 @pytest.fixture(params=FAMILIES)
 def model(request, tiny_checkpoint):
     return load_model(tiny_checkpoint(request.param), device="cpu")
+
+
+def loss_of(model, batch) -> torch.Tensor:
+    return Commentator(model.hf)(**model_inputs(batch))["losses"].mean()
 
 
 def example_of(model, pictures: list[torch.Tensor], chunk_s: float) -> Example:
@@ -56,7 +60,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_model(model, chunk_s):
     weights = dict(model.hf.model.language_model.named_parameters())
     gradients = {name: weight.grad.clone() for name, weight in weights.items()}
     model.hf.zero_grad()
-    loss = Commentator(model.hf)(**Collate(0)([example]))["loss"]
+    loss = loss_of(model, Collate(0)([example]))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     for name, weight in weights.items():
@@ -70,8 +74,8 @@ def test_examples_of_a_batch_do_not_see_each_other(model):
         for seed, height in ((0, 56), (10, 84))
     ]
     with torch.no_grad():
-        alone = [Commentator(model.hf)(**Collate(0)([example]))["loss"] for example in examples]
-        both = Commentator(model.hf)(**Collate(0)(examples))["loss"]
+        alone = [loss_of(model, Collate(0)([example])) for example in examples]
+        both = loss_of(model, Collate(0)(examples))
     num_asked = torch.tensor([(example.labels != -100).sum() for example in examples])
     assert len(examples[0].input_ids) != len(examples[1].input_ids)
     assert both.item() == pytest.approx(((torch.stack(alone) * num_asked).sum() / num_asked.sum()).item(), abs=1e-5)
@@ -83,5 +87,5 @@ def test_deepstack_is_what_qwen3_alone_has(model):
     assert len(example.deepstack) == (2 if is_qwen3 else 0)
     batch = Collate(0)([example])
     with torch.no_grad():
-        seen, unseen = (Commentator(model.hf)(**{**batch, "deepstack": d})["loss"] for d in (batch["deepstack"], ()))
+        seen, unseen = (loss_of(model, {**batch, "deepstack": d}) for d in (batch["deepstack"], ()))
     assert (seen != unseen).item() is is_qwen3

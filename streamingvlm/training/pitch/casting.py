@@ -7,9 +7,9 @@ each example there is nothing to learn by heart: the introduction alone says who
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from streamingvlm.pitch.commentator import say
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.script import LAST_SCORE, Kind
+from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond, introduction, two_of
 
 Event = tuple[Kind, int | None]
@@ -27,13 +27,14 @@ class Cast:
         """What is said of them before the first second."""
         return introduction(self.clubs, self.colours)
 
-    def tell(self, events: Iterable[Event], score: tuple[int, int] = (0, 0)) -> list[str]:
+    def tell(self, events: Iterable[Event], score: tuple[int, int] = (0, 0), style: Style = TELEGRAM) -> list[str]:
         """The line of each event (kind, acting side), with the score counted on from ``score`` as a match counts."""
         lines = []
         for event in events:
             score = counted(score, event)
             kind, side = event
-            lines.append(say(PitchSecond(0, kind, side, None, score, self.colours, self.clubs, keyframes=())))
+            second = PitchSecond(0, kind, side, None, score, self.colours, self.clubs, keyframes=())
+            lines.append(style.say(second))
         return lines
 
 

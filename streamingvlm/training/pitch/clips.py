@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch.commentator import parse
 from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.script import LAST_SCORE, Kind
+from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import Example, example_from
 from streamingvlm.training.pitch.casting import Cast, Event, draw_cast
@@ -57,7 +57,10 @@ class ClipSettings:
 
 
 class ClipDataset(Dataset):
-    """Clips drawn from encoded footage: ``num_examples`` of them, each by the seed and its number."""
+    """Clips drawn from encoded footage: ``num_examples`` of them, each by the seed and its number.
+
+    style: in which the matches are commented on.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class ClipDataset(Dataset):
         *,
         num_examples: int,
         seed: int,
+        style: Style = TELEGRAM,
     ):
         shortest = min(len(film) for film in footage)
         if shortest <= settings.clip_turns:
@@ -76,6 +80,7 @@ class ClipDataset(Dataset):
         self.settings = settings
         self.num_examples = num_examples
         self.seed = seed
+        self.style = style
 
     def __len__(self) -> int:
         return self.num_examples
@@ -102,13 +107,14 @@ class ClipDataset(Dataset):
         """Seconds in their order, with all that was said before them."""
         places = self._places(film, dice)
         first = (0, 0) if places[0] == 0 else _any_score(dice)
-        lines = cast.tell(events, first)
+        lines = cast.tell(events, first, self.style)
         return places, [lines[place] for place in places], self._previous_ids(cast, lines[: places[0]], dice)
 
     def _goals(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
         """Goals in any order, after a line that gives the score."""
         places = shuffled_goals(film, dice)[: self.settings.clip_turns]
-        score_line, *lines = cast.tell([(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)], _any_score(dice))
+        told = [(Kind.THROW_IN, dice.below(2)), *(events[place] for place in places)]
+        score_line, *lines = cast.tell(told, _any_score(dice), self.style)
         return places, lines, self._previous_ids(cast, [score_line], dice)
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
@@ -132,7 +138,7 @@ class ClipDataset(Dataset):
         return whole[dice.below(len(whole))]
 
     def _previous_ids(self, cast: Cast, lines: list[str], dice: Dice) -> tuple[int, ...]:
-        has_score = [parse(line).score is not None for line in lines]
+        has_score = [self.style.parse(line).score is not None for line in lines]
         if dice.chance(self.settings.forgetful_percent):
             lines = [line for line, scored in zip(lines, has_score, strict=True) if scored][-1:]
         elif dice.chance(self.settings.altered_percent):

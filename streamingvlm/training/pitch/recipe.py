@@ -29,7 +29,7 @@ from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixe
 from streamingvlm.training.pitch.footage import Footage, encode_, film
 from streamingvlm.training.pitch.look_back import hold_, look_back_
 from streamingvlm.training.pitch.tower import Tower
-from streamingvlm.training.trainer import StageSettings, fit_
+from streamingvlm.training.trainer import FitSettings, fit_
 from streamingvlm.turns import TurnFormat
 
 _LOG = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Stage:
     """
 
     name: str
-    fit: StageSettings
+    fit: FitSettings
     footage: FootagePlan | None = None
     clips: ClipSettings | None = None
     drills: DrillSettings | None = None
@@ -234,7 +234,7 @@ def _stage(
 ) -> Stage:
     return Stage(
         name,
-        StageSettings(**fit),
+        FitSettings(**fit),
         None if footage is None else FootagePlan(**footage),
         None if clips is None else ClipSettings(**clips),
         None if drills is None else DrillSettings(**drills),

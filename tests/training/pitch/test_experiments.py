@@ -1,4 +1,4 @@
-"""Every experiment that is shipped can be read, and ends in chunks of the paper's length."""
+"""Every experiment of the embedded model can be read, and ends in chunks of the paper's length."""
 
 from pathlib import Path
 
@@ -7,7 +7,11 @@ import yaml
 
 from streamingvlm.training.pitch.recipe import recipe_from, stream_defaults
 
-EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiment").glob("*.yaml"))
+EXPERIMENTS = [
+    path
+    for path in sorted((Path(__file__).parents[3] / "configs" / "experiment").glob("pitch*.yaml"))
+    if "recipe" in yaml.safe_load(path.read_text(encoding="utf-8"))
+]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

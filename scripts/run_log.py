@@ -1,0 +1,146 @@
+"""Where the figures of a run are kept beside its log: Weights & Biases, online, offline or not at all.
+
+Nothing here ever waits for an answer: without a key, and where the server cannot be reached, the run is kept in files
+that `wandb sync` uploads later, and a line says so.
+"""
+
+import logging
+import netrc
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from transformers import TrainerCallback
+
+from streamingvlm.errors import ConfigError
+
+_LOG = logging.getLogger(__name__)
+_LOGGERS, _MODES = ("none", "wandb"), ("online", "offline", "disabled")
+_KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+_USUAL_SERVER = "https://api.wandb.ai"
+# A run that is resumed goes on under the name that it began with.
+_ID_FILE = "wandb_id.txt"
+
+
+class WandbLog(TrainerCallback):
+    """Sends every entry of the log to a run of wandb, and held-out commentary as tables.
+
+    run: what `wandb.init` returned.
+    """
+
+    def __init__(self, run):
+        self.run = run
+
+    def on_log(self, args, state, control, logs: Mapping[str, float], **_):
+        """Log the figures of the first process, grouped as wandb shows them."""
+        if state.is_world_process_zero:
+            self.run.log({_grouped(name): value for name, value in logs.items()}, step=state.global_step)
+
+    def show(self, step: int, commentary):
+        """Log a held-out commentary as a table: second, what was said, the truth."""
+        import wandb
+
+        rows = [[line.start_s, line.said, line.truth] for line in commentary.lines]
+        table = wandb.Table(columns=["second", "said", "truth"], data=rows)
+        self.run.log({"held_out/commentary": table}, step=step)
+
+
+@contextmanager
+def open_run_log(
+    options: Mapping[str, Any], *, folder: str | Path, description: Mapping[str, Any]
+) -> Iterator[Sequence[WandbLog]]:
+    """Open what the options of the group ``logger`` name, and close it with the run, whole or failed.
+
+    folder: of the run; description: its options, shown with it. Yields callbacks for the trainer: none, or one.
+    Raises ConfigError for a logger or a mode that is unknown.
+    """
+    check_logger(options)
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    if options["name"] == "none" or options["mode"] == "disabled" or not is_first:
+        yield []
+        return
+    run = _start(options, Path(folder), description)
+    try:
+        yield [WandbLog(run)]
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def check_logger(options: Mapping[str, Any]):
+    """Raise ConfigError for a logger or a mode that is unknown."""
+    if options["name"] not in _LOGGERS:
+        raise ConfigError(f"logger={options['name']} is unknown; choose one of {', '.join(_LOGGERS)}")
+    if options["name"] == "wandb" and options["mode"] not in _MODES:
+        raise ConfigError(f"logger.mode={options['mode']} is unknown; choose one of {', '.join(_MODES)}")
+
+
+def _start(options: Mapping[str, Any], folder: Path, description: Mapping[str, Any]):
+    import wandb
+
+    mode = options["mode"]
+    if mode == "online" and not _has_key():
+        _say_offline("there is no key of wandb (run: wandb login)", folder)
+        mode = "offline"
+    try:
+        return _init(options, folder, description, mode)
+    except wandb.errors.Error as error:  # no network, a key that is refused, a project that may not be written
+        if mode == "offline":
+            raise
+        _say_offline(f"wandb cannot be reached ({str(error).splitlines()[0]})", folder)
+        wandb.teardown()
+        return _init(options, folder, description, "offline")
+
+
+def _init(options: Mapping[str, Any], folder: Path, description: Mapping[str, Any], mode: str):
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        mode=mode,
+        id=_run_id(folder),
+        resume="allow" if mode == "online" else None,
+        project=options["project"],
+        entity=options["entity"],
+        name=options["run_name"],
+        tags=list(options["tags"]),
+        config=dict(description),
+        dir=str(folder),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=float(options["timeout_s"])),
+    )
+
+
+def _run_id(folder: Path) -> str:
+    file = folder / _ID_FILE
+    if not file.is_file():
+        file.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _say_offline(reason: str, folder: Path):
+    _LOG.warning("%s: the run is kept offline; upload it later with: wandb sync %s", reason, folder / "wandb" / "*")
+
+
+def _has_key() -> bool:
+    """Whether wandb could log in without asking anybody."""
+    if any(os.environ.get(name) for name in _KEY_VARIABLES):
+        return True
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", _USUAL_SERVER)).hostname
+    home = Path.home()
+    files = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]
+    try:
+        return any(server in netrc.netrc(file).hosts for file in files if file.is_file())
+    except (netrc.NetrcParseError, OSError):
+        return False
+
+
+def _grouped(name: str) -> str:
+    """`eval_loss` as `eval/loss`, what has no group as `train/NAME`."""
+    if "/" in name:
+        return name
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"

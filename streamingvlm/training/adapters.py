@@ -1,0 +1,265 @@
+"""LoRA and QLoRA: small matrices beside the language model's, trained while everything else rests.
+
+Hu et al., arXiv 2106.09685; Dettmers et al., arXiv 2305.14314. The layers are peft's and are put in place inside the
+Hugging Face model, which stays usable: its ``model.language_model`` speaks with the adapter, in training and in a
+session. A saved adapter is a plain folder of peft with the tokenizer and, in ``streamingvlm.json``, the settings of the
+stream and what the base model is known by. `merge` makes an ordinary checkpoint of it.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
+
+from streamingvlm.errors import CheckpointError, ConfigError
+from streamingvlm.model.checkpoint import find_checkpoint, first_line, read_config_json
+from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.stream_settings import SETTINGS_KEY
+from streamingvlm.training.checkpoints import checkpoint_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "streamingvlm.json"
+
+_LANGUAGE_MODEL = "model.language_model"
+# Of each weight that no quantisation touches; enough to tell two trainings of one architecture apart.
+_VALUES_IN_FINGERPRINT = 4096
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What is trained beside the frozen weights.
+
+    rank: of the update of each layer; alpha: the update is scaled by alpha / rank; dropout: of what enters it.
+    target_modules: names of the language model's layers that get one, such as q_proj; None: all linear layers.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: Sequence[str] | None = None
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank={self.rank} adapts nothing; give 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout={self.dropout} is outside [0, 1); 0 drops nothing")
+
+
+def with_lora_(model: StreamingModel, settings: LoraSettings) -> "PeftModel":
+    """Put LoRA layers into ``model.hf`` and freeze all other weights; return peft's view of it, which can be saved.
+
+    The first weights come from torch's global random stream; the update they make is 0. Raises ConfigError for target
+    modules that the language model does not have, and where peft is not installed.
+    """
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=_target_pattern(model.text_model, settings.target_modules),
+        bias="none",
+    )
+    adapted = peft.get_peft_model(model.hf, config)
+    adapted.peft_config["default"].base_model_name_or_path = _lasting_name(model.name)
+    return adapted
+
+
+def quantised_weights(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBytesConfig":
+    """Give `load_model` the quantisation of QLoRA: the language model's matrices in 4-bit NormalFloat.
+
+    The vision tower and the head stay as they are. Raises ConfigError where bitsandbytes is not installed.
+    """
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise ConfigError('QLoRA needs bitsandbytes, which is not installed; run: pip install "streamingvlm[qlora]"')
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+
+
+def save_adapter(adapted: "PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path):
+    """Write an adapter as peft does, with the tokenizer and its record."""
+    adapted.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    write_record(adapted, folder)
+
+
+def write_record(adapted: "PeftModel", folder: str | Path):
+    """Write beside an adapter what its base model is known by, and how to stream with it.
+
+    The latter is what the base model's config says under ``streamingvlm``.
+    """
+    base = adapted.get_base_model()
+    record = {
+        "base": adapted.peft_config["default"].base_model_name_or_path,
+        "base_fingerprint": fingerprint(base),
+        "stream_defaults": dict(getattr(base.config, SETTINGS_KEY, {})),
+    }
+    (Path(folder) / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+class RecordAdapter(TrainerCallback):
+    """Writes the record of an adapter into every checkpoint of its training, so that any of them can be merged."""
+
+    def __init__(self, adapted: "PeftModel"):
+        self.adapted = adapted
+
+    def on_save(self, args, state, control, **_):
+        """A checkpoint has been written."""
+        if state.is_world_process_zero:
+            write_record(self.adapted, checkpoint_folder(args.output_dir, state.global_step))
+
+
+def load_adapter_(model: StreamingModel, folder: str | Path) -> "PeftModel":
+    """Put a saved adapter into ``model.hf``, frozen, so that the model speaks with it.
+
+    Raises CheckpointError for a folder that holds no adapter in safetensors, and for one that was trained on another
+    base model.
+    """
+    folder = Path(folder)
+    peft = _peft()
+    record = _read_record(folder)
+    expected, found = record["base_fingerprint"], fingerprint(model.hf)
+    if expected != found:
+        raise CheckpointError(
+            f"the adapter {folder} was trained on {record['base']} (fingerprint {expected[:8]}), and {model.name} has "
+            f"other weights ({found[:8]}); name its own base model"
+        )
+    try:
+        adapted = peft.PeftModel(model.hf, peft.PeftConfig.from_pretrained(str(folder)))
+        outcome = peft.set_peft_model_state_dict(adapted, load_file(folder / ADAPTER_WEIGHTS))
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"the adapter {folder} cannot be used ({first_line(error)}); copy it anew") from error
+    absent = [name for name in outcome.missing_keys if "lora_" in name]
+    if absent or outcome.unexpected_keys:
+        raise CheckpointError(
+            f"the adapter {folder} does not fit {model.name} ({(absent + outcome.unexpected_keys)[0]}); copy it anew"
+        )
+    adapted.requires_grad_(False)
+    return adapted.eval()
+
+
+def merge(
+    adapter_folder: str | Path,
+    target: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+) -> Path:
+    """Write base model plus adapter to ``target`` as an ordinary checkpoint with tokenizer and stream settings.
+
+    base: the base model, where it has moved; by default the one named in the adapter. dtype: of the merged weights; by
+    default that of the base's. The folder appears whole or not at all. Returns it.
+
+    Raises CheckpointError for an adapter or a base that cannot be used, ConfigError for a target that holds files.
+    """
+    target = Path(target)
+    _check_target(target)
+    record = _read_record(Path(adapter_folder))
+    base = base or record["base"]
+    model = load_model(base, device="cpu", dtype=dtype or _stored_dtype(base))
+    merged = load_adapter_(model, adapter_folder).merge_and_unload()
+    setattr(merged.config, SETTINGS_KEY, record["stream_defaults"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as unfinished:
+        whole = Path(unfinished) / "model"
+        merged.save_pretrained(whole)
+        model.tokenizer.save_pretrained(whole)
+        whole.replace(target)
+    return target
+
+
+def fingerprint(hf: nn.Module) -> str:
+    """Return what a base model is known by: values of the weights that neither LoRA nor quantisation changes.
+
+    These are the embeddings, norms and biases of the language model, taken in bfloat16, so that a checkpoint is the
+    same in any type that holds it, in one file or in shards, with or without an adapter in place.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(_steady_weights(hf)):
+        values = weight.detach().flatten()
+        step = max(1, values.numel() // _VALUES_IN_FINGERPRINT)
+        digest.update(f"{name} {list(weight.shape)};".encode())
+        digest.update(values[::step].to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _steady_weights(hf: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in hf.get_submodule(_LANGUAGE_MODEL).named_parameters():
+        if "lora_" not in name and (weight.ndim == 1 or "embed_tokens" in name):
+            yield name.replace(".base_layer.", "."), weight
+
+
+def _target_pattern(language_model: nn.Module, wanted: Sequence[str] | None) -> str:
+    """A pattern, as peft reads it, for linear layers below the language model and nowhere else."""
+    there = {name.rpartition(".")[2] for name, layer in language_model.named_modules() if isinstance(layer, nn.Linear)}
+    if unknown := sorted(set(wanted or ()) - there):
+        raise ConfigError(
+            f"lora.target_modules names {unknown[0]}, which the language model does not have; it has "
+            f"{', '.join(sorted(there))}"
+        )
+    names = "|".join(map(re.escape, sorted(wanted or there)))
+    return rf"{re.escape(_LANGUAGE_MODEL)}\..*\.(?:{names})"
+
+
+def _lasting_name(name: str) -> str:
+    """A name of a checkpoint that holds from any folder."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _read_record(folder: Path) -> Mapping[str, Any]:
+    """The record beside an adapter. Raises CheckpointError unless the folder holds an adapter that can be used."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(f"{folder} has no {ADAPTER_CONFIG}; give the folder of an adapter that training wrote")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only {pickled[0]}, which can execute code when read" if pickled else "no weights"
+        raise CheckpointError(f"{folder} has {found}; put {ADAPTER_WEIGHTS} there")
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        fields = {"base": str, "base_fingerprint": str, "stream_defaults": dict}
+        if wrong := [name for name, kind in fields.items() if not isinstance(record[name], kind)]:
+            raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / RECORD}, which tells the adapter's base model, cannot be read ({first_line(error)}); "
+            "give the folder of an adapter that training wrote"
+        ) from error
+    return record
+
+
+def _check_target(target: Path):
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConfigError(f"target={target} is there already and is no empty folder; name another")
+
+
+def _stored_dtype(base: str | Path) -> str:
+    config = read_config_json(find_checkpoint(base))
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def _peft():
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError('LoRA needs peft, which is not installed; run: pip install "streamingvlm[lora]"') from error
+    return peft

@@ -1,0 +1,251 @@
+"""Fine-tuning a checkpoint on prepared data: what is wrong with either is told before anything is trained."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from streamingvlm.config import CacheConfig, VideoConfig, resolve
+from streamingvlm.data.prepared import PreparedData
+from streamingvlm.errors import ConfigError
+from streamingvlm.model.attention import has_flash_attn
+from streamingvlm.model.checkpoint import find_checkpoint
+from streamingvlm.model.loading import StreamingModel, device_named, load_model
+from streamingvlm.model.stream_settings import stream_settings
+from streamingvlm.training.checkpoints import check_room
+from streamingvlm.training.chunks import RememberingTokenizer
+from streamingvlm.training.collate import Collate, Encoded, with_pixels
+from streamingvlm.training.commentator import Commentator
+from streamingvlm.training.feature_store import FeatureStore
+from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist
+from streamingvlm.training.progress import Meter
+from streamingvlm.training.settings import FitSettings
+from streamingvlm.training.trainer import fit_
+from streamingvlm.training.vision_cache import CachedVision, VisionReader
+from streamingvlm.turns import TurnFormat
+
+_ADAM_BYTES_PER_WEIGHT = 8
+_PAD = "<|endoftext|>"
+TOWER_IN_TRAINING = "a tower that learns"
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """Whether the vision tower learns, and else where what it makes of each second is kept.
+
+    cache_folder: on disk, shared by runs and processes; None keeps ``memory_gb`` of it in memory alone.
+    """
+
+    train: bool = False
+    cache_folder: str | None = None
+    cache_gb: float = 100.0
+    memory_gb: float = 0.0
+
+    def __post_init__(self):
+        for name in ("cache_gb", "memory_gb"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"vision.{name}={getattr(self, name)} is below 0; give 0 or more")
+
+    def store(self) -> FeatureStore:
+        """Open the store of features."""
+        sizes = {"max_bytes": int(self.cache_gb * 1e9), "max_memory_bytes": int(self.memory_gb * 1e9)}
+        return FeatureStore(self.cache_folder, **sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningSettings:
+    """What is trained on what, and where it goes.
+
+    data: a folder of prepared data; video_root: of its videos, None: as it was when they were prepared.
+    model: the checkpoint that training begins with. weights_dtype: of the weights in training; None: float32.
+    folder: for checkpoints, and for the trained model unless ``target`` names a folder for that.
+    resume: go on from the last whole checkpoint in the folder.
+    video: settings of `VideoConfig` that go before the checkpoint's.
+    text_sink_tokens, text_window_tokens: what the cache will keep of earlier text; None: as the checkpoint has it.
+    has_previous_text: False trains without the text that stands before a chunk.
+    max_held_out: held-out chunks of the held-out loss.
+    """
+
+    data: str | Path | None
+    model: str | Path
+    folder: str | Path
+    fit: FitSettings
+    vision: VisionSettings = field(default_factory=VisionSettings)
+    video: Mapping[str, Any] = field(default_factory=dict)
+    video_root: str | Path | None = None
+    text_sink_tokens: int | None = None
+    text_window_tokens: int | None = None
+    has_previous_text: bool = True
+    target: str | Path | None = None
+    resume: bool = False
+    seed: int = 0
+    device: str | None = None
+    weights_dtype: str | None = None
+    max_held_out: int = 256
+
+
+class FineTuning:
+    """A run of fine-tuning. Making one checks all that can be known without loading a model.
+
+    adapt: puts adapters into the loaded model and returns what is to be saved, as `with_lora_` does; None trains all.
+    load: loads a checkpoint; ``model.loading.load_model``, but for quantised weights.
+
+    Raises ConfigError, DataError and CheckpointError, each with its remedy.
+    """
+
+    def __init__(
+        self,
+        settings: FineTuningSettings,
+        *,
+        adapt: Callable[[StreamingModel], nn.Module] | None = None,
+        load: Callable[..., StreamingModel] = load_model,
+    ):
+        if settings.data is None:
+            raise ConfigError("there is no data to train on; give data=FOLDER, made by scripts/prepare_data.py")
+        self.settings = settings
+        self.adapt = adapt
+        self.load = load
+        self.device = _own_device(device_named(settings.device))
+        self.folder = Path(settings.folder)
+        self.target = Path(settings.target or self.folder / "model")
+        self._check_folder()
+        find_checkpoint(settings.model)
+        self.prepared = PreparedData.open(settings.data)
+        self.video_root = Path(settings.video_root or self.prepared.video_root)
+        check_videos_exist(self.prepared, self.video_root)
+
+    def _check_folder(self):
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"folder={self.folder} is a file; name a folder")
+        if not self.settings.resume and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ConfigError(f"folder={self.folder} is not empty; give resume=true to go on there, or another folder")
+
+    @cached_property
+    def model(self) -> StreamingModel:
+        """The checkpoint, its tower on the device, the rest where the trainer takes it from."""
+        settings = self.settings
+        dtype = settings.weights_dtype or "float32"
+        model = self.load(settings.model, device="cpu", dtype=dtype, attention=self._attention)
+        model.hf.model.visual.to(self.device)
+        return model
+
+    @property
+    def _attention(self) -> str:
+        fit = self.settings.fit
+        return fit.attention or ("flash_attention_2" if self._has_fast_attention else "sdpa")
+
+    @property
+    def _has_fast_attention(self) -> bool:
+        return self.device.type == "cuda" and self.settings.fit.bf16 and has_flash_attn()
+
+    @cached_property
+    def video(self) -> VideoConfig:
+        """How a second is shown to the model."""
+        return resolve(VideoConfig, self.settings.video, self.model.stream_defaults)
+
+    @cached_property
+    def cache(self) -> CacheConfig:
+        """What a stream will keep of its text."""
+        given = {name: getattr(self.settings, name) for name in ("text_sink_tokens", "text_window_tokens")}
+        return resolve(CacheConfig, given, self.model.stream_defaults)
+
+    @cached_property
+    def turns(self) -> TurnFormat:
+        """How a second becomes tokens."""
+        return TurnFormat.of(RememberingTokenizer(self.model.tokenizer), self.model.family, self.video)
+
+    @cached_property
+    def module(self) -> Commentator:
+        """What is trained; it is saved with the settings by which it will have to be shown a stream."""
+        settings = stream_settings(self.cache, self.video, turn_format=self.turns.name)
+        self.model.hf.config.streamingvlm = {**self.model.stream_defaults, **settings}
+        whole = self.adapt(self.model) if self.adapt else self.model.hf
+        return Commentator(whole, train_vision=self.settings.vision.train)
+
+    @cached_property
+    def vision(self) -> CachedVision | None:
+        """The frozen tower with all that it has seen; None where it learns."""
+        if self.settings.vision.train:
+            return None
+        self.model.hf.model.visual.requires_grad_(False)
+        store = self.settings.vision.store()
+        tower = self.model.hf.model.visual
+        return CachedVision(tower, self.model.family, self.video, store, video_root=self.video_root)
+
+    def chunks(self, split: str, max_chunks: int | None = None) -> ChunkDataset:
+        """The examples of a split."""
+        settings = ChunkSettings(
+            text_sink_tokens=self.cache.text_sink_tokens,
+            text_window_tokens=self.cache.text_window_tokens,
+            has_previous_text=self.settings.has_previous_text,
+        )
+        shown = {"family": self.model.family, "video": self.video, "split": split, "max_chunks": max_chunks}
+        return ChunkDataset(self.prepared, self.turns, self._reader, settings, **shown)
+
+    @property
+    def _reader(self) -> VisionReader:
+        if self.vision is not None:
+            return self.vision.reader
+        tower = self.model.hf.model.visual
+        return VisionReader(
+            FeatureStore(None, max_bytes=0),
+            video=self.video,
+            family=self.model.family,
+            tower_digest=TOWER_IN_TRAINING,
+            dtype=tower.dtype,
+            video_root=self.video_root,
+        )
+
+    @cached_property
+    def held_out(self) -> ChunkDataset | None:
+        """Chunks of the held-out loss; None where it is not asked for."""
+        every, limit = self.settings.fit.evaluate_every_steps, self.settings.max_held_out
+        return self.chunks("held_out", limit) if every and limit else None
+
+    def fit_(self, *, callbacks: Sequence[TrainerCallback] = (), meter: Meter | None = None) -> list[dict[str, float]]:
+        """Train, write the model to ``target`` and return the loss curve, as `trainer.fit_` does."""
+        settings, fit = self.settings, self.settings.fit
+        examples, held_out, module = self.chunks("train"), self.held_out, self.module
+        check_room(self.folder, self._num_bytes(module))
+        collate = Collate(
+            self.model.tokenizer.convert_tokens_to_ids(_PAD),
+            packed=fit.pack_tokens > 0,
+            silence_weight=fit.silence_weight,
+        )
+        return fit_(
+            module,
+            examples,
+            collate,
+            fit,
+            seed=settings.seed,
+            folder=self.folder,
+            device=str(self.device),
+            callbacks=callbacks,
+            resume=settings.resume,
+            held_out=held_out,
+            finish=with_pixels if self.vision is None else Encoded(self.vision.encode),
+            facts={"architecture": self.model.family.model_type, "vision.train": settings.vision.train},
+            meter=meter,
+            tokenizer=self.model.tokenizer,
+            model_folder=self.target,
+        )
+
+    def _num_bytes(self, module: Commentator) -> int:
+        """Bytes of the checkpoints that lie there at once, and of the trained model."""
+        fit = self.settings.fit
+        weights = module.num_saved_bytes
+        num_trained = sum(w.numel() for w in module.parameters() if w.requires_grad)
+        # A new one is whole before the oldest goes.
+        num_checkpoints = fit.keep_checkpoints + 1 if fit.save_every_steps else 0
+        return weights + num_checkpoints * (weights + _ADAM_BYTES_PER_WEIGHT * num_trained)
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """Of many processes on one machine, each has its own GPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device == torch.device("cuda") else device

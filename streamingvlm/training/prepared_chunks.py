@@ -1,0 +1,194 @@
+"""Examples of prepared data: a chunk of a recording with all that was said before it, and the vision of its seconds.
+
+How long an example will be is known without a frame being decoded, from the size of the video alone: packing asks.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from streamingvlm.config import VideoConfig
+from streamingvlm.data.prepared import PreparedData
+from streamingvlm.errors import ConfigError, DataError
+from streamingvlm.model.family import Family
+from streamingvlm.model.vision import Grid, resized_size
+from streamingvlm.training.chunks import chunk_tokens, previous_ids
+from streamingvlm.training.examples import Example, example_from
+from streamingvlm.training.vision_cache import ReadChunk
+from streamingvlm.turns import Tokens, Turn, TurnFormat
+
+_NUM_NAMES_SHOWN = 3
+_RECORDINGS_KEPT = 32
+
+
+class VisionSource(Protocol):
+    """Gives the seconds of a chunk, with their vision or with the pixels that it will be made of."""
+
+    def __call__(self, recording: Mapping[str, Any], first_turn: int, num_turns: int) -> ReadChunk: ...
+
+
+@dataclass(frozen=True)
+class ChunkSettings:
+    """What an example says of the time before it.
+
+    text_sink_tokens, text_window_tokens: what the cache will keep of the previous text.
+    has_previous_text: False leaves all earlier text out, that of the time before the recording, too.
+    """
+
+    text_sink_tokens: int = 512
+    text_window_tokens: int = 512
+    has_previous_text: bool = True
+
+    def __post_init__(self):
+        for name in ("text_sink_tokens", "text_window_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is below 0, and it counts tokens; give 0 or more")
+
+
+class ChunkDataset(Dataset):
+    """The chunks of one split of prepared data, in their order there.
+
+    turns, family, video: how the checkpoint is shown a second. max_chunks: so many of them, evenly spread.
+    Raises DataError for a split without a chunk, and for data whose turns are of another length than the video's.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedData,
+        turns: TurnFormat,
+        vision: VisionSource,
+        settings: ChunkSettings | None = None,
+        *,
+        family: Family,
+        video: VideoConfig,
+        split: str = "train",
+        max_chunks: int | None = None,
+    ):
+        if prepared.chunk_s != video.chunk_s:
+            raise DataError(
+                f"{prepared.folder} has turns of {prepared.chunk_s:g} s, and the checkpoint is shown {video.chunk_s:g} "
+                f"s a turn; give video.chunk_s={prepared.chunk_s:g}, or prepare the data again"
+            )
+        self.prepared = prepared
+        self.turns = turns
+        self.vision = vision
+        self.settings = settings or ChunkSettings()
+        self.family = family
+        self.video = video
+        rows = np.flatnonzero(np.asarray(prepared.chunks["split"][:]) == split)
+        if not len(rows):
+            raise DataError(f"{prepared.folder} has no chunk of the split {split}; prepare more videos")
+        if max_chunks is not None and len(rows) > max_chunks:
+            rows = rows[np.linspace(0, len(rows) - 1, max_chunks).round().astype(int)]
+        self.rows = rows
+        self._row_of = {name: row for row, name in enumerate(prepared.recordings["id"][:])}
+        self._line_lengths: dict[str, np.ndarray] = {}
+        self._recordings: dict[str, Mapping[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        recording, turn_range = self._chunk(index)
+        seconds = self.vision(recording, turn_range.start, len(turn_range))
+        tokens = self._tokens(recording, turn_range, seconds.grids)
+        return example_from(self.name(index), tokens, None, seconds=seconds)
+
+    def name(self, index: int) -> str:
+        """What a person finds a chunk by: its video and where it begins in it."""
+        recording, turn_range = self._chunk(index)
+        return f"{recording['video']} at {self._start_s(recording, turn_range.start):g} s"
+
+    def length(self, index: int) -> int:
+        """Tokens of an example, as long as its video keeps the size that it was prepared with."""
+        recording, turn_range = self._chunk(index)
+        t, h, w = self._grid(recording)
+        # Counted with one token a picture: hundreds of equal ids need not be written down to be counted.
+        tokens = self._tokens(recording, turn_range, [(t, 1, 1)] * len(turn_range))
+        return len(tokens) + len(turn_range) * t * (h * w - 1)
+
+    def num_turns(self, index: int) -> int:
+        """Seconds of an example."""
+        return len(self._chunk(index)[1])
+
+    def _chunk(self, index: int) -> tuple[Mapping[str, Any], range]:
+        row = self.prepared.chunks[int(self.rows[index])]
+        first = row["first_turn"]
+        return self._recording(row["recording"]), range(first, first + row["num_turns"])
+
+    def _recording(self, name: str) -> Mapping[str, Any]:
+        """The row of a recording, hours of text; the newest few are kept."""
+        if name not in self._recordings:
+            if len(self._recordings) == _RECORDINGS_KEPT:
+                del self._recordings[next(iter(self._recordings))]
+            self._recordings[name] = self.prepared.recordings[self._row_of[name]]
+        return self._recordings[name]
+
+    def _start_s(self, recording: Mapping[str, Any], turn: int) -> float:
+        return recording["start_s"] + turn * self.video.chunk_s
+
+    def _tokens(self, recording: Mapping[str, Any], turn_range: range, grids: Sequence[Grid]) -> Tokens:
+        seconds = [
+            Turn(turn, self._start_s(recording, turn), self._start_s(recording, turn + 1), grid)
+            for turn, grid in zip(turn_range, grids, strict=True)
+        ]
+        lines = recording["lines"][turn_range.start : turn_range.stop]
+        previous = self._previous_ids(recording, turn_range.start) if self.settings.has_previous_text else ()
+        return chunk_tokens(self.turns, seconds, lines, previous, query=recording["query"])
+
+    def _previous_ids(self, recording: Mapping[str, Any], first_turn: int) -> tuple[int, ...]:
+        sink, window = self.settings.text_sink_tokens, self.settings.text_window_tokens
+        lines = without_middle(
+            recording["lines"][:first_turn],
+            self._lengths(recording)[:first_turn],
+            sink_tokens=sink,
+            window_tokens=window,
+        )
+        return previous_ids(self.turns, recording["previous_text"], lines, sink_tokens=sink, window_tokens=window)
+
+    def _lengths(self, recording: Mapping[str, Any]) -> np.ndarray:
+        """Tokens of each line of a recording; counted once."""
+        if recording["id"] not in self._line_lengths:
+            lengths = [len(self.turns.speech_ids(line)) for line in recording["lines"]]
+            self._line_lengths[recording["id"]] = np.array(lengths, dtype=np.int32)
+        return self._line_lengths[recording["id"]]
+
+    def _grid(self, recording: Mapping[str, Any]) -> Grid:
+        """The merged grid of a second of a recording."""
+        height, width = resized_size(
+            self.video.num_frames,
+            recording["height"],
+            recording["width"],
+            family=self.family,
+            min_pixels=self.video.min_pixels,
+            max_pixels=self.video.max_pixels,
+            resize=self.video.resize,
+        )
+        t = math.ceil(self.video.num_frames / self.family.temporal_patch_size)
+        return t, height // self.family.size_factor, width // self.family.size_factor
+
+
+def without_middle(lines: Sequence[str], lengths: np.ndarray, *, sink_tokens: int, window_tokens: int) -> Sequence[str]:
+    """Leave out the lines in the middle of hours of text, all tokens of which would be cut out in any case.
+
+    What `previous_ids` makes of the rest is the same, whatever text stands before the lines.
+    """
+    head = int(np.searchsorted(np.cumsum(lengths), sink_tokens)) + 1
+    tail = int(np.searchsorted(np.cumsum(lengths[::-1]), window_tokens)) + 1
+    return lines if head + tail >= len(lines) else [*lines[:head], *lines[-tail:]]
+
+
+def check_videos_exist(prepared: PreparedData, video_root: Path):
+    """Raise DataError with the names of recordings whose video is not there."""
+    videos = sorted(set(prepared.recordings["video"][:]))
+    if missing := [video for video in videos if not (video_root / video).is_file()]:
+        more = f" and {len(missing) - _NUM_NAMES_SHOWN} more" if len(missing) > _NUM_NAMES_SHOWN else ""
+        raise DataError(
+            f"{len(missing)} of {len(videos)} videos are not in {video_root} ({', '.join(missing[:_NUM_NAMES_SHOWN])}"
+            f"{more}); put them there, or give video_root=FOLDER"
+        )

@@ -1,0 +1,66 @@
+"""A style says each second in its own way, and understands itself and nothing else."""
+
+from itertools import islice
+
+import pytest
+
+from streamingvlm.pitch import Kind, Match, score
+from streamingvlm.pitch.commentator import OTHER
+from streamingvlm.pitch.styles import RADIO, STYLES, TELEGRAM
+from streamingvlm.pitch.tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def seconds():
+    return list(islice(Match(5).seconds(), 900))
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
+def test_a_line_means_its_second(style, seconds):
+    assert {second.kind for second in seconds} == set(Kind)
+    for second in seconds:
+        call = style.parse(style.say(second))
+        assert call.kind == second.kind
+        assert call.colour in (None, second.colour)
+        assert call.club in (None, second.club)
+        assert call.score in (None, second.score)
+
+
+def test_the_second_style_begins_with_the_colour_of_every_event(seconds):
+    for second in seconds:
+        if second.kind is not Kind.SILENCE:
+            assert RADIO.say(second).split()[0] == second.colour == RADIO.parse(RADIO.say(second)).colour
+
+
+def test_a_goal_names_club_and_score(seconds):
+    goal = next(second for second in seconds if second.kind is Kind.GOAL)
+    call = RADIO.parse(RADIO.say(goal))
+    assert (call.club, call.score) == (goal.club, goal.score)
+
+
+def test_lines_of_the_first_style_are_none_of_the_second(seconds):
+    for second in seconds:
+        if second.kind is not Kind.SILENCE:
+            assert RADIO.parse(TELEGRAM.say(second)).kind == OTHER
+
+
+@pytest.mark.parametrize("line", ["red", "red pass by", "pass", "red goal!", "green pass", "red throw-in, 2 - 1"])
+def test_half_a_line_is_no_line(line):
+    assert RADIO.parse(line).kind == OTHER
+
+
+def test_a_match_told_in_a_style_is_scored_in_it(seconds):
+    lines = [RADIO.say(second) for second in seconds]
+    assert score(seconds, lines, RADIO).macro_f1 == 1.0
+    assert score(seconds, lines, RADIO).side_accuracy == 1.0
+    assert score(seconds, lines).accuracy < 0.6
+
+
+def test_the_second_style_needs_no_token_that_the_first_does_not(seconds):
+    """The embeddings rest under LoRA, so that a token never said before could hardly be learnt."""
+    tokenizer = build_tokenizer()
+
+    def tokens(style):
+        return {token for second in seconds for token in tokenizer.encode(" " + style.say(second))}
+
+    assert tokens(RADIO) <= tokens(TELEGRAM)

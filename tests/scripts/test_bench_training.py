@@ -1,0 +1,90 @@
+"""The benchmark of training runs where there is no GPU, on a model of its own for that, so that it cannot rot."""
+
+import json
+
+import bench_training
+import pytest
+import torch
+from command_line import run
+
+from streamingvlm.errors import ConfigError
+from streamingvlm.training.benchmark import (
+    ARCHITECTURES,
+    ChunkShape,
+    RandomChunks,
+    measure_training,
+    random_model,
+    table,
+)
+from streamingvlm.training.settings import FitSettings
+from streamingvlm.turns import TurnFormat
+
+
+@pytest.fixture
+def bench_here(tmp_path, monkeypatch, capsys):
+    """Run the script in this process; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run_script(*words):
+        monkeypatch.setattr("sys.argv", ["bench_training.py", *words])
+        code = 0
+        try:
+            run(bench_training.main, bench_training.COMMAND_LINE)
+        except SystemExit as exit_:
+            code = exit_.code
+        return code, *capsys.readouterr()
+
+    return run_script
+
+
+def test_a_table_then_json_and_a_file_with_date_machine_and_commit(bench_here, tmp_path):
+    small = ("shape.num_turns=3", "shape.rows=4", "shape.columns=4", "shape.previous_tokens=8", "peak_tflops=1e-3")
+    code, output, error = bench_here("tiny", "device=cpu", *small)
+    assert code == 0, error
+    *rows, last = output.splitlines()
+    assert rows[0].split()[:1] == ["tokens/s"] and rows[-1].startswith("tiny ")
+    record = json.loads(last)
+    figures = record["cases"]["tiny"]["figures"]
+    assert figures["tokens_per_s"] > 0 and figures["mfu"] > 0 and 0 <= figures["data_wait"] <= 1
+    assert figures["video_s_per_s"] / figures["tokens_per_s"] == pytest.approx(3 / figures["chunk_tokens"])
+    assert 0 < figures["trained_b"] < figures["weights_b"]
+    (file,) = (tmp_path / "benchmarks").iterdir()
+    assert json.loads(file.read_text()) == record
+    assert record["date"].startswith("20") and record["machine"]["torch"] == torch.__version__
+    assert record["commit"] is None or len(record["commit"].rstrip("+")) == 40
+
+
+def test_an_unknown_case_is_named(bench_here):
+    code, output, error = bench_here("70B")
+    assert (code, output) == (2, "") and "case=70B is unknown; choose one of 3B_full, 7B_lora, tiny" in error
+
+
+def test_a_chunk_has_what_its_shape_says():
+    model = random_model("tiny", torch.device("cpu"), torch.float32, "sdpa")
+    turns = TurnFormat(model.tokenizer, temporal_step=2.0)
+    chunks = RandomChunks(turns, ChunkShape(), hidden_size=64, num_examples=2)
+    example = chunks[1]
+    assert (example.input_ids == turns.vision_pad_id).sum() == len(example.vision) == 24 * 720
+    assert (example.labels == turns.end_of_turn_id).sum() == 24
+    assert 24 * 720 + 1024 < len(example.input_ids) == chunks.length(1) < 24 * 760 + 1100
+
+
+@pytest.mark.parametrize("name, billions", [("3B", 3.75), ("7B", 8.29)])
+def test_an_architecture_is_as_large_as_the_released_model(name, billions):
+    with torch.device("meta"):
+        model = random_model(name, torch.device("meta"), torch.bfloat16, "sdpa").hf
+    assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(ConfigError, match="architecture=9B"):
+        measure_training("9B", FitSettings(num_steps=3, batch_size=1, learning_rate=1e-5))
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        measure_training("tiny", FitSettings(num_steps=2, batch_size=1, learning_rate=1e-5))
+
+
+def test_a_case_that_failed_is_told_in_its_row():
+    rows = table({"large": {"error": "out of memory"}, "small": {"tokens_per_s": 1234.5}}).splitlines()
+    assert rows[1] == "large  out of memory" and rows[2].split()[:3] == ["small", "1,234", "-"]
+    assert set(ARCHITECTURES) == {"3B", "7B", "tiny"}

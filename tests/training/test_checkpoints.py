@@ -1,0 +1,84 @@
+"""A checkpoint counts once it is whole, and never before."""
+
+import logging
+
+import pytest
+
+from streamingvlm.errors import ConfigError
+from streamingvlm.training.checkpoints import (
+    check_room,
+    check_same_run,
+    checkpoint_folder,
+    checkpoints,
+    is_whole,
+    keep_newest,
+    last_whole_checkpoint,
+    mark_whole,
+    remove_broken,
+)
+
+RUN = {"seed": 1, "batch_size": 8}
+
+
+def write(folder, step, *, whole=True):
+    checkpoint = checkpoint_folder(folder, step)
+    (checkpoint / "sub").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"0123456789")
+    (checkpoint / "sub" / "state.pt").write_bytes(b"abc")
+    if whole:
+        mark_whole(checkpoint, RUN)
+    return checkpoint
+
+
+def test_the_newest_whole_one_is_chosen_by_its_number(tmp_path):
+    assert last_whole_checkpoint(tmp_path / "nowhere") is None
+    for step in (10, 9, 100):
+        write(tmp_path, step)
+    write(tmp_path, 200, whole=False)
+    assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
+    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (9, 10, 100, 200)]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "lost", "marker cut short", "marker unfinished"])
+def test_a_damaged_one_is_not_whole(tmp_path, damage):
+    checkpoint = write(tmp_path, 5)
+    if damage == "cut short":
+        (checkpoint / "model.safetensors").write_bytes(b"0123")
+    elif damage == "lost":
+        (checkpoint / "sub" / "state.pt").unlink()
+    elif damage == "marker cut short":
+        (checkpoint / "complete.json").write_text((checkpoint / "complete.json").read_text()[:20])
+    else:
+        (checkpoint / "complete.json").rename(checkpoint / "complete.json.part")
+    assert not is_whole(checkpoint)
+
+
+def test_what_is_not_whole_is_removed_and_told(tmp_path, caplog):
+    write(tmp_path, 5)
+    write(tmp_path, 6, whole=False)
+    (tmp_path / "checkpoint-notes").mkdir()
+    with caplog.at_level(logging.WARNING):
+        remove_broken(tmp_path)
+    assert "checkpoint-6 is not whole" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "checkpoint-notes"]
+
+
+def test_the_newest_stay_and_what_is_not_whole_does_not_count(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    write(tmp_path, 4, whole=False)
+    keep_newest(tmp_path, 2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+
+
+def test_a_run_over_other_data_may_not_go_on(tmp_path):
+    checkpoint = write(tmp_path, 5)
+    check_same_run(checkpoint, RUN)
+    with pytest.raises(ConfigError, match="batch_size=8, not 16"):
+        check_same_run(checkpoint, RUN | {"batch_size": 16})
+
+
+def test_a_disk_that_is_too_small_is_told_before_it_is_full(tmp_path):
+    check_room(tmp_path / "not" / "there" / "yet", 1)
+    with pytest.raises(ConfigError, match="make room"):
+        check_room(tmp_path / "not" / "there" / "yet", 10**18)

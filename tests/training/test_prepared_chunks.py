@@ -1,0 +1,140 @@
+"""Chunks of prepared data become the examples that a stream would have met, of a length known beforehand."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from prepared_pitch import write_prepared
+
+from streamingvlm.config import VideoConfig
+from streamingvlm.data.prepared import PreparedData
+from streamingvlm.errors import ConfigError, DataError
+from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.loading import load_model
+from streamingvlm.pitch.tokenizer import build_tokenizer
+from streamingvlm.training.chunks import RememberingTokenizer, previous_ids
+from streamingvlm.training.collate import Collate, Encoded, model_inputs, with_pixels
+from streamingvlm.training.commentator import Commentator
+from streamingvlm.training.feature_store import FeatureStore
+from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist, without_middle
+from streamingvlm.training.vision_cache import CachedVision, VisionReader
+from streamingvlm.turns import TurnFormat
+
+SMALL = {"min_pixels": 56 * 56, "max_pixels": 84 * 84}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return PreparedData.open(write_prepared(folder, num_matches=2, duration_s=12), cache_folder=folder / "cache")
+
+
+def dataset_of(model, prepared, *, learns=False, split="train", settings=None, max_chunks=None, **video):
+    """The chunks under a model, and what gives its batches their vision."""
+    config = VideoConfig(**SMALL | video)
+    tower = model.hf.model.visual.requires_grad_(learns)
+    turns = TurnFormat.of(RememberingTokenizer(model.tokenizer), model.family, config)
+    store = FeatureStore(None, max_bytes=0)
+    if learns:
+        known = {"family": model.family, "tower_digest": "", "dtype": tower.dtype}
+        reader, finish = VisionReader(store, video=config, video_root=prepared.video_root, **known), with_pixels
+    else:
+        vision = CachedVision(tower, model.family, config, store, video_root=prepared.video_root)
+        reader, finish = vision.reader, Encoded(vision.encode)
+    shown = {"family": model.family, "video": config, "split": split, "max_chunks": max_chunks}
+    return ChunkDataset(prepared, turns, reader, settings, **shown), finish
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("video", [{}, {"resize": "qwen_vl_utils", "max_pixels": 60 * 90}, {"fps": 4.0}], ids=str)
+def test_the_length_is_known_before_a_frame_is_decoded(tiny_checkpoint, prepared, model_type, video):
+    dataset, _ = dataset_of(load_model(tiny_checkpoint(model_type), device="cpu"), prepared, **video)
+    assert len(dataset) == 2
+    for index in range(len(dataset)):
+        assert dataset.length(index) == len(dataset[index].input_ids)
+
+
+def test_what_was_said_and_asked_before_is_there(tiny_checkpoint, prepared):
+    dataset, _ = dataset_of(load_model(tiny_checkpoint(), device="cpu"), prepared, split="held_out")
+    recording = prepared.recordings[1]
+    text = dataset.turns.tokenizer.decode(dataset[1].input_ids.tolist())
+    before = " ".join(line for line in recording["lines"][:4] if line)
+    assert f"{recording['previous_text']} {before}<|im_end|>" in text
+    assert text.count("Say what happens.") == 1
+    assert [f"Time={turn}.0-{turn + 1}.0s" in text for turn in (3, 4, 11)] == [False, True, True]
+    labels = dataset[1].labels
+    said = dataset.turns.tokenizer.decode(labels[labels >= 0].tolist()).split("<|im_end|>")
+    assert [reply.removesuffix(" ...").strip() for reply in said[:-1]] == recording["lines"][4:12]
+    assert dataset.name(1) == "1.mp4 at 4 s"
+
+
+def test_earlier_text_can_be_left_out(tiny_checkpoint, prepared):
+    model = load_model(tiny_checkpoint(), device="cpu")
+    dataset, _ = dataset_of(model, prepared, settings=ChunkSettings(has_previous_text=False))
+    assert "previous text\n<|im_end|>" in model.tokenizer.decode(dataset[1].input_ids)
+    with pytest.raises(ConfigError, match="text_sink_tokens=-1"):
+        ChunkSettings(text_sink_tokens=-1)
+
+
+# One for all examples: making it takes longer than using it.
+TURNS = TurnFormat(RememberingTokenizer(build_tokenizer()), temporal_step=2.0)
+
+
+@given(
+    lines=st.lists(st.sampled_from(["", "shot", "pass by red", "goal for red! it is 1-0"]), max_size=30),
+    intro=st.sampled_from(["", "Rovers in red, City in blue."]),
+    sink=st.integers(0, 20),
+    window=st.integers(0, 20),
+)
+def test_leaving_out_the_middle_of_hours_of_text_changes_nothing(lines, intro, sink, window):
+    lengths = np.array([len(TURNS.speech_ids(line)) for line in lines], dtype=np.int32)
+    kept = {"sink_tokens": sink, "window_tokens": window}
+    short = without_middle(lines, lengths, **kept)
+    assert previous_ids(TURNS, intro, short, **kept) == previous_ids(TURNS, intro, lines, **kept)
+    assert len(short) <= len(lines)
+
+
+def test_hours_of_text_become_few_lines():
+    lines = ["pass by red"] * 7200
+    assert len(without_middle(lines, np.full(7200, 3), sink_tokens=512, window_tokens=512)) == 2 * 171
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tower_that_learns_sees_what_a_frozen_one_sees(tiny_checkpoint, prepared, model_type, packed):
+    """The same losses from pixels as from features, and gradients in the whole tower."""
+    losses = []
+    for learns in (False, True):
+        model = load_model(tiny_checkpoint(model_type), device="cpu")
+        dataset, finish = dataset_of(model, prepared, learns=learns)
+        module = Commentator(model.hf, train_vision=learns)
+        batch = finish(Collate(0, packed=packed)([dataset[0], dataset[1]]))
+        losses.append(module(**model_inputs(batch))["losses"])
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    losses[1].sum().backward()
+    assert all(weights.grad is not None for weights in model.hf.model.visual.parameters())
+
+
+def test_held_out_chunks_are_few_and_spread(tiny_checkpoint, prepared):
+    model = load_model(tiny_checkpoint(), device="cpu")
+    assert dataset_of(model, prepared, max_chunks=5)[0].rows.tolist() == [0, 1]
+    assert dataset_of(model, prepared, split="held_out", max_chunks=1)[0].rows.tolist() == [2]
+
+
+def test_data_that_does_not_fit_is_refused(tiny_checkpoint, prepared, tmp_path):
+    model = load_model(tiny_checkpoint(), device="cpu")
+    with pytest.raises(DataError, match="no chunk of the split validation"):
+        dataset_of(model, prepared, split="validation")
+    with pytest.raises(DataError, match="turns of 1 s"):
+        dataset_of(model, prepared, chunk_s=2.0)
+    with pytest.raises(DataError, match=r"2 of 2 videos are not in .*0\.mp4, 1\.mp4\); put them there"):
+        check_videos_exist(prepared, tmp_path)
+    check_videos_exist(prepared, prepared.video_root)
+
+
+def test_the_reader_of_a_worker_travels(tiny_checkpoint, prepared):
+    dataset, _ = dataset_of(load_model(tiny_checkpoint(), device="cpu"), prepared)
+    assert pickle.loads(pickle.dumps(dataset.vision)).video == dataset.vision.video
