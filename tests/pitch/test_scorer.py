@@ -48,6 +48,7 @@ def test_clubs_are_judged_over_the_goals_called_and_scores_over_the_lines_that_s
     report = score(truth, lines)
     assert report.club_accuracy == 1 / 2
     assert report.score_accuracy == 1 / 3
+    assert report.goal_score_accuracy == 1 / 2
 
 
 def test_what_never_came_up_is_not_a_number():

@@ -49,7 +49,10 @@ def test_every_colour_and_club_comes_up_and_never_twice_in_a_match():
 
 def test_the_intro_names_clubs_and_colours():
     match = Match(0)
-    first, second = (f"{club} {ground} {colour}" for club, ground, colour in zip(match.clubs, ("home", "away"), match.colours, strict=True))
+    first, second = (
+        f"{club} {ground} {colour}"
+        for club, ground, colour in zip(match.clubs, ("home", "away"), match.colours, strict=True)
+    )
     assert match.intro == f"{first}, {second}."
 
 

@@ -36,7 +36,8 @@ class ClipSettings:
         from any score.
     highlights_percent: of the others, clips that leave out the everyday seconds (silence, passes, tackles), so that
         what is rare comes often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
-    forgetful_percent: clips whose previous text is the introduction and the last line that gave a score.
+    mute_percent: clips without any previous text, the introduction included.
+    forgetful_percent: of the others, clips whose previous text is the introduction and the last line with a score.
     altered_percent: clips whose previous text has every third line without a score replaced by one that is not true.
     text_sink_tokens, text_window_tokens: what the cache will keep of the previous text.
     """
@@ -46,6 +47,7 @@ class ClipSettings:
     opening_percent: int = 4
     goals_percent: int = 0
     highlights_percent: int = 25
+    mute_percent: int = 0
     forgetful_percent: int = 15
     altered_percent: int = 25
     text_sink_tokens: int = 32
@@ -138,6 +140,8 @@ class ClipDataset(Dataset):
         return whole[dice.below(len(whole))]
 
     def _previous_ids(self, cast: Cast, lines: list[str], dice: Dice) -> tuple[int, ...]:
+        if dice.chance(self.settings.mute_percent):
+            return ()
         has_score = [self.style.parse(line).score is not None for line in lines]
         if dice.chance(self.settings.forgetful_percent):
             lines = [line for line, scored in zip(lines, has_score, strict=True) if scored][-1:]

@@ -214,9 +214,12 @@ def stream_defaults(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not."""
+    """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not.
+
+    ``clips`` beside the stages goes before the clips of each.
+    """
     try:
-        stages = [_stage(**stage) for stage in options["stages"]]
+        stages = [_stage(options.get("clips") or {}, **stage) for stage in options["stages"]]
         return Recipe(int(options["seed"]), stages, options.get("sizes", {}), options.get("look_back", False))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -225,6 +228,7 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
 
 
 def _stage(
+    all_clips: Mapping,
     name: str,
     fit: Mapping,
     footage: Mapping | None = None,
@@ -236,7 +240,7 @@ def _stage(
         name,
         FitSettings(**fit),
         None if footage is None else FootagePlan(**footage),
-        None if clips is None else ClipSettings(**clips),
+        None if clips is None else ClipSettings(**{**clips, **all_clips}),
         None if drills is None else DrillSettings(**drills),
         drills_percent,
     )

@@ -108,6 +108,11 @@ def test_a_forgetful_clip_knows_the_introduction_and_one_score(footage, turns):
         assert len(lines) <= len(" goal for yellow! Wanderers away 0-0")
 
 
+def test_a_mute_clip_has_heard_nothing(footage, turns):
+    for example in clips(footage, turns, mute_percent=100, goals_percent=50):
+        assert "previous text\n<|im_end|>" in turns.tokenizer.decode(example.input_ids)
+
+
 def test_footage_shorter_than_a_clip_is_refused(footage, turns):
     with pytest.raises(ConfigError, match="too short"):
         ClipDataset(footage, turns, ClipSettings(60), num_examples=1, seed=0)
