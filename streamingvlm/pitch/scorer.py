@@ -18,7 +18,8 @@ class PitchReport:
 
     `f1` has every kind (silence included) that was true or called at least once in the stretch, `macro_f1` is its
     plain mean. The other accuracies are over the seconds whose true line names a colour, a club, a score and whose kind
-    was called right, `goal_score_accuracy` over the goals among them; they are nan where there was none. `confusion` counts (true kind, called kind).
+    was called right, `goal_score_accuracy` over the goals among them; they are nan where there was none. `confusion`
+    counts (true kind, called kind).
     """
 
     num_seconds: int
