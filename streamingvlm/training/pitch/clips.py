@@ -21,6 +21,7 @@ from streamingvlm.turns import Turn, TurnFormat
 
 _EVERYDAY = frozenset({Kind.SILENCE, Kind.PASS, Kind.TACKLE})
 _LONGEST_STREAM_S = 3 * 3600
+_GOAL_S = 4  # the shot, the goal, a silence, the kick-off
 Clip = tuple[list[int], list[str], tuple[int, ...]]  # its seconds, their lines, the ids of its previous text
 _ALTERED_LINES = ("", "pass by red", "pass by blue", "pass by yellow", "pass by black", "shot")
 
@@ -113,11 +114,13 @@ class ClipDataset(Dataset):
         return places, [lines[place] for place in places], self._previous_ids(cast, lines[: places[0]], dice)
 
     def _goals(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
-        """Goals in any order, after a line that gives the score."""
-        places = shuffled_goals(film, dice)[: self.settings.clip_turns]
-        told = [(Kind.THROW_IN, dice.below(2)), *(events[place] for place in places)]
+        """Goals in any order, after a line that gives the score and what was said of other goals."""
+        places = shuffled_goals(film, dice)
+        told = [(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
         score_line, *lines = cast.tell(told, _any_score(dice), self.style)
-        return places, lines, self._previous_ids(cast, [score_line], dice)
+        first = _GOAL_S * dice.below(max(1, (len(places) - self.settings.clip_turns) // _GOAL_S + 1))
+        clip = slice(first, first + self.settings.clip_turns)
+        return places[clip], lines[clip], self._previous_ids(cast, [score_line, *lines[:first]], dice)
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
         """The seconds of a stretch."""
@@ -173,7 +176,7 @@ def shuffled_goals(film: Footage, dice: Dice) -> list[int]:
     places: list[int] = []
     while goals:
         goal = goals.pop(dice.below(len(goals)))
-        places += range(goal - 1, goal + 3)
+        places += range(goal - 1, goal - 1 + _GOAL_S)
     return places
 
 
