@@ -69,6 +69,7 @@ def follow_restyling(options: dict[str, Any]):
 
 def fine_tune(options: dict[str, Any]):
     """Fine-tune a checkpoint, or adapters of it, on prepared data."""
+    import torch
     from run_log import check_logger, open_run_log
     from tuning_run import callbacks_for, check_held_out_stream, lora_from, record_adapters
 
@@ -79,6 +80,8 @@ def fine_tune(options: dict[str, Any]):
         meter, callbacks = callbacks_for(tuning, options, run_logs)
         tuning.fit_(callbacks=callbacks, meter=meter)
     record_adapters(tuning)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     logging.info("the model is in %s", tuning.target)
 
 

@@ -63,7 +63,8 @@ class FineTuningSettings:
     """What is trained on what, and where it goes.
 
     data: a folder of prepared data; video_root: of its videos, None: as it was when they were prepared.
-    model: the checkpoint that training begins with. weights_dtype: of the weights in training; None: float32.
+    model: the checkpoint that training begins with. weights_dtype: of the weights in training; None: float32, but
+        bfloat16 under adapters on a GPU.
     folder: for checkpoints, and for the trained model unless ``target`` names a folder for that.
     resume: go on from the last whole checkpoint in the folder.
     video: settings of `VideoConfig` that go before the checkpoint's.
@@ -128,12 +129,23 @@ class FineTuning:
 
     @cached_property
     def model(self) -> StreamingModel:
-        """The checkpoint, its tower on the device, the rest where the trainer takes it from."""
-        settings = self.settings
-        dtype = settings.weights_dtype or "float32"
-        model = self.load(settings.model, device="cpu", dtype=dtype, attention=self._attention)
+        """The checkpoint on its device; where its weights will be spread over processes, the tower alone is there."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Trainer takes the current one
+        place = torch.device("cpu") if self._is_sharded else self.device
+        model = self.load(self.settings.model, device=place, dtype=self._dtype, attention=self._attention)
         model.hf.model.visual.to(self.device)
         return model
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.settings.fit.fsdp != "off" or self.settings.fit.deepspeed is not None
+
+    @property
+    def _dtype(self) -> str:
+        """Weights that learn are kept exact; those that rest under adapters need not be."""
+        rests = self.adapt is not None and self.device.type == "cuda" and self.settings.fit.bf16
+        return self.settings.weights_dtype or ("bfloat16" if rests else "float32")
 
     @property
     def _attention(self) -> str:
@@ -213,6 +225,9 @@ class FineTuning:
         settings, fit = self.settings, self.settings.fit
         examples, held_out, module = self.chunks("train"), self.held_out, self.module
         check_room(self.folder, self._num_bytes(module))
+        for chunks in (examples, held_out):
+            if fit.pack_tokens and chunks is not None:
+                chunks.check_fits(fit.pack_tokens)
         collate = Collate(
             self.model.tokenizer.convert_tokens_to_ids(_PAD),
             packed=fit.pack_tokens > 0,

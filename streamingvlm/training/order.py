@@ -7,14 +7,16 @@ and the packing. A run that goes on from step s asks for step s.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, tee
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from streamingvlm.errors import ConfigError, StreamingVLMError
 from streamingvlm.training.packing import pack
+from streamingvlm.training.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,40 @@ class Order:
         return [MicroBatch(tuple(examples[item] for item in items)) for items in packs]
 
 
+def order_of(
+    dataset: Dataset,
+    settings: FitSettings,
+    *,
+    num_processes: int,
+    seed: int | None,
+    num_epochs: int | None = None,
+) -> Order:
+    """The order of a dataset under these settings; ``num_epochs`` goes before their own length.
+
+    Raises ConfigError where settings, data and processes do not fit each other.
+    """
+    if not len(dataset):
+        raise ConfigError("the data holds no example; choose another split, or prepare it again")
+    if settings.batch_size < num_processes and not settings.pack_tokens:
+        raise ConfigError(
+            f"batch_size={settings.batch_size} leaves some of {num_processes} processes without work; give "
+            f"{num_processes} or more"
+        )
+    if settings.pack_tokens and not hasattr(dataset, "length"):
+        raise ConfigError(f"pack_tokens={settings.pack_tokens}, but {type(dataset).__name__} knows no lengths; give 0")
+    steps_per_epoch = -(-len(dataset) // settings.batch_size)
+    return Order(
+        num_examples=len(dataset),
+        batch_size=settings.batch_size,
+        num_steps=num_epochs * steps_per_epoch if num_epochs else settings.steps_for(len(dataset)),
+        num_processes=num_processes,
+        accumulation_steps=settings.accumulation_steps,
+        pack_tokens=settings.pack_tokens,
+        length_of=getattr(dataset, "length", None),
+        seed=seed,
+    )
+
+
 @lru_cache(maxsize=2)
 def _permutation(num_examples: int, seed: int | None, epoch: int) -> np.ndarray:
     if seed is None:
@@ -127,9 +163,9 @@ class Steps:
         planned, ahead = tee(self.order.micro_batches(step, self.process) for step in steps)
         batches = iter(
             DataLoader(
-                self.dataset,
+                _Telling(self.dataset),
                 batch_sampler=_Examples(ahead),
-                collate_fn=self.collate,
+                collate_fn=partial(_collated, self.collate),
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
                 # Its seed is drawn from a stream of its own: dropout must not depend on where a run was broken off.
@@ -143,9 +179,29 @@ class Steps:
                 next(batches, None)  # at its end the loader lets its workers go, and nobody will come for another step
             yield batches_of_step
 
-    def _finished(self, micro_batch: MicroBatch, batch: dict) -> dict:
+    def _finished(self, micro_batch: MicroBatch, batch: dict | StreamingVLMError) -> dict:
+        if isinstance(batch, StreamingVLMError):
+            raise batch
         batch = self.finish(batch) if self.finish else batch
         return _counting_for_nothing(batch) if micro_batch.is_idle else batch
+
+
+class _Telling(Dataset):
+    """A dataset that returns what is wrong with an example: raised in a worker, it would come with pages around it."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int):
+        try:
+            return self.dataset[index]
+        except StreamingVLMError as error:
+            return error
+
+
+def _collated(collate: Callable[[list], dict], examples: list) -> dict | StreamingVLMError:
+    wrong = next((example for example in examples if isinstance(example, StreamingVLMError)), None)
+    return collate(examples) if wrong is None else wrong
 
 
 class _Examples:

@@ -23,6 +23,7 @@ from streamingvlm.training.vision_cache import ReadChunk
 from streamingvlm.turns import Tokens, Turn, TurnFormat
 
 _NUM_NAMES_SHOWN = 3
+_NUM_LOOKED_AT = 256
 _RECORDINGS_KEPT = 32
 
 
@@ -112,9 +113,24 @@ class ChunkDataset(Dataset):
         tokens = self._tokens(recording, turn_range, [(t, 1, 1)] * len(turn_range))
         return len(tokens) + len(turn_range) * t * (h * w - 1)
 
-    def num_turns(self, index: int) -> int:
-        """Seconds of an example."""
-        return len(self._chunk(index)[1])
+    def check_fits(self, pack_tokens: int):
+        """Raise ConfigError with the name of an example that is longer than a pack, looking at the longest alone.
+
+        What an example is long by is its vision, known from the tables; text is counted for those that have most.
+        """
+        longest = np.argsort(-self._num_vision_tokens(), kind="stable")[:_NUM_LOOKED_AT]
+        for index in longest.tolist():
+            if (length := self.length(index)) > pack_tokens:
+                raise ConfigError(
+                    f"{self.name(index)} is an example of {length} tokens, longer than pack_tokens={pack_tokens}; give "
+                    "more, or lower video.max_pixels"
+                )
+
+    def _num_vision_tokens(self) -> np.ndarray:
+        sizes = self.prepared.recordings.select_columns(["id", "height", "width"])
+        a_second = {recording["id"]: math.prod(self._grid(recording)) for recording in sizes}
+        chunks = self.prepared.chunks.select_columns(["recording", "num_turns"]).select(self.rows)
+        return np.array([chunk["num_turns"] * a_second[chunk["recording"]] for chunk in chunks])
 
     def _chunk(self, index: int) -> tuple[Mapping[str, Any], range]:
         row = self.prepared.chunks[int(self.rows[index])]

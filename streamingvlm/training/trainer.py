@@ -31,7 +31,7 @@ from streamingvlm.training.checkpoints import (
     remove_broken,
 )
 from streamingvlm.training.collate import model_inputs
-from streamingvlm.training.order import Order, Steps
+from streamingvlm.training.order import Order, Steps, order_of
 from streamingvlm.training.progress import Meter
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sharding import (
@@ -47,6 +47,7 @@ __all__ = ["FitSettings", "StreamingTrainer", "fit_"]
 _LOG = logging.getLogger(__name__)
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _ORDER_FACTS = ("seed", "num_examples", "batch_size", "num_steps")
+_FULL_DISK = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors call it
 _NUM_NAMES_SHOWN = 4
 
 
@@ -148,7 +149,7 @@ class StreamingTrainer(Trainer):
 
     def _weighted(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict]:
         """The weighted sum of the losses, the sum of the weights, and what the module returned."""
-        weights = _weights(inputs)
+        weights = _weights(inputs).to(self.args.device)
         outputs = model(**model_inputs(inputs))
         losses = outputs["losses"] if "losses" in outputs else outputs["loss"][None]
         total = (losses.float() * weights).sum()
@@ -195,11 +196,7 @@ class StreamingTrainer(Trainer):
             if self.args.should_save:
                 mark_whole(folder, self.facts)
                 keep_newest(self.args.output_dir, self.settings.keep_checkpoints)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for a full disk
+        except _FULL_DISK as error:
             raise CheckpointError(
                 f"{folder} cannot be written ({first_line(error)}); make room and go on with resume=true"
             ) from error
@@ -292,37 +289,6 @@ def fit_(
     if model_folder is not None:
         trainer.save_model(str(model_folder))
     return [{key: entry[key] for key in _CURVE} for entry in trainer.state.log_history if "loss" in entry]
-
-
-def order_of(
-    dataset: Dataset,
-    settings: FitSettings,
-    *,
-    num_processes: int,
-    seed: int | None,
-    num_epochs: int | None = None,
-) -> Order:
-    """The order of a dataset under these settings; ``num_epochs`` goes before their own length."""
-    if not len(dataset):
-        raise ConfigError("the data holds no example; choose another split, or prepare it again")
-    if settings.batch_size < num_processes and not settings.pack_tokens:
-        raise ConfigError(
-            f"batch_size={settings.batch_size} leaves some of {num_processes} processes without work; give "
-            f"{num_processes} or more"
-        )
-    if settings.pack_tokens and not hasattr(dataset, "length"):
-        raise ConfigError(f"pack_tokens={settings.pack_tokens}, but {type(dataset).__name__} knows no lengths; give 0")
-    steps_per_epoch = -(-len(dataset) // settings.batch_size)
-    return Order(
-        num_examples=len(dataset),
-        batch_size=settings.batch_size,
-        num_steps=num_epochs * steps_per_epoch if num_epochs else settings.steps_for(len(dataset)),
-        num_processes=num_processes,
-        accumulation_steps=settings.accumulation_steps,
-        pack_tokens=settings.pack_tokens,
-        length_of=getattr(dataset, "length", None),
-        seed=seed,
-    )
 
 
 def _checkpoint_to_resume(trainer: StreamingTrainer, *, resume: bool) -> str | None:

@@ -28,7 +28,7 @@ class FakeStream:
             **config,
         )
         self.grid = (dice.randrange(1, 3), dice.randrange(1, 4), dice.randrange(1, 4))
-        self.num_spans = dice.choice([1, 1, 2, 3])
+        self.num_spans = dice.choice([1, 1, 1, 2])
         self.num_previous = dice.randrange(0, 24)
         self.num_query = dice.randrange(0, 5)
         self.max_reply = dice.randrange(1, 6)

@@ -182,12 +182,12 @@ print(*(len(clean.words) for clean in cleaner.clean([Transcript(tuple(steady_wor
 
 
 def test_after_a_kill_no_answered_segment_is_asked_for_again(tmp_path):
-    is_reached = threading.Event()
+    is_reached, is_dead = threading.Event(), threading.Event()
 
     def hangs_at_the_fourth(body, num_before):
         if len(server.requests) == 4:
             is_reached.set()
-            threading.Event().wait(1.0)
+            is_dead.wait(180)
             return None
         return keep_all(body, num_before)
 
@@ -195,10 +195,11 @@ def test_after_a_kill_no_answered_segment_is_asked_for_again(tmp_path):
         command = [sys.executable, "-c", CLEAN_IN_A_PROCESS, server.url, str(tmp_path), str(ROOT / "tests")]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            assert is_reached.wait(60)
+            assert is_reached.wait(180)
             process.send_signal(signal.SIGKILL)
+        is_dead.set()
         answered = server.requests[:3]
-        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert again.stdout == "1500\n", again.stderr
     assert len(server.requests) == 4 + 2
     assert [body for body in server.requests[4:] if body in answered] == []

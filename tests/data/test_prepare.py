@@ -350,7 +350,7 @@ def start(*arguments):
 
 
 def test_a_disk_that_fills_while_it_is_written_ends_in_one_line_and_leaves_nothing(tmp_path, videos):
-    out, _ = start(videos, tmp_path / "prepared", 1000).communicate(timeout=60)
+    out, _ = start(videos, tmp_path / "prepared", 1000).communicate(timeout=180)
     assert out.count("\n") == 1 and "prepared cannot be written" in out and "File too large" in out
     assert left_over(tmp_path) == []
 
@@ -363,7 +363,7 @@ def test_a_killed_run_leaves_no_folder_that_could_be_taken_for_whole(tmp_path, m
         os.link(minute, folder / f"{number}.mp4")
         (folder / f"{number}.json").write_text(words)
     with start(folder, tmp_path / "prepared", 0) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not list(tmp_path.glob(".prepared.partial-*/*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -12,7 +12,7 @@ import unicodedata
 import pytest
 import torch
 from conftest import frames
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -114,7 +114,7 @@ RATES = [(2.0, 1.0), (4.0, 1.0), (3.0, 1.0), (4.0, 0.5), (2.0, 2.0)]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_cache_holds_the_chunk_that_training_shows(models, model_type, data):
     lines = data.draw(st.lists(lines_of(ORDINARY_WORDS), min_size=1, max_size=14))

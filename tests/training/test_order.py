@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamingvlm.errors import VideoError
 from streamingvlm.training.order import Order, Steps
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
@@ -60,6 +61,17 @@ def test_a_run_that_goes_on_gets_what_it_would_have_got(first):
 
     assert steps(first_step=lambda: first) == steps()[first:]
     assert steps(num_workers=1) == steps()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_is_wrong_with_an_example_is_told_as_it_was_said(num_workers):
+    class Broken(list):
+        def __getitem__(self, index):
+            raise VideoError(f"{index}.mp4 is cut off; copy it again")
+
+    with pytest.raises(VideoError) as error:
+        list(Steps(Broken(range(12)), list, orders([1] * 12), num_workers=num_workers))
+    assert str(error.value).endswith(".mp4 is cut off; copy it again") and "\n" not in str(error.value)
 
 
 def test_a_process_without_work_runs_along_for_nothing():

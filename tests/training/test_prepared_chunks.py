@@ -57,6 +57,14 @@ def test_the_length_is_known_before_a_frame_is_decoded(tiny_checkpoint, prepared
         assert dataset.length(index) == len(dataset[index].input_ids)
 
 
+def test_an_example_longer_than_a_pack_is_named_beforehand(tiny_checkpoint, prepared):
+    dataset, _ = dataset_of(load_model(tiny_checkpoint(), device="cpu"), prepared)
+    longest = max(range(len(dataset)), key=dataset.length)
+    dataset.check_fits(dataset.length(longest))
+    with pytest.raises(ConfigError, match=f"{dataset.name(longest)} is an example of {dataset.length(longest)} tokens"):
+        dataset.check_fits(dataset.length(longest) - 1)
+
+
 def test_what_was_said_and_asked_before_is_there(tiny_checkpoint, prepared):
     dataset, _ = dataset_of(load_model(tiny_checkpoint(), device="cpu"), prepared, split="held_out")
     recording = prepared.recordings[1]

@@ -39,18 +39,18 @@ def assert_equal_to(plain, results):
         torch.testing.assert_close(result["losses"], plain[0], atol=1e-4, rtol=0, msg=name)
 
 
-def test_two_processes_of_four_examples(plain, tiny_checkpoint, tmp_path):
-    runs = {"padded": {}, "packed": {"pack_tokens": 400}}
-    assert_equal_to(plain, run_in_two_processes(tiny_checkpoint("qwen3_vl"), tmp_path, runs))
-
-
-def test_weights_spread_over_two_processes(plain, tiny_checkpoint, tmp_path):
-    """Padded and packed; what is saved is a whole Hugging Face folder."""
-    runs = {"padded": {**SHARDED, "gradient_checkpointing": True}, "packed": {**SHARDED, "pack_tokens": 400}}
+def test_four_examples_in_each_of_two_processes_whole_and_sharded(plain, tiny_checkpoint, tmp_path):
+    """Padded and packed; what a sharded run saves is a whole Hugging Face folder."""
+    runs = {
+        "padded": {},
+        "packed": {"pack_tokens": 400},
+        "sharded": {**SHARDED, "gradient_checkpointing": True},
+        "sharded and packed": {**SHARDED, "pack_tokens": 400},
+    }
     results = run_in_two_processes(tiny_checkpoint("qwen3_vl"), tmp_path, runs)
     assert_equal_to(plain, results)
-    assert all(result["num_sharded"] > 10 for result in results.values())
-    one, two = (load_model(folder, device="cpu").hf for folder in (plain[1], tmp_path / "padded" / "model"))
+    assert [result["num_sharded"] > 10 for result in results.values()] == [False, False, True, True]
+    one, two = (load_model(folder, device="cpu").hf for folder in (plain[1], tmp_path / "sharded" / "model"))
     for name, weights in one.named_parameters():
         torch.testing.assert_close(weights, two.get_parameter(name), atol=2e-3, rtol=0, msg=name)
 

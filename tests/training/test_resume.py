@@ -71,9 +71,9 @@ def num_lines(folder):
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def assert_as_undisturbed(folder, undisturbed, num_attempts):
+def assert_as_undisturbed(folder, undisturbed):
     attempts = diary(folder / "run")
-    assert len(attempts) == num_attempts
+    assert len(attempts) > 1
     for attempt in attempts:
         assert attempt == pytest.approx({step: undisturbed[step] for step in attempt}, abs=1e-6)
     assert {step for attempt in attempts for step in attempt} == set(undisturbed)
@@ -82,25 +82,21 @@ def assert_as_undisturbed(folder, undisturbed, num_attempts):
     )
 
 
-def test_killed_at_a_step_and_killed_while_saving(tiny_checkpoint, tmp_path, undisturbed):
-    step = random.Random(os.getpid()).randrange(4, 12)
-    kill_once(start(tiny_checkpoint(), tmp_path), lambda: num_lines(tmp_path) >= step)
-    stalled = tmp_path / "run" / "checkpoint-15"
-    kill_once(start(tiny_checkpoint(), tmp_path, "resume", "stall=15"), (stalled / "stalled").exists)
-    assert (stalled / "model.safetensors").is_file()
+def test_killed_while_saving(tiny_checkpoint, tmp_path, undisturbed):
+    half = tmp_path / "run" / "checkpoint-15"
+    kill_once(start(tiny_checkpoint(), tmp_path, "stall=15"), (half / "stalled").exists)
+    assert (half / "model.safetensors").is_file()
     assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-12"
     finish(start(tiny_checkpoint(), tmp_path, "resume"))
-    assert_as_undisturbed(tmp_path, undisturbed, num_attempts=3)
+    assert_as_undisturbed(tmp_path, undisturbed)
 
 
 @pytest.mark.slow
-def test_killed_ten_times(tiny_checkpoint, tmp_path, undisturbed):
+def test_killed_ten_times_at_random_steps(tiny_checkpoint, tmp_path, undisturbed):
     dice = random.Random(os.getpid())
     for attempt in range(10):
         num_awaited = num_lines(tmp_path) + dice.randrange(1, 6)
         process = start(tiny_checkpoint(), tmp_path, *(["resume"] if attempt else []))
         kill_once(process, lambda awaited=num_awaited: num_lines(tmp_path) >= awaited)
     finish(start(tiny_checkpoint(), tmp_path, "resume"))
-    attempts = diary(tmp_path / "run")
-    assert all(a == pytest.approx({step: undisturbed[step] for step in a}, abs=1e-6) for a in attempts)
-    assert {step for a in attempts for step in a} == set(undisturbed)
+    assert_as_undisturbed(tmp_path, undisturbed)

@@ -78,8 +78,8 @@ def test_the_tower_stands_still_and_the_model_saved_streams(tiny_checkpoint, tmp
 class OneBad(TinyChunks):
     """Chunk 11 brings vision that is no number."""
 
-    def __getitem__(self, index):
-        example = super().__getitem__(index)
+    def make(self, index):
+        example = super().make(index)
         if index == 11:
             example.vision.fill_(float("nan"))
         return example

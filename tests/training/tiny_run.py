@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
@@ -47,11 +48,17 @@ class TinyChunks(Dataset):
         self.size = model.hf.config.text_config.hidden_size
         self.num_levels = len(getattr(model.hf.config.vision_config, "deepstack_visual_indexes", None) or ())
         self.num_examples = num_examples
+        self.made = {}
 
     def __len__(self):
         return self.num_examples
 
     def __getitem__(self, index):
+        if index not in self.made:
+            self.made[index] = self.make(index)
+        return self.made[index]
+
+    def make(self, index):
         dice = torch.Generator().manual_seed(index)
 
         def below(limit):
@@ -131,6 +138,7 @@ def main(checkpoint, folder, runs, *options):
         if option.startswith("stall="):
             stall_at(int(option.removeprefix("stall=")))
     for name, settings in json.loads(runs).items():
+        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers how the run before was spread
         place = Path(folder) / name
         losses, module = train(checkpoint, place, settings, resume="resume" in options, model_folder=place / "model")
         if int(os.environ.get("RANK", 0)) == 0:
