@@ -3,7 +3,7 @@
 A line begins with the event, which is seen, then names the colour, then the club and the score, which are remembered:
 
     pass by red                 tackle by blue              shot
-    goal for red! Rovers make it 2-1    saved! red denied   wide from red
+    goal for red! Rovers home 2-1    saved! red denied   wide from red
     throw-in to blue, still 2-1         kick-off for blue, 2-1
 
 Scores give the introduction's first club first. A silent second has no line at all.
@@ -22,7 +22,7 @@ _LINES = {
     Kind.PASS: "pass by {colour}",
     Kind.TACKLE: "tackle by {colour}",
     Kind.SHOT: "shot",
-    Kind.GOAL: "goal for {colour}! {club} make it {score}",
+    Kind.GOAL: "goal for {colour}! {club} {ground} {score}",
     Kind.SAVE: "saved! {colour} denied",
     Kind.WIDE: "wide from {colour}",
     Kind.THROW_IN: "throw-in to {colour}, still {score}",
@@ -46,7 +46,7 @@ class Call:
 def say(second: PitchSecond) -> str:
     """The line for a second, without the trailing ellipsis of the turn format; "" for a silent one."""
     score = "{}-{}".format(*second.score)
-    return _LINES[second.kind].format(colour=second.colour, club=second.club, score=score)
+    return _LINES[second.kind].format(colour=second.colour, club=second.club, ground=second.ground, score=score)
 
 
 def parse(text: str) -> Call:

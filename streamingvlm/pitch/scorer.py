@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import nan
 
 from streamingvlm.pitch.commentator import Call
+from streamingvlm.pitch.script import Kind
 from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import KINDS, PitchSecond
 
@@ -17,7 +18,8 @@ class PitchReport:
 
     `f1` has every kind (silence included) that was true or called at least once in the stretch, `macro_f1` is its
     plain mean. The other accuracies are over the seconds whose true line names a colour, a club, a score and whose kind
-    was called right; they are nan where there was none. `confusion` counts (true kind, called kind).
+    was called right, `goal_score_accuracy` over the goals among them; they are nan where there was none. `confusion`
+    counts (true kind, called kind).
     """
 
     num_seconds: int
@@ -27,13 +29,15 @@ class PitchReport:
     side_accuracy: float
     club_accuracy: float
     score_accuracy: float
+    goal_score_accuracy: float
     confusion: dict[tuple[str, str], int]
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {value:.2f}" for kind, value in self.f1.items())
         return (
             f"{self.num_seconds} s: macro-F1 {self.macro_f1:.3f}, accuracy {self.accuracy:.3f}, "
-            f"side {self.side_accuracy:.3f}, club {self.club_accuracy:.3f}, score {self.score_accuracy:.3f} ({kinds})"
+            f"side {self.side_accuracy:.3f}, club {self.club_accuracy:.3f}, score {self.score_accuracy:.3f}, "
+            f"at goals {self.goal_score_accuracy:.3f} ({kinds})"
         )
 
 
@@ -54,6 +58,7 @@ def score(truth: Sequence[PitchSecond], lines: Sequence[str], style: Style = TEL
         side_accuracy=_agreement(right, "colour"),
         club_accuracy=_agreement(right, "club"),
         score_accuracy=_agreement(right, "score"),
+        goal_score_accuracy=_agreement([pair for pair in right if pair[0].kind == Kind.GOAL], "score"),
         confusion=dict(confusion),
     )
 

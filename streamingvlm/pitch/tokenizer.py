@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from streamingvlm.pitch.commentator import say
-from streamingvlm.pitch.world import CLUBS, COLOURS, KINDS, PitchSecond
+from streamingvlm.pitch.world import CLUBS, COLOURS, KINDS, PitchSecond, introduction
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (
@@ -67,7 +67,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def _corpus() -> list[str]:
     """Each line in every colour, club and score, as it stands after another line, and the introductions."""
     lines = [" " + say(_second(*facts)) for facts in product(KINDS, COLOURS, CLUBS, range(10))]
-    introductions = [f"{club} in {colour}, {club} in {colour}." for club, colour in product(CLUBS, COLOURS)]
+    introductions = [introduction((club, club), (colour, colour)) for club, colour in product(CLUBS, COLOURS)]
     return lines + introductions + [f"{pair:02d}" for pair in range(100)] + list(_MARKUP)
 
 

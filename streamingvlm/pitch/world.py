@@ -13,6 +13,7 @@ from streamingvlm.pitch.script import Beat, Kind, Script
 from streamingvlm.pitch.staging import Keyframe, Staging
 
 COLOURS = ("red", "blue", "yellow", "black")
+GROUNDS = ("home", "away")
 CLUBS = ("Rovers", "City", "United", "Albion", "Rangers", "Athletic", "Harriers", "Wanderers")
 KINDS = tuple(Kind)
 
@@ -44,6 +45,11 @@ class PitchSecond:
     def club(self) -> str | None:
         """The club of the acting side."""
         return None if self.side is None else self.clubs[self.side]
+
+    @property
+    def ground(self) -> str | None:
+        """Whether the acting side plays at home, as the side named first does, or away."""
+        return None if self.side is None else GROUNDS[self.side]
 
 
 class Match:
@@ -82,8 +88,9 @@ class Match:
 
 
 def introduction(clubs: tuple[str, str], colours: tuple[str, str]) -> str:
-    """Which club plays in which colour; scores are given in this order."""
-    return ", ".join(f"{club} in {colour}" for club, colour in zip(clubs, colours, strict=True)) + "."
+    """Which club plays where and in which colour; scores are given in this order."""
+    sides = zip(clubs, GROUNDS, colours, strict=True)
+    return ", ".join(f"{club} {ground} {colour}" for club, ground, colour in sides) + "."
 
 
 def two_of(names: tuple[str, ...], dice: Dice) -> tuple[str, str]:

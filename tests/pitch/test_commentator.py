@@ -23,7 +23,7 @@ def second():
         (Kind.PASS, "pass by blue"),
         (Kind.TACKLE, "tackle by blue"),
         (Kind.SHOT, "shot"),
-        (Kind.GOAL, "goal for blue! City make it 2-1"),
+        (Kind.GOAL, "goal for blue! City away 2-1"),
         (Kind.SAVE, "saved! blue denied"),
         (Kind.WIDE, "wide from blue"),
         (Kind.THROW_IN, "throw-in to blue, still 2-1"),
@@ -50,7 +50,7 @@ def test_parse_undoes_say():
     [
         ("...", Call(Kind.SILENCE)),
         ("  pass by red ...", Call(Kind.PASS, colour="red")),
-        ("Goal for BLUE! rovers make it 3 - 2", Call(Kind.GOAL, colour="blue", club="Rovers", score=(3, 2))),
+        ("Goal for BLUE! rovers 3 - 2", Call(Kind.GOAL, colour="blue", club="Rovers", score=(3, 2))),
         ("tackle by", Call(Kind.TACKLE)),
         ("shot shot red", Call(Kind.SHOT, colour="red")),
         ("red pass", Call("other")),

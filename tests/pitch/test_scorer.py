@@ -44,10 +44,11 @@ def test_sides_are_judged_where_the_kind_was_called_right():
 
 def test_clubs_are_judged_over_the_goals_called_and_scores_over_the_lines_that_state_one():
     truth = [_second(Kind.GOAL), _second(Kind.GOAL, side=1, goals=(1, 1)), _second(Kind.GOAL), _second(Kind.THROW_IN)]
-    lines = ["goal for red! Rovers make it 1-0", "goal for blue! Rovers make it 2-1", "pass by red", "throw-in to red"]
+    lines = ["goal for red! Rovers home 1-0", "goal for blue! Rovers away 2-1", "pass by red", "throw-in to red"]
     report = score(truth, lines)
     assert report.club_accuracy == 1 / 2
     assert report.score_accuracy == 1 / 3
+    assert report.goal_score_accuracy == 1 / 2
 
 
 def test_what_never_came_up_is_not_a_number():

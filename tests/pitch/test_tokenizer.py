@@ -17,7 +17,7 @@ def tokenizer():
     ("text", "pieces"),
     [
         (" throw-in to blue, still 2-1 ...", [" throw-in", " to", " blue", ",", " still", " 2", "-1", " ..."]),
-        (" goal for red! Rovers make it 0-9", [" goal", " for", " red", "!", " Rovers", " make", " it", " 0", "-9"]),
+        (" goal for red! Rovers home 0-9", [" goal", " for", " red", "!", " Rovers", " home", " 0", "-9"]),
         ("Time=1205.0-1206.0s", ["Time=", "12", "05", ".0-", "12", "06", ".0s"]),
         ("<|im_start|>assistant\n", ["<|im_start|>", "assistant\n"]),
     ],

@@ -49,7 +49,11 @@ def test_every_colour_and_club_comes_up_and_never_twice_in_a_match():
 
 def test_the_intro_names_clubs_and_colours():
     match = Match(0)
-    assert match.intro == f"{match.clubs[0]} in {match.colours[0]}, {match.clubs[1]} in {match.colours[1]}."
+    first, second = (
+        f"{club} {ground} {colour}"
+        for club, ground, colour in zip(match.clubs, ("home", "away"), match.colours, strict=True)
+    )
+    assert match.intro == f"{first}, {second}."
 
 
 def test_the_acting_player_is_alone_at_the_ball_when_the_second_begins(seconds):

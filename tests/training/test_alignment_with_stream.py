@@ -228,8 +228,8 @@ def test_text_that_is_cut_every_second_is_cut_as_if_once(formats, lines, before,
 
 def test_pitch_lines_come_back_from_their_own_tokenizer():
     turns = TurnFormat(build_tokenizer(), temporal_step=2.0)
-    lines = ["pass by red", "", "goal for red! Rovers make it 1-0"]
+    lines = ["pass by red", "", "goal for red! Rovers home 1-0"]
     tokens = chunk_tokens(turns, [Turn(i, i, i + 1, (1, 4, 4)) for i in range(3)], lines, ())
     kept = [token for token, is_asked in zip(tokens.ids, tokens.supervised(), strict=True) if is_asked]
-    assert turns.decode(kept) == " pass by red ... ... goal for red! Rovers make it 1-0 ..."
+    assert turns.decode(kept) == " pass by red ... ... goal for red! Rovers home 1-0 ..."
     assert contiguous_positions(tokens.segments).shape == (3, len(tokens))

@@ -12,8 +12,8 @@ from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.turns import Turn, TurnFormat
 
-LINES = ["pass by red", "", "shot", "goal for red! Rovers make it 1-0", ""]
-INTRO = "Rovers in red, City in blue."
+LINES = ["pass by red", "", "shot", "goal for red! Rovers home 1-0", ""]
+INTRO = "Rovers home red, City away blue."
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_in_a_later_chunk_the_query_stands_before_the_turns(turns):
 
 def test_previous_text_keeps_its_sink_and_its_window(turns):
     whole = previous_ids(turns, INTRO, LINES, sink_tokens=1000, window_tokens=0)
-    assert turns.decode(whole) == INTRO + " pass by red shot goal for red! Rovers make it 1-0"
+    assert turns.decode(whole) == INTRO + " pass by red shot goal for red! Rovers home 1-0"
     cut = previous_ids(turns, INTRO, LINES * 20, sink_tokens=8, window_tokens=9)
     assert turns.decode(cut[:8]) == INTRO
-    assert turns.decode(cut[8:]) == " goal for red! Rovers make it 1-0"
+    assert turns.decode(cut[8:]) == " goal for red! Rovers home 1-0"

@@ -21,6 +21,7 @@ from streamingvlm.turns import Turn, TurnFormat
 
 _EVERYDAY = frozenset({Kind.SILENCE, Kind.PASS, Kind.TACKLE})
 _LONGEST_STREAM_S = 3 * 3600
+_GOAL_S = 4  # the shot, the goal, a silence, the kick-off
 Clip = tuple[list[int], list[str], tuple[int, ...]]  # its seconds, their lines, the ids of its previous text
 _ALTERED_LINES = ("", "pass by red", "pass by blue", "pass by yellow", "pass by black", "shot")
 
@@ -36,7 +37,8 @@ class ClipSettings:
         from any score.
     highlights_percent: of the others, clips that leave out the everyday seconds (silence, passes, tackles), so that
         what is rare comes often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
-    forgetful_percent: clips whose previous text is the introduction and the last line that gave a score.
+    mute_percent: clips without any previous text, the introduction included.
+    forgetful_percent: of the others, clips whose previous text is the introduction and the last line with a score.
     altered_percent: clips whose previous text has every third line without a score replaced by one that is not true.
     text_sink_tokens, text_window_tokens: what the cache will keep of the previous text.
     """
@@ -46,6 +48,7 @@ class ClipSettings:
     opening_percent: int = 4
     goals_percent: int = 0
     highlights_percent: int = 25
+    mute_percent: int = 0
     forgetful_percent: int = 15
     altered_percent: int = 25
     text_sink_tokens: int = 32
@@ -111,11 +114,13 @@ class ClipDataset(Dataset):
         return places, [lines[place] for place in places], self._previous_ids(cast, lines[: places[0]], dice)
 
     def _goals(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
-        """Goals in any order, after a line that gives the score."""
-        places = shuffled_goals(film, dice)[: self.settings.clip_turns]
-        told = [(Kind.THROW_IN, dice.below(2)), *(events[place] for place in places)]
+        """Goals in any order, after a line that gives the score and what was said of other goals."""
+        places = shuffled_goals(film, dice)
+        told = [(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
         score_line, *lines = cast.tell(told, _any_score(dice), self.style)
-        return places, lines, self._previous_ids(cast, [score_line], dice)
+        first = _GOAL_S * dice.below(max(1, (len(places) - self.settings.clip_turns) // _GOAL_S + 1))
+        clip = slice(first, first + self.settings.clip_turns)
+        return places[clip], lines[clip], self._previous_ids(cast, [score_line, *lines[:first]], dice)
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
         """The seconds of a stretch."""
@@ -138,6 +143,8 @@ class ClipDataset(Dataset):
         return whole[dice.below(len(whole))]
 
     def _previous_ids(self, cast: Cast, lines: list[str], dice: Dice) -> tuple[int, ...]:
+        if dice.chance(self.settings.mute_percent):
+            return ()
         has_score = [self.style.parse(line).score is not None for line in lines]
         if dice.chance(self.settings.forgetful_percent):
             lines = [line for line, scored in zip(lines, has_score, strict=True) if scored][-1:]
@@ -169,7 +176,7 @@ def shuffled_goals(film: Footage, dice: Dice) -> list[int]:
     places: list[int] = []
     while goals:
         goal = goals.pop(dice.below(len(goals)))
-        places += range(goal - 1, goal + 3)
+        places += range(goal - 1, goal - 1 + _GOAL_S)
     return places
 
 

@@ -16,7 +16,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, set_seed
 
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError
+from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.stream_settings import stream_settings
 from streamingvlm.pitch.dice import hashed
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.chunks import RememberingTokenizer
@@ -34,8 +37,8 @@ from streamingvlm.turns import TurnFormat
 
 _LOG = logging.getLogger(__name__)
 _RECORD = "training.json"
-_WINDOW_S = 16.0
-_PATCH_S = 1.0  # two frames a second, two frames a temporal patch
+_MODEL_TYPE = "qwen2_5_vl"
+_VIDEO = VideoConfig(min_pixels=PICTURE_PIXELS**2, max_pixels=PICTURE_PIXELS**2)
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,7 @@ class Run:
         return Mixed(clips, drills, drills_percent=stage.drills_percent, seed=draw["seed"])
 
     def _turns(self, model: Qwen2_5_VLForConditionalGeneration) -> TurnFormat:
-        step = Tower(model).family.temporal_step(_PATCH_S)
-        return TurnFormat(RememberingTokenizer(self.tokenizer), temporal_step=step)
+        return TurnFormat.of(RememberingTokenizer(self.tokenizer), Tower(model).family, _VIDEO)
 
     def _encoded_footage(self, model: Qwen2_5_VLForConditionalGeneration, number: int) -> list[Footage]:
         """What the tower makes of a stage's footage; stages with the same footage and the same tower share it."""
@@ -199,24 +201,18 @@ def publish(run: Run, stage_folder: Path, target: str | Path):
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:
     """How a stream is to be watched with the model: as it was trained."""
     clips = next(stage.clips for stage in reversed(recipe.stages) if stage.clips)
-    return {
-        "fps": 2.0,
-        "chunk_s": 1.0,
-        "min_pixels": PICTURE_PIXELS**2,
-        "max_pixels": PICTURE_PIXELS**2,
-        "text_sink_tokens": clips.text_sink_tokens,
-        "text_window_tokens": clips.text_window_tokens,
-        "vision_window_s": _WINDOW_S,
-        "turn_window_s": _WINDOW_S,
-        "temperature": 0.0,
-        "repetition_penalty": 1.0,
-    }
+    cache = CacheConfig(text_sink_tokens=clips.text_sink_tokens, text_window_tokens=clips.text_window_tokens)
+    sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.0)
+    return stream_settings(cache, _VIDEO, sampling, turn_format=FAMILIES[_MODEL_TYPE].turn_format)
 
 
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not."""
+    """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not.
+
+    ``clips`` beside the stages goes before the clips of each.
+    """
     try:
-        stages = [_stage(**stage) for stage in options["stages"]]
+        stages = [_stage(options.get("clips") or {}, **stage) for stage in options["stages"]]
         return Recipe(int(options["seed"]), stages, options.get("sizes", {}), options.get("look_back", False))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -225,6 +221,7 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
 
 
 def _stage(
+    all_clips: Mapping,
     name: str,
     fit: Mapping,
     footage: Mapping | None = None,
@@ -236,7 +233,7 @@ def _stage(
         name,
         FitSettings(**fit),
         None if footage is None else FootagePlan(**footage),
-        None if clips is None else ClipSettings(**clips),
+        None if clips is None else ClipSettings(**{**clips, **all_clips}),
         None if drills is None else DrillSettings(**drills),
         drills_percent,
     )

@@ -7,7 +7,7 @@ from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.pitch.architecture import build_model, tiny_config
 from streamingvlm.training.pitch.look_back import hold_, look_back_
 
-TEXT = "Rovers in red, City in blue. pass by blue tackle by red goal for blue!"
+TEXT = "Rovers home red, City away blue. pass by blue tackle by red goal for blue!"
 
 
 def born(seed):

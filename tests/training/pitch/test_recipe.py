@@ -89,3 +89,9 @@ def test_a_recipe_with_an_unknown_name_is_refused_in_one_line():
     wrong["stages"][0]["fit"] = {"steps": 3}
     with pytest.raises(ConfigError, match="steps"):
         recipe_from(wrong)
+
+
+def test_clips_beside_the_stages_go_before_those_of_each_stage():
+    recipe = recipe_from(options() | {"clips": {"overlap_turns": 0}})
+    assert [stage.clips.overlap_turns for stage in recipe.stages if stage.clips] == [0, 0]
+    assert recipe.stages[-1].clips.clip_turns == 24
