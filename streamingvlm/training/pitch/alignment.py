@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from streamingvlm.pitch.dice import Dice, hashed
+from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.field import side_of
 from streamingvlm.pitch.script import Kind
 from streamingvlm.pitch.world import COLOURS, KINDS, PitchSecond
 from streamingvlm.training.examples import IGNORED_LABEL
+from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.training.pitch.footage import NUM_MIRRORINGS, Footage, mirrored, pixels_of
 from streamingvlm.training.pitch.tower import Tower
 
@@ -23,26 +23,19 @@ from streamingvlm.training.pitch.tower import Tower
 _ACTOR_UNSEEN = frozenset({Kind.GOAL, Kind.SAVE, Kind.WIDE})
 
 
-class SecondDataset(Dataset):
+class SecondDataset(DrawnDataset):
     """Single seconds of footage, mirrored at random; every other one is drawn evenly by kind, the rest as they come."""
 
     def __init__(self, footage: Sequence[Footage], *, num_examples: int, seed: int):
         self.footage = footage
-        self.num_examples = num_examples
-        self.seed = seed
+        super().__init__(num_examples=num_examples, seed=seed)
         places = [(film, place) for film in footage for place in range(len(film))]
         self.by_kind = [[(f, p) for f, p in places if f.seconds[p].kind is kind] for kind in KINDS]
         self.by_kind = [group for group in self.by_kind if group]
         self.places = places
 
-    def __len__(self) -> int:
-        return self.num_examples
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def draw(self, index: int, dice: Dice) -> tuple[torch.Tensor, int, int]:
         """Return frames [F, 3, H, W], the kind's number and the colour's (or -100)."""
-        if not 0 <= index < self.num_examples:
-            raise IndexError(f"example {index} of {self.num_examples}")
-        dice = Dice(hashed(self.seed, index))
         group = self.by_kind[dice.below(len(self.by_kind))] if index % 2 else self.places
         film, place = group[dice.below(len(group))]
         second = film.seconds[place]

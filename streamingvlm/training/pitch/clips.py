@@ -7,15 +7,14 @@ than look: it is at times cut down to what cannot be seen, at times altered wher
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.utils.data import Dataset
-
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch.dice import Dice, hashed
+from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.script import LAST_SCORE, Kind
 from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import Example, example_from
 from streamingvlm.training.pitch.casting import Cast, Event, draw_cast
+from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.training.pitch.footage import Footage
 from streamingvlm.turns import Turn, TurnFormat
 
@@ -59,7 +58,7 @@ class ClipSettings:
             raise ConfigError(f"clip_turns={self.clip_turns} leaves nothing to learn from; give 1 or more")
 
 
-class ClipDataset(Dataset):
+class ClipDataset(DrawnDataset):
     """Clips drawn from encoded footage: ``num_examples`` of them, each by the seed and its number.
 
     style: in which the matches are commented on.
@@ -81,17 +80,11 @@ class ClipDataset(Dataset):
         self.footage = footage
         self.turns = turns
         self.settings = settings
-        self.num_examples = num_examples
-        self.seed = seed
+        super().__init__(num_examples=num_examples, seed=seed)
         self.style = style
 
-    def __len__(self) -> int:
-        return self.num_examples
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < self.num_examples:
-            raise IndexError(f"example {index} of {self.num_examples}")
-        dice = Dice(hashed(self.seed, index))
+    def draw(self, index: int, dice: Dice) -> Example:
+        """Return a clip with its vision and the words that it calls for."""
         number = dice.below(len(self.footage))
         film = self.footage[number]
         cast, events = recast(film, dice)

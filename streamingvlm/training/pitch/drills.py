@@ -16,6 +16,7 @@ from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.script import LAST_SCORE, Kind
 from streamingvlm.training.examples import IGNORED_LABEL, Example
 from streamingvlm.training.pitch.casting import Event, counted, draw_cast
+from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.turns import TurnFormat
 
 _EVERYDAY = (Kind.PASS, Kind.TACKLE, Kind.SHOT, Kind.SAVE, Kind.WIDE)
@@ -40,23 +41,16 @@ class DrillSettings:
             raise ConfigError(f"num_lines={self.num_lines} gives no line to continue from; give 2 or more")
 
 
-class DrillDataset(Dataset):
+class DrillDataset(DrawnDataset):
     """Drills drawn by the seed and their number, as the previous text of a stream."""
 
     def __init__(self, turns: TurnFormat, settings: DrillSettings, *, num_examples: int, seed: int):
         self.turns = turns
         self.settings = settings
-        self.num_examples = num_examples
-        self.seed = seed
+        super().__init__(num_examples=num_examples, seed=seed)
 
-    def __len__(self) -> int:
-        return self.num_examples
-
-    def __getitem__(self, index: int) -> Example:
+    def draw(self, index: int, dice: Dice) -> Example:
         """Return a drill without vision; it asks for what the words before can tell, no colour and no event."""
-        if not 0 <= index < self.num_examples:
-            raise IndexError(f"example {index} of {self.num_examples}")
-        dice = Dice(hashed(self.seed, index))
         cast, first = draw_cast(dice), (dice.below(LAST_SCORE + 1), dice.below(LAST_SCORE + 1))
         lines = cast.tell(self._events(first, dice), first)
         ids = list(self.turns.encode_plain(cast.introduction))
