@@ -48,7 +48,9 @@ class Prefetch(Generic[T]):
         self._free_slots.release()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self._ready = SimpleQueue()
+        closed: SimpleQueue = SimpleQueue()
+        closed.put(("end", None))  # for a caller in another thread who has looked at `_finished`, but not yet waits
+        self._ready = closed
 
     def _work(self) -> None:
         error = None

@@ -135,12 +135,40 @@ def test_a_reader_closed_from_elsewhere_ends_the_loop_that_waits_for_it():
     def watch():
         seen.extend(second.index for second in video)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     wait_until(lambda: len(seen) > 0 or decoding_threads())
     video.close()
     watcher.join(20)
     assert not watcher.is_alive()
+
+
+def test_a_caller_who_comes_to_wait_only_after_the_closing_is_told_the_end():
+    """The moment between looking whether the iterator is finished and waiting for an item, held open."""
+    about_to_wait, closed = threading.Event(), threading.Event()
+
+    class Held(Prefetch):
+        @property
+        def _ready(self):
+            if threading.current_thread() is watcher:
+                about_to_wait.set()
+                closed.wait(20)
+            return self.__dict__["_ready"]
+
+        @_ready.setter
+        def _ready(self, queue):
+            self.__dict__["_ready"] = queue
+
+    ahead = Held(iter(range(1000)), depth=1, name="decode test", stop=threading.Event())
+    seen = []
+    watcher = threading.Thread(target=lambda: seen.extend(ahead), daemon=True)
+    watcher.start()
+    assert about_to_wait.wait(20)
+    ahead.close()
+    closed.set()
+    watcher.join(20)
+    assert not watcher.is_alive()
+    assert len(seen) == 0
 
 
 def test_many_readers_leave_neither_threads_nor_files_behind(tmp_path, write_clip, regular_times):
