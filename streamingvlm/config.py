@@ -28,6 +28,8 @@ class CacheConfig:
     vision_window_s: seconds of vision kept, the newest second included.
     turn_window_s: seconds of turns kept whole, markup and all, the newest second included.
     recompute: prefill all that is kept afresh each second instead of reusing keys and values.
+    reread_text: prefill the previous text afresh, after the prologue and before any vision as in training, whenever
+        words join it; without it they keep the keys and values of the turn in which they were spoken.
     """
 
     policy: Literal["streaming", "full", "window", "reference"] = "streaming"
@@ -37,6 +39,7 @@ class CacheConfig:
     vision_window_s: float = 16.0
     turn_window_s: float = 16.0
     recompute: bool = False
+    reread_text: bool = False
 
     def __post_init__(self):
         one_of("cache.policy", self.policy, ("streaming", "full", "window", "reference"))
@@ -44,8 +47,9 @@ class CacheConfig:
         for name in ("vision_window_s", "turn_window_s"):
             at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest second is always kept")
         self._check_text_limits()
-        if self.recompute and self.positions == "native":
-            raise ConfigError("cache.recompute=true renumbers what it keeps; use cache.positions=contiguous with it")
+        for name in ("recompute", "reread_text"):
+            if getattr(self, name) and self.positions == "native":
+                raise ConfigError(f"cache.{name}=true renumbers what it keeps; use cache.positions=contiguous with it")
 
     def _check_text_limits(self):
         sizes = {name: getattr(self, name) for name in ("text_sink_tokens", "text_window_tokens")}

@@ -83,6 +83,11 @@ class CacheLayout:
         """Tokens of the given kinds."""
         return sum(segment.num_tokens for segment in self.segments if segment.kind in kinds)
 
+    @property
+    def prologue(self) -> "CacheLayout":
+        """What stands before the first turn: the system message and the previous text."""
+        return CacheLayout(tuple(s for s in self.segments if s.turn == PROLOGUE_TURN or s.kind is Kind.PREVIOUS))
+
     def __repr__(self) -> str:
         return "\n".join(_table_row(*row) for row in _table_rows(self))
 

@@ -51,6 +51,7 @@ class StreamingDecoder:
         self.positions = torch.empty(3, 0)
         self.next_position = 0.0
         self.vision: dict[int, VisionFeatures] = {}
+        self.num_unread = 0  # first tokens whose keys are to be made anew: words have joined the previous text
 
     @property
     def num_tokens(self) -> int:
@@ -65,6 +66,8 @@ class StreamingDecoder:
             if self._moves_pending(eviction):
                 self.prefill_()
             self.kv.gather_([place for place in eviction.index if place < self.kv.num_tokens])
+            if self.config.reread_text and eviction.layout.prologue != self.layout.prologue:
+                self.num_unread = eviction.layout.prologue.num_tokens
         self.ids = [self.ids[place] for place in eviction.index]
         self.positions = self.positions[:, eviction.index]
         self.layout = eviction.layout
@@ -84,6 +87,7 @@ class StreamingDecoder:
     def prefill_(self) -> torch.Tensor:
         """Feed all pending tokens and return the logits [V] of what comes next."""
         self._number_and_rotate()
+        self._reread()
         logits = self._feed_pending()
         if not self.config.recompute:
             self.vision.clear()
@@ -136,14 +140,29 @@ class StreamingDecoder:
         cos, sin = self.model.text_model.rotary_emb(like, places[:, None])
         self.kv.rotate_(cos[0], sin[0])
 
+    def _reread(self):
+        """Make the keys of the prologue and the previous text anew, as if nothing came after them."""
+        num_tokens, self.num_unread = self.num_unread, 0
+        if num_tokens == 0:
+            return
+        num_cached = self.kv.num_tokens
+        self.kv.clear_()
+        self._feed(self._embed(self.ids[:num_tokens]))
+        self.kv.num_tokens = num_cached
+
     def _feed_pending(self) -> torch.Tensor:
         """Run the text model over all tokens without keys; return the logits [V] after the last."""
         embeds = self._embed(self.ids[self.kv.num_tokens :])
-        num_new = embeds.shape[1]
         is_vision, seen = self._pending_vision()
         if seen:
             embeds[is_vision] = torch.cat([vision.embeddings for vision in seen])
         levels = zip(*(vision.deepstack for vision in seen), strict=True)
+        hidden = self._feed(embeds, **deepstack_inputs(is_vision, [torch.cat(level) for level in levels]))
+        return self.model.logits(hidden[:, -1])[0]
+
+    def _feed(self, embeds: torch.Tensor, **deepstack) -> torch.Tensor:
+        """Run the text model over embeddings [1, T, D] that follow the cached tokens; return its last states."""
+        num_new = embeds.shape[1]
         # At position 0 the stock rotation is the identity: the cache and the attention rotate instead.
         hidden = self.model.text_model(
             inputs_embeds=embeds,
@@ -151,10 +170,10 @@ class StreamingDecoder:
             past_key_values=self.kv,
             use_cache=True,
             query_rotation=self.kv.rotation(num_new),
-            **deepstack_inputs(is_vision, [torch.cat(level) for level in levels]),
+            **deepstack,
         ).last_hidden_state
         self.kv.advance_(num_new)
-        return self.model.logits(hidden[:, -1])[0]
+        return hidden
 
     def _pending_vision(self) -> tuple[torch.Tensor, list[VisionFeatures]]:
         """Where the tokens without keys are vision, [1, T], and what is seen there, turn by turn."""

@@ -34,6 +34,8 @@ class ClipSettings:
     opening_percent: clips that begin with the match, with nothing said before but the introduction.
     goals_percent: clips of nothing but goals of one match in any order, each from its shot to its kick-off, counted on
         from any score.
+    goal_gap_turns: the most everyday seconds before such a goal. The score is then read from far back, and it is the
+        distance that makes it hard: one goal right after the other teaches it for the nearest line alone.
     highlights_percent: of the others, clips that leave out the everyday seconds (silence, passes, tackles), so that
         what is rare comes often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
     mute_percent: clips without any previous text, the introduction included.
@@ -46,6 +48,7 @@ class ClipSettings:
     overlap_turns: int | None = None
     opening_percent: int = 4
     goals_percent: int = 0
+    goal_gap_turns: int = 0
     highlights_percent: int = 25
     mute_percent: int = 0
     forgetful_percent: int = 15
@@ -108,10 +111,10 @@ class ClipDataset(DrawnDataset):
 
     def _goals(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
         """Goals in any order, after a line that gives the score and what was said of other goals."""
-        places = shuffled_goals(film, dice)
+        places = shuffled_goals(film, dice, gap_turns=self.settings.goal_gap_turns)
         told = [(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
         score_line, *lines = cast.tell(told, _any_score(dice), self.style)
-        first = _GOAL_S * dice.below(max(1, (len(places) - self.settings.clip_turns) // _GOAL_S + 1))
+        first = dice.below(max(1, len(places) - self.settings.clip_turns + 1))
         clip = slice(first, first + self.settings.clip_turns)
         return places[clip], lines[clip], self._previous_ids(cast, [score_line, *lines[:first]], dice)
 
@@ -163,12 +166,19 @@ def recast(film: Footage, dice: Dice) -> tuple[Cast, list[Event]]:
     return cast, [(s.kind, None if s.side is None else s.side ^ flip) for s in film.seconds]
 
 
-def shuffled_goals(film: Footage, dice: Dice) -> list[int]:
-    """Places of the goals of a match in random order, each from the shot to the kick-off that follows."""
+def shuffled_goals(film: Footage, dice: Dice, *, gap_turns: int = 0) -> list[int]:
+    """Places of the goals of a match in random order, each from the shot to the kick-off that follows.
+
+    Up to ``gap_turns`` everyday seconds, a stretch of the same match, go before each.
+    """
     goals = [place for place, second in enumerate(film.seconds[:-2]) if second.kind is Kind.GOAL]
+    everyday = [place for place, second in enumerate(film.seconds) if second.kind in _EVERYDAY]
     places: list[int] = []
     while goals:
         goal = goals.pop(dice.below(len(goals)))
+        num_before = dice.below(gap_turns + 1)
+        start = dice.below(max(1, len(everyday) - num_before))
+        places += everyday[start : start + num_before]
         places += range(goal - 1, goal - 1 + _GOAL_S)
     return places
 
