@@ -5,7 +5,9 @@ from typing import Any
 
 from command_line import CommandLine, run
 
-COMMAND_LINE = CommandLine("evaluate", plain="benchmark", text=("result_path",))
+COMMAND_LINE = CommandLine(
+    "evaluate", plain="benchmark", text=("result_path", "record_path", "report_path", "results_path", "folder")
+)
 
 
 def main(options: dict[str, Any]):

@@ -6,7 +6,7 @@ from math import isnan
 
 import pytest
 
-from streamingvlm.pitch import Kind, Match, say, score, score_thirds
+from streamingvlm.pitch import Kind, Match, say, score, score_parts
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_what_never_came_up_is_not_a_number():
 
 def test_thirds_show_where_a_stream_goes_wrong(match):
     lines = [say(second) for second in match[:400]] + ["pass by red"] * 200
-    first, middle, last = score_thirds(match, lines)
+    first, middle, last = score_parts(match, lines, num_parts=3)
     assert (first.num_seconds, middle.num_seconds, last.num_seconds) == (200, 200, 200)
     assert first.macro_f1 == middle.macro_f1 == 1
     assert last.macro_f1 < 0.1
