@@ -9,6 +9,7 @@ from streamingvlm import StreamingSession
 from streamingvlm.atomic import write_json
 from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
+from streamingvlm.evaluation.documents import check_writable
 from streamingvlm.evaluation.pitch import evaluate_pitch
 from streamingvlm.evaluation.pitch_report import as_watched
 from streamingvlm.evaluation.pitch_run import PitchRun, write_run
@@ -20,6 +21,7 @@ def evaluate(options: dict[str, Any]):
     """Print the score; keep it as JSON, every second of it, and a page that shows them, where paths are named."""
     check_style(options["style"])
     at_least("duration_s", options["duration_s"], 1, "seconds of stream")
+    check_writable(*(Path(options[name]) for name in ("result_path", "record_path", "report_path") if options[name]))
     session = StreamingSession.from_pretrained(
         **options["model"], cache=options["cache"], video=options["video"], sampling=options["sampling"]
     )

@@ -1,6 +1,7 @@
 """Make tables of ablations on Pitch: watch what is not yet watched, then write tables, figures and their figures."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.progress import Progress
 from streamingvlm.atomic import write_json
 from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.documents import write_part
+from streamingvlm.evaluation.documents import check_writable, write_part
 from streamingvlm.evaluation.pitch import Limits
 from streamingvlm.evaluation.pitch_figures import draw
 from streamingvlm.evaluation.pitch_jobs import Job, Setup, read_runs, watch_missing
@@ -28,6 +29,8 @@ def evaluate(options: dict[str, Any]):
     tables = [table_of(name, setup, options["checkpoints"]) for name in options["tables"]]
     jobs = {table.name: jobs_of(table, setup, options["seeds"]) for table in tables}
     folder = Path(options["folder"])
+    results = Path(options["results_path"] or folder / "results.md")
+    check_writable(folder / "runs" / "a run", results)
     with Progress() as progress:
         bar = progress.add_task("watching", total=None)
         watch_missing(
@@ -39,7 +42,7 @@ def evaluate(options: dict[str, Any]):
     for table in tables:
         result = result_of(table, jobs[table.name], folder)
         print(f"{table.title}\n\n{result.markdown()}\n")
-        write(result, Path(options["results_path"] or folder / "results.md"))
+        write(result, results)
     if options["pages"]:
         write_pages([job for of_table in jobs.values() for job in of_table], folder)
 
@@ -52,6 +55,8 @@ def check(options: dict[str, Any]):
     for name in ("tables", "seeds"):
         if not isinstance(options[name], list) or not options[name]:
             raise ConfigError(f"{name}={options[name]} is no list; write {name}=[a,b]")
+    if missing := [name for name in ("matplotlib", "scipy") if find_spec(name) is None]:
+        raise ConfigError(f'{missing[0]} is not installed, and tables need it; pip install "streamingvlm[eval]"')
 
 
 def setup_of(options: dict[str, Any]) -> Setup:
@@ -68,10 +73,7 @@ def table_of(name: str, setup: Setup, checkpoints: dict[str, str | None]) -> Tab
 
 def jobs_of(table: Table, setup: Setup, seeds: list[int]) -> list[Job]:
     """The runs of a table, row by row; a row that the settings do not allow is told now."""
-    jobs = [Job(row, seed, setup) for row in table.rows for seed in dict.fromkeys(seeds)]
-    for job in jobs:
-        job.path  # noqa: B018
-    return jobs
+    return [Job(row, seed, setup) for row in table.rows for seed in dict.fromkeys(seeds)]
 
 
 def result_of(table: Table, jobs: list[Job], folder: Path) -> Result:

@@ -1,9 +1,10 @@
-"""Parts of a document that a command writes, between two marks, in a file that people write."""
+"""Files that a command writes: parts of a document between two marks, and whether there is room for a file at all."""
 
+import os
 from pathlib import Path
 
 from streamingvlm.atomic import write_text
-from streamingvlm.errors import DataError
+from streamingvlm.errors import ConfigError, DataError
 
 
 def write_part(path: Path, name: str, text: str):
@@ -24,3 +25,14 @@ def write_part(path: Path, name: str, text: str):
     if not (opened and closed) or begin in rest or end in head + tail:
         raise DataError(f"{path} has not one {begin!r} with {end!r} after it; put both there once, or take both out")
     write_text(path, f"{head}{part}{tail}")
+
+
+def check_writable(*paths: Path):
+    """Make the folders of files that will be written. Raises ConfigError where that will fail, before hours of work."""
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written ({error.strerror}); name a file in another folder") from error
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"{path} cannot be written; name a file, in a folder that is yours to write to")

@@ -60,17 +60,20 @@ class Setup:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a row of a table, on the match of a seed."""
+    """One run: a row of a table, on the match of a seed.
+
+    settings: those of the session, the row's own among them. Raises ConfigError for a row that they do not allow.
+    """
 
     row: Row
     seed: int
     setup: Setup
+    settings: dict[str, Any] = field(init=False)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of the session, the row's own among them. Raises ConfigError."""
+    def __post_init__(self):
         settings = self.setup.session_settings(self.row.checkpoint)
-        return settings | {"cache": replace(settings["cache"], **self.row.cache)}
+        cache = replace(settings["cache"], **self.row.cache)
+        object.__setattr__(self, "settings", settings | {"cache": cache})  # frozen for all but itself
 
     @property
     def model(self) -> dict[str, Any]:

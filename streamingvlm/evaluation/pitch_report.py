@@ -1,5 +1,6 @@
 """A run on Pitch as the report shows it: its figures, and pictures of the seconds that went worst."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import isnan
@@ -19,7 +20,7 @@ def as_watched(run: PitchRun, *, num_thumbnails: int = _NUM_THUMBNAILS) -> Watch
     ]
     return Watched(
         title=f"Pitch, the match of seed {run.seed}",
-        subtitle=", ".join(filter(None, (run.name, f"{len(seconds):,} s of stream"))),
+        subtitle=_subtitle(run),
         seconds=seconds,
         figures=_figures(run),
         settings=_settings(run),
@@ -29,15 +30,33 @@ def as_watched(run: PitchRun, *, num_thumbnails: int = _NUM_THUMBNAILS) -> Watch
 
 
 def worst_seconds(seconds: Sequence[WatchedSecond], num_seconds: int) -> list[int]:
-    """Places of the most faulty seconds, in the order of the stream; those without a fault are none of them."""
+    """Places of the most faulty seconds, of the worst minutes first, in the order of the stream; all have a fault."""
+    by_minute: Counter[int] = Counter()
+    for place, second in enumerate(seconds):
+        by_minute[place // 60] += second.fault or 0
     watched = [place for place, second in enumerate(seconds) if second.said is not None and second.fault]
-    return sorted(sorted(watched, key=lambda place: -seconds[place].fault)[:num_seconds])
+    worst_first = sorted(watched, key=lambda place: (-seconds[place].fault, -by_minute[place // 60], place))
+    return sorted(worst_first[:num_seconds])
+
+
+def _subtitle(run: PitchRun) -> str:
+    cache = run.settings.get("cache", {})
+    held = {
+        "policy": "{} cache",
+        "positions": "{} positions",
+        "text_sink_tokens": "sink {} tokens",
+        "text_window_tokens": "window {} tokens",
+        "vision_window_s": "vision {:g} s",
+    }
+    parts = [text.format(cache[name]) for name, text in held.items() if cache.get(name) is not None]
+    return ", ".join(filter(None, (run.name, f"{len(run.seconds):,} s of stream", *parts)))
 
 
 def _figures(run: PitchRun) -> dict[str, str]:
     report = run.report
     shares = {
         "macro-F1": report.macro_f1,
+        "lines right": run.right_share,
         "side": report.side_accuracy,
         "club": report.club_accuracy,
         "score": report.score_accuracy,
@@ -46,9 +65,9 @@ def _figures(run: PitchRun) -> dict[str, str]:
     }
     told = {name: "–" if isnan(value) else f"{value:.3f}" for name, value in shares.items()}
     return told | {
-        "× real time": f"{run.realtime_factor:.1f}",
-        "ms a token": f"{run.token_s * 1e3:.0f}",
-        "tokens at most": f"{run.max_cache_tokens:,}",
+        "real time": f"{run.realtime_factor:.1f}×",
+        "a token": f"{run.token_s * 1e3:.0f} ms",
+        "cache tokens": f"{run.max_cache_tokens:,}",
     }
 
 

@@ -92,6 +92,11 @@ class PitchRun:
         return [second.truth for second in self.seconds], [second.said or "" for second in self.seconds]
 
     @property
+    def right_share(self) -> float:
+        """Of the seconds in which something happened, the share whose line tells all of it: side, club and score."""
+        return right_share(self.seconds)
+
+    @property
     def latencies_s(self) -> list[float]:
         """Seconds of work on each second that was watched."""
         return [second.latency_s for second in self.watched]
@@ -134,7 +139,7 @@ class PitchRun:
     def summary(self) -> dict[str, Any]:
         """All figures of the run, without its seconds, as JSON can hold them."""
         report, *parts = (_plain(report) for report in (self.report, *self.thirds, *self.fifths))
-        names = ("token_s", "realtime_factor", "settled_mb", "final_mb", "first_p95_s", "last_p95_s")
+        names = ("right_share", "token_s", "realtime_factor", "settled_mb", "final_mb", "first_p95_s", "last_p95_s")
         figures = {name: none_if_nan(getattr(self, name)) for name in (*names, "max_cache_tokens")}
         return {
             "seed": self.seed,
@@ -150,7 +155,7 @@ class PitchRun:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.report}",
+            f"seed {self.seed}: {self.report}; {self.right_share:.3f} of the lines right to all that they tell",
             *(
                 f"macro-F1 by {name}: {_held_up(parts)}"
                 for name, parts in (("thirds", self.thirds), ("fifths", self.fifths))
@@ -176,6 +181,12 @@ def fault_of(truth: str, said: str, style: Style) -> float:
         return 1.0
     told = [(getattr(true, name), getattr(called, name)) for name in ("colour", "club", "score")]
     return 0.0 if all(true is None or true == called for true, called in told) else 0.5
+
+
+def right_share(seconds: Sequence[RunSecond]) -> float:
+    """Of the seconds in which something happened, the share whose line tells all of it; nan where nothing did."""
+    eventful = [second for second in seconds if second.truth]
+    return _ratio(sum(second.fault == 0 for second in eventful), len(eventful))
 
 
 def write_run(path: Path, run: PitchRun):

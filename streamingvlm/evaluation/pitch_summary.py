@@ -6,8 +6,6 @@ from math import isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t as student
-
 from streamingvlm.evaluation.pitch_run import PitchRun, none_if_nan
 from streamingvlm.evaluation.pitch_tables import FIFTHS, Row, Table
 
@@ -28,12 +26,14 @@ def _fifth(number: int) -> Measure:
 
 MEASURES: Mapping[str, Measure] = {
     "macro-F1": Measure(lambda run: run.report.macro_f1),
+    "lines right": Measure(lambda run: run.right_share),
     "side": Measure(lambda run: run.report.side_accuracy),
     "club": Measure(lambda run: run.report.club_accuracy),
     "score": Measure(lambda run: run.report.score_accuracy),
     "score at goals": Measure(lambda run: run.report.goal_score_accuracy),
     "silence": Measure(lambda run: run.report.silence_f1),
     "late": Measure(lambda run: run.report.late_share),
+    "delay s": Measure(lambda run: run.report.mean_delay_s, 1),
     "ms a token": Measure(lambda run: 1e3 * run.token_s, 1),
     "cache tokens": Measure(lambda run: run.max_cache_tokens, 0),
     "watched s": Measure(lambda run: len(run.watched), 0),
@@ -48,7 +48,6 @@ class Estimate:
 
     mean: float
     half_width: float
-    values: tuple[float, ...]
 
     def text(self, digits: int) -> str:
         """As a cell of a table: "–" where no seed had anything to judge."""
@@ -59,14 +58,19 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of one value a seed, with Student's interval over the seeds; seeds that have none are left out."""
+    """The mean of one value a seed, with Student's interval over the seeds; seeds that have none are left out.
+
+    Not a bootstrap: three seeds can be drawn again in ten ways only, and the interval would be too narrow.
+    """
     known = [float(value) for value in values if not isnan(value)]
     if not known:
-        return Estimate(nan, nan, ())
-    half_width = nan
-    if len(known) > 1:
-        half_width = float(student.ppf((1 + confidence) / 2, len(known) - 1)) * stdev(known) / sqrt(len(known))
-    return Estimate(fmean(known), half_width, tuple(known))
+        return Estimate(nan, nan)
+    if len(known) == 1:
+        return Estimate(known[0], nan)
+    from scipy.stats import t as student  # an extra: whoever scores a single stream needs it not
+
+    quantile = float(student.ppf((1 + confidence) / 2, len(known) - 1))
+    return Estimate(fmean(known), quantile * stdev(known) / sqrt(len(known)))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError
 
-QUALITY = ("macro-F1", "side", "club", "score", "score at goals", "silence", "late")
+QUALITY = ("macro-F1", "lines right", "side", "club", "score", "score at goals", "silence", "late", "delay s")
 COST = ("ms a token", "cache tokens", "watched s")
 FIFTHS = ("1st fifth", "2nd", "3rd", "4th", "5th", "last/first")
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from streamingvlm.atomic import write_text
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.report_charts import Chart, cache_chart, fault_chart, latency_chart, strip
+from streamingvlm.evaluation.report_charts import Chart, cache_chart, duration, fault_chart, latency_chart, strip
 from streamingvlm.evaluation.watched import Thumbnail, Watched, WatchedSecond
 
 _MINUTE_S = 60
@@ -59,8 +59,10 @@ class Minute:
     def verdict(self) -> str:
         """How it went, in a few words."""
         if not self.is_judged:
-            return f"slowest {max(second.latency_s for second in self.seconds) * 1e3:.0f} ms"
-        return f"{self.num_faulty} of {len(self.seconds)} not right" if self.num_faulty else "all right"
+            return f"slowest {duration(max(second.latency_s for second in self.seconds))}"
+        num_wrong = sum(second.fault == 1 for second in self.seconds)
+        counts = {"wrong": num_wrong, "partly": self.num_faulty - num_wrong}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "all right"
 
 
 def write_report(watched: Watched, path: Path):
@@ -136,13 +138,22 @@ def mark_of(second: WatchedSecond) -> str:
         return "right"
     if second.truth and not second.said:
         return "missed"
-    return "partly right" if second.fault < 1 else "wrong"
+    return "partly" if second.fault < 1 else "wrong"
+
+
+def words_of(second: WatchedSecond) -> list[tuple[str, bool]]:
+    """The words said, and of a turn that is partly right which of them the truth does not have."""
+    words = (second.said or "").split()
+    if not second.truth or not second.fault or second.fault >= 1:
+        return [(word, False) for word in words]
+    true_words = set(second.truth.split())
+    return [(word, word not in true_words) for word in words]
 
 
 def _charts(watched: Watched, minutes: Sequence[Minute]) -> dict[str, Chart | None]:
     return {
         "faults": fault_chart([(m.start_s, m.num_faulty, len(m.seconds)) for m in minutes if m.is_judged]),
-        "cache": cache_chart(watched.seconds, watched.capacity_tokens),
+        "cache": cache_chart(watched.seconds, watched.turn_s, watched.capacity_tokens),
         "latency": latency_chart(watched.seconds, watched.turn_s),
     }
 
@@ -156,5 +167,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(clock=clock, mark=mark_of)
+    environment.filters.update(clock=clock, duration=duration, mark=mark_of, words=words_of)
     return environment

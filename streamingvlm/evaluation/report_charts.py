@@ -78,8 +78,8 @@ def _marks_of(second: WatchedSecond) -> Iterable[tuple[str, float, float]]:
 
 
 def fault_chart(minutes: Sequence[tuple[float, int, int]]) -> Chart | None:
-    """Of each minute (start_s, faulty turns, turns) the share that was not right, as bars; None of fewer than two."""
-    if len(minutes) < 2:
+    """Of each minute (start_s, faulty turns, turns) the share that was not right, as bars; None of fewer than three."""
+    if len(minutes) < 3:
         return None
     end_s = minutes[-1][0] + 60
     shares = [faulty / turns for _, faulty, turns in minutes]
@@ -98,12 +98,12 @@ def fault_chart(minutes: Sequence[tuple[float, int, int]]) -> Chart | None:
     )
 
 
-def cache_chart(seconds: Sequence[WatchedSecond], capacity_tokens: int | None = None) -> Chart | None:
+def cache_chart(seconds: Sequence[WatchedSecond], turn_s: float, capacity_tokens: int | None = None) -> Chart | None:
     """What the cache held, piled up by kind and to scale; None where nobody counted."""
     filled = [second for second in seconds if second.fill is not None and second.said is not None]
     if not filled:
         return None
-    end_s = _end_s(seconds)
+    end_s = _end_s(seconds, turn_s)
     # Of each stretch its fullest second is shown: a peak is what memory must be there for.
     bins = [max(part, key=lambda second: second.fill.num_tokens) for part in _binned(filled)]
     most = max(second.fill.num_tokens for second in filled)
@@ -111,23 +111,24 @@ def cache_chart(seconds: Sequence[WatchedSecond], capacity_tokens: int | None = 
     last = filled[-1].fill
     return Chart(
         f"Tokens in the cache, at most {most:,}; at the end {_told(last)}.",
-        [Area(kind, label, path, f"{getattr(last, name):,}") for kind, label, name, path in _layers(bins, end_s, top)],
+        _layers(bins, end_s, turn_s, top),
         _time_ticks(end_s),
         _count_ticks(top),
         Tick(100 * (1 - capacity_tokens / top), f"room for {capacity_tokens:,}") if capacity_tokens else None,
     )
 
 
-def _layers(bins: Sequence[WatchedSecond], end_s: float, top: float) -> Iterable[tuple[str, str, str, str]]:
-    xs = [_x(second.start_s, end_s) for second in bins] + [_x(bins[-1].start_s + 1, end_s)]
-    below = [0] * len(bins)
+def _layers(bins: Sequence[WatchedSecond], end_s: float, turn_s: float, top: float) -> list[Area]:
+    xs = [_x(second.start_s, end_s) for second in bins] + [_x(bins[-1].start_s + turn_s, end_s)]
+    areas, below = [], [0] * len(bins)
     for kind, label, name in _LAYERS:
         above = [base + getattr(second.fill, name) for base, second in zip(below, bins, strict=True)]
         upper, lower = ([_y(value, top) for value in (*edge, edge[-1])] for edge in (above, below))
         there = [f"{x} {y}" for x, y in zip(xs, upper, strict=True)]
         back = [f"{x} {y}" for x, y in zip(reversed(xs), reversed(lower), strict=True)]
-        yield kind, label, name, f"M{'L'.join(there + back)}z"
+        areas.append(Area(kind, label, f"M{'L'.join(there + back)}z", f"{getattr(bins[-1].fill, name):,}"))
         below = above
+    return areas
 
 
 def _told(fill: CacheFill) -> str:
@@ -139,7 +140,7 @@ def latency_chart(seconds: Sequence[WatchedSecond], turn_s: float) -> Chart | No
     timed = [second for second in seconds if second.latency_s > 0]
     if not timed:
         return None
-    end_s, latencies_s = _end_s(seconds), [second.latency_s for second in timed]
+    end_s, latencies_s = _end_s(seconds, turn_s), [second.latency_s for second in timed]
     low, high = floor(log10(min(latencies_s))), log10(max(*latencies_s, turn_s)) + 0.12
     p50, p95 = (percentile(latencies_s, share) for share in (0.5, 0.95))
 
@@ -154,14 +155,14 @@ def latency_chart(seconds: Sequence[WatchedSecond], turn_s: float) -> Chart | No
     xs = [_x(part[0].start_s, end_s) for part in parts]
     late = sum(latency_s > turn_s for latency_s in latencies_s)
     return Chart(
-        f"Work on a turn: median {_ms(p50)}, 95th percentile {_ms(p95)}, slowest {_ms(max(latencies_s))}; {late:,} of "
-        f"{len(timed):,} took longer than the {turn_s:g} s that they show.",
+        f"Work on a turn: median {duration(p50)}, 95th percentile {duration(p95)}, slowest "
+        f"{duration(max(latencies_s))}; {late:,} of {len(timed):,} took longer than the {turn_s:g} s that they show.",
         [
             Area(kind, kind, "M" + "L".join(f"{x} {_n(y(v) * HEIGHT)}" for x, v in zip(xs, values, strict=True)))
             for kind, values in lines.items()
         ],
         _time_ticks(end_s),
-        [Tick(100 * y(10.0**power), _ms(10.0**power)) for power in range(low, ceil(high)) if power <= high],
+        [Tick(100 * y(10.0**power), duration(10.0**power)) for power in range(low, ceil(high)) if power <= high],
         Tick(100 * y(turn_s), f"real time, {turn_s:g} s"),
     )
 
@@ -172,8 +173,8 @@ def _binned(seconds: Sequence[WatchedSecond]) -> Iterable[Sequence[WatchedSecond
     return [seconds[a:b] for a, b in pairwise(cuts)]
 
 
-def _end_s(seconds: Sequence[WatchedSecond]) -> float:
-    return seconds[-1].start_s + 1
+def _end_s(seconds: Sequence[WatchedSecond], turn_s: float) -> float:
+    return seconds[-1].start_s + turn_s
 
 
 def _time_ticks(end_s: float) -> list[Tick]:
@@ -194,8 +195,9 @@ def _count_ticks(top: float) -> list[Tick]:
     return [Tick(100 * (1 - number * step / top), f"{number * step:,.0f}") for number in range(int(top / step) + 1)]
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds:g} s" if seconds >= 1 and seconds == round(seconds) else f"{seconds * 1e3:.3g} ms"
+def duration(seconds: float) -> str:
+    """A short time as people read it: 85 ms, 1.3 s."""
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
 
 
 def _x(time_s: float, end_s: float) -> str:
