@@ -196,8 +196,10 @@ def _count_ticks(top: float) -> list[Tick]:
 
 
 def duration(seconds: float) -> str:
-    """A short time as people read it: 85 ms, 1.3 s."""
-    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
+    """A short time as people read it: 8.5 ms, 85 ms, 1.35 s."""
+    if seconds >= 0.9995:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.00995 else f"{seconds * 1e3:.2g} ms"
 
 
 def _x(time_s: float, end_s: float) -> str:
