@@ -99,7 +99,8 @@ class Result:
         runs = self.runs[self.table.rows[0].name]
         seeds = ", ".join(str(run.seed) for run in runs)
         spread = f"; mean ± half the {CONFIDENCE:.0%} interval of Student's t over the seeds" if len(runs) > 1 else ""
-        facts = f"Matches of seeds {seeds}, {len(runs[0].seconds):,} s each{spread}."
+        matches = "Matches of seeds" if len(runs) > 1 else "Match of seed"
+        facts = f"{matches} {seeds}, {len(runs[0].seconds):,} s each{spread}."
         ended = [
             f"{run.name}, seed {run.seed}: {run.stopped}." for row in self.runs.values() for run in row if run.stopped
         ]
