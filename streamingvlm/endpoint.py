@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -78,13 +78,8 @@ class Request:
 
     @property
     def num_characters(self) -> int:
-        """Of the text of all messages; images are counted apart."""
+        """Of the text of all messages, images apart."""
         return sum(len(part["text"]) for part in self._parts() if part["type"] == "text")
-
-    @property
-    def num_images(self) -> int:
-        """Images in all messages."""
-        return sum(part["type"] == "image_url" for part in self._parts())
 
     def digest(self) -> str:
         """A name for the question, the same wherever and whenever it is asked."""
@@ -123,6 +118,28 @@ def _digested(part: Part) -> Part:
     if part["type"] != "image_url":
         return part
     return {"type": "image_url", "sha256": hashlib.sha256(part["image_url"]["url"].encode()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """What is about to be asked; answers that are kept already cost nothing.
+
+    purpose: what asks. cost_usd: None where no price is given.
+    """
+
+    purpose: str
+    num_requests: int
+    num_cached: int
+    num_tokens_in: int
+    num_tokens_out: int
+    cost_usd: float | None
+
+    def __str__(self) -> str:
+        cost = "no price is given" if self.cost_usd is None else f"about {self.cost_usd:,.2f} USD"
+        return (
+            f"{self.purpose} will ask {self.num_requests:,} times ({self.num_cached:,} answers are kept already), "
+            f"about {self.num_tokens_in:,} tokens in and {self.num_tokens_out:,} out: {cost}"
+        )
 
 
 @dataclass
@@ -210,6 +227,22 @@ class ChatEndpoint:
             self.cache.put(request, text)
             return answer
         return None
+
+    def estimate(self, purpose: str, questions: Iterable[tuple[Request, int]]) -> CostEstimate:
+        """Count what asking will take, of requests without images.
+
+        questions: each with the number of tokens that its answer is likely to have.
+        """
+        num_requests = num_cached = num_in = num_out = 0
+        for request, num_answer_tokens in questions:
+            if self.cache.get(request) is not None:
+                num_cached += 1
+                continue
+            num_requests += 1
+            num_in += request.num_characters // CHARACTERS_PER_TOKEN
+            num_out += num_answer_tokens
+        cost_usd = self.config.cost_usd(num_in, num_out)
+        return CostEstimate(purpose, num_requests, num_cached, num_in, num_out, cost_usd)
 
     def _answer(self, request: Request) -> str:
         """The text of an answer, "" for what is no chat completion."""

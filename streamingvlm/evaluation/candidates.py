@@ -62,11 +62,13 @@ class Clip:
 class Candidate(Protocol):
     """Whoever comments on clips.
 
-    name: as a table calls it; path: how it answers, "streaming cache" or "remote endpoint" for instance.
+    name: as a table calls it; path: how it answers, "streaming cache" or "remote endpoint" for instance; num_parallel:
+    clips that it may watch at a time.
     """
 
     name: str
     path: str
+    num_parallel: int
 
     def comment(self, clip: Clip) -> Iterator[Commentary]:
         """Watch the clip and yield what is said, in order and in the file's own times."""
@@ -81,6 +83,8 @@ class SessionCandidate:
     model: as it was loaded with the streaming attention, or a name for `load_model`.
     cache, video, sampling: as of `StreamingSession`; what is not given is the checkpoint's.
     """
+
+    num_parallel = 1
 
     def __init__(
         self,
@@ -219,6 +223,7 @@ class EndpointCandidate:
         self.endpoint = endpoint
         self.view = view or EndpointView()
         self.name = name or endpoint.config.model
+        self.num_parallel = endpoint.config.num_parallel
 
     def comment(self, clip: Clip) -> Iterator[Commentary]:
         """Yield a Commentary for every ``turn_s`` of the clip, silent where no answer could be used.
