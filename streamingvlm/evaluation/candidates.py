@@ -100,8 +100,8 @@ class SessionCandidate:
         self.cache_config = resolve(CacheConfig, cache, defaults)
         self.video_config = resolve(VideoConfig, video, defaults)
         self.sampling_config = resolve(SamplingConfig, sampling, defaults)
+        self.name = name or self.model.name
         self.path = _how_it_remembers(self.cache_config)
-        self.name = name or f"{self.model.name} ({self.path})"
 
     def open_session(self, clip: Clip) -> StreamingSession:
         """A session that is ready for the first second of a clip."""
@@ -151,7 +151,6 @@ class LastFrames(SessionCandidate):
             )
         self.window_s = num_frames // turn_frames * self.video_config.chunk_s
         self.path = f"last {num_frames} frames, no cache"
-        self.name = name or f"{self.model.name} ({self.path})"
 
     def cache_for(self, clip: Clip) -> CacheConfig:
         """Vision of the newest frames; of the text, the previous text to its last token and nothing that is said."""
