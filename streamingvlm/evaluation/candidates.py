@@ -6,16 +6,17 @@ said.
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
 
+from streamingvlm.cache.eviction import text_survivors
 from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, resolve
-from streamingvlm.endpoint import ChatEndpoint, EndpointConfig, image_part, text_part
+from streamingvlm.endpoint import ChatEndpoint, EndpointConfig, Part, image_part, text_part
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
@@ -24,7 +25,11 @@ from streamingvlm.turns import ELLIPSIS, TurnFormat
 from streamingvlm.video.clock import Second
 from streamingvlm.video.reader import open_video
 
+Item = TypeVar("Item")
+
 _JPEG_QUALITY = 85
+_KEPT_A_FRAME = 8
+"""While a clip is read whose end is not known, of which few frames will be chosen."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,8 @@ class SessionCandidate:
 class LastFrames(SessionCandidate):
     """The newest frames alone, read afresh for every line: the baseline of SimpleStream.
 
-    Of text it knows the query and what the clip says was said before, never its own words. It is the session under a
-    policy that keeps this much, so that prompt, resize and sampling are those of its rivals.
+    Of text it knows the query and what the clip says was said before, cut as for any session, never its own words. It
+    is the session under a policy that keeps this much, so that prompt, resize and sampling are those of its rivals.
     num_frames: how many frames it sees, a whole number of turns.
     """
 
@@ -152,19 +157,27 @@ class LastFrames(SessionCandidate):
         self.window_s = num_frames // turn_frames * self.video_config.chunk_s
         self.path = f"last {num_frames} frames, no cache"
 
+    def open_session(self, clip: Clip) -> StreamingSession:
+        """A session that is ready for the first second of a clip, and will remember of text what it has by then."""
+        ids = self._text_ids(clip.previous_text)
+        sink, window = self.cache_config.text_sink_tokens, self.cache_config.text_window_tokens
+        kept = [token for first, last in text_survivors(len(ids), sink, window) for token in ids[first:last]]
+        text = clip.previous_text if len(kept) == len(ids) else self.model.tokenizer.decode(kept)
+        return super().open_session(replace(clip, previous_text=text))
+
     def cache_for(self, clip: Clip) -> CacheConfig:
-        """Vision of the newest frames; of the text, the previous text to its last token and nothing that is said."""
-        turn_format = TurnFormat.of(self.model.tokenizer, self.model.family, self.video_config)
+        """Vision of the newest frames; of the text, all that was there before the clip and nothing that is said."""
         return replace(
             self.cache_config,
-            policy="streaming",
-            positions="contiguous",
-            text_sink_tokens=len(turn_format.encode_plain(clip.previous_text)),
+            text_sink_tokens=len(self._text_ids(clip.previous_text)),
             text_window_tokens=0,
             vision_window_s=self.window_s,
             turn_window_s=self.video_config.chunk_s,
             recompute=True,
         )
+
+    def _text_ids(self, text: str) -> tuple[int, ...]:
+        return TurnFormat.of(self.model.tokenizer, self.model.family, self.video_config).encode_plain(text)
 
 
 def _how_it_remembers(cache: CacheConfig) -> str:
@@ -232,19 +245,19 @@ class EndpointCandidate:
         said = clip.previous_text
         for seconds in _grouped(clip.seconds(self._video()), self.view.turn_s):
             frames = _spread([frame for second in seconds for frame in second.frames], self.view.max_frames)
+            images = [self._image(frame) for frame in frames]
             started_s, ended_s = seconds[0].start_s, seconds[-1].end_s
-            text = self._ask(_COMMENT, frames, self._told(clip.query, said, started_s, ended_s)) or ""
+            text = self._ask(_COMMENT, images, self._told(clip.query, said, started_s, ended_s)) or ""
             said = f"{said} {text}".strip()
             yield Commentary(started_s, ended_s, text)
 
     def answer(self, clip: Clip, question: str) -> str:
         """Answer from frames spread evenly over the clip, "" where no answer could be used; errors as of `comment`."""
-        frames = _evenly(
-            (frame for second in clip.seconds(self._video()) for frame in second.frames), self.view.max_frames
-        )
+        frames = (frame for second in clip.seconds(self._video()) for frame in second.frames)
+        images = _evenly(frames, self.view.max_frames, self._image)
         previous = clip.previous_text[-self.view.history_characters :] if self.view.history_characters else ""
         told = [previous and f"Said before this part of the video: {previous}", clip.query, question]
-        return self._ask(_ANSWER, frames, "\n".join(filter(None, told))) or ""
+        return self._ask(_ANSWER, images, "\n".join(filter(None, told))) or ""
 
     def _video(self) -> VideoConfig:
         # Frames come second by second, so that a clip may end at any second.
@@ -260,8 +273,10 @@ class EndpointCandidate:
         ]
         return "\n".join(filter(None, parts))
 
-    def _ask(self, instructions: str, frames: Sequence[torch.Tensor], text: str) -> str | None:
-        images = [image_part(_jpeg(frame, self.view.max_pixels)) for frame in frames]
+    def _image(self, frame: torch.Tensor) -> Part:
+        return image_part(_jpeg(frame, self.view.max_pixels))
+
+    def _ask(self, instructions: str, images: Sequence[Part], text: str) -> str | None:
         request = self.endpoint.request(
             [("system", instructions), ("user", [*images, text_part(text)])], max_tokens=self.view.max_tokens
         )
@@ -297,25 +312,28 @@ def _grouped(seconds: Iterator[Second], turn_s: float) -> Iterator[list[Second]]
         yield group
 
 
-def _spread(frames: Sequence[torch.Tensor], max_frames: int) -> list[torch.Tensor]:
-    """At most ``max_frames`` of the frames, evenly spread, the newest always among them."""
-    if len(frames) <= max_frames:
-        return list(frames)
-    return [frames[math.ceil((k + 1) * len(frames) / max_frames) - 1] for k in range(max_frames)]
+def _spread(items: Sequence[Item], max_items: int) -> list[Item]:
+    """At most ``max_items`` of the items, evenly spread, the newest always among them."""
+    if len(items) <= max_items:
+        return list(items)
+    return [items[math.ceil((k + 1) * len(items) / max_items) - 1] for k in range(max_items)]
 
 
-def _evenly(frames: Iterator[torch.Tensor], max_frames: int) -> list[torch.Tensor]:
-    """At most ``max_frames`` of any number of frames, evenly spread, and never twice as many in memory."""
-    kept: list[torch.Tensor] = []
-    newest, stride = None, 1
-    for index, frame in enumerate(frames):
-        newest = frame
-        if index % stride == 0:
-            kept.append(frame)
-        if len(kept) == 2 * max_frames:
+def _evenly(frames: Iterator[torch.Tensor], max_frames: int, show: Callable[[torch.Tensor], Item]) -> list[Item]:
+    """What ``show`` makes of at most ``max_frames`` of any number of frames, evenly spread, the newest among them.
+
+    A clip may last for hours and its end be unknown: every n-th frame is kept, and n doubles whenever there are many.
+    """
+    kept: list[Item] = []
+    num_frames, newest, stride = 0, None, 1
+    for newest in frames:
+        if num_frames % stride == 0:
+            kept.append(show(newest))
+        num_frames += 1
+        if len(kept) > _KEPT_A_FRAME * max_frames:
             kept, stride = kept[::2], 2 * stride
-    if newest is not None and newest is not kept[-1]:
-        kept.append(newest)
+    if newest is not None and (num_frames - 1) % stride:
+        kept.append(show(newest))
     return _spread(kept, max_frames)
 
 
