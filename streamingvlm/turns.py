@@ -141,14 +141,18 @@ class TurnFormat:
         """The line feed after a turn that was closed; it is read only when another turn follows."""
         return self._of_turn(turn, self._piece(Kind.LINE_FEED))
 
-    def open_turn(self, turn: Turn, query: str = "") -> Tokens:
-        """A second of video, up to where the model begins to speak; the query, if any, stands after the vision."""
+    def open_turn(self, turn: Turn, query: str = "", question: str = "") -> Tokens:
+        """A second of video, up to where the model begins to speak.
+
+        After the vision stand the query, which is for the whole stream, and a question, which is for this turn.
+        """
         tokens = self._of_turn(turn, self._piece(Kind.USER_OPEN))
         for label, grid in self._vision_spans(turn):
             tokens += self._vision(turn, label, grid)
         return tokens + self._of_turn(
             turn,
             (Kind.QUERY, self.encode_plain(query)),
+            (Kind.QUESTION, self.encode_plain(f"\n{question}" if query and question else question)),
             self._piece(Kind.USER_CLOSE),
             self._piece(Kind.REPLY_OPEN),
         )
@@ -192,6 +196,11 @@ class TurnFormat:
     def reply(self, turn: Turn, words: str) -> Tokens:
         """The reply that says ``words``; an empty string is a silent second."""
         return self.close_turn(turn, (*self.speech_ids(words), *self.ellipsis_ids, self.end_of_turn_id))
+
+    def given_reply(self, turn: Turn, words: str) -> tuple[Tokens, Tokens]:
+        """The reply that says ``words``, in two parts: what a model that has said them has read, and the end."""
+        reply = self.reply(turn, words)
+        return Tokens(reply.ids[:-1], reply.segments[:-1]), Tokens(reply.ids[-1:], reply.segments[-1:])
 
     def close_turn(self, turn: Turn, reply_ids: Sequence[int]) -> Tokens:
         """Tell apart the words, the tail and the end of a reply; an end that the model did not write is appended.

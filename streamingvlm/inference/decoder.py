@@ -84,9 +84,12 @@ class StreamingDecoder:
         """Give what is seen in a turn whose tokens were appended; its vision tokens are all pending."""
         self.vision[turn] = vision
 
-    def prefill_(self) -> torch.Tensor:
-        """Feed all pending tokens and return the logits [V] of what comes next."""
-        self._number_and_rotate()
+    def prefill_(self, max_reply_tokens: int | None = None) -> torch.Tensor:
+        """Feed all pending tokens and return the logits [V] of what comes next.
+
+        max_reply_tokens: the most tokens that will be fed one by one, where they are not as many as in other turns.
+        """
+        self._number_and_rotate(max_reply_tokens or self.max_reply_tokens)
         self._reread()
         logits = self._feed_pending()
         if not self.config.recompute:
@@ -112,6 +115,14 @@ class StreamingDecoder:
         self.kv.advance_(1)
         return self.model.logits(self.model.text_model.norm(hidden)[:, -1])[0]
 
+    def hear_(self, said: Tokens, end: Tokens):
+        """Take in a reply that is given: ``said`` is fed as if it had been spoken, its ``end`` waits as then."""
+        self.extend_(said)
+        try:
+            self.prefill_()
+        finally:
+            self.extend_(end)
+
     def close_(self, tokens: Tokens):
         """Replace the loose tokens of the reply by the same tokens with their segments."""
         del self.ids[self.layout.num_tokens :]
@@ -127,15 +138,15 @@ class StreamingDecoder:
         self.positions = torch.cat([self.positions, new], dim=1)
         self.next_position = max(self.next_position, next_position(new))
 
-    def _number_and_rotate(self):
+    def _number_and_rotate(self, max_reply_tokens: int):
         """Number what is in sight, rotate its keys to match, and make ready the rotation of the reply."""
         # Native positions are fixed by the keys made with them: while there are none, all are free.
         if self.config.positions == "contiguous" or self.kv.num_tokens == 0:
             self.positions = contiguous_positions(self.layout.segments)
             self.next_position = next_position(self.positions)
-        reply = self.next_position + torch.arange(self.max_reply_tokens).expand(3, -1)
+        reply = self.next_position + torch.arange(max_reply_tokens).expand(3, -1)
         places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
-        self.kv.reserve_(places.shape[1])
+        self.kv.reserve_(places.shape[1], is_bounded=self.config.is_bounded)
         like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
         cos, sin = self.model.text_model.rotary_emb(like, places[:, None])
         self.kv.rotate_(cos[0], sin[0])
