@@ -22,7 +22,7 @@ class StreamingDecoder:
     """Feeds tokens to the text model and keeps the cache that a policy asks for.
 
     model: a StreamingModel whose text attention is the streaming one; capacity: tokens to allocate, None to grow;
-    max_reply_tokens: the most tokens fed one by one after a prefill.
+    max_reply_tokens: the most tokens fed one by one after a prefill; it may be set anew before one.
     """
 
     def __init__(self, model, config: CacheConfig, *, capacity: int | None, max_reply_tokens: int):
@@ -84,12 +84,9 @@ class StreamingDecoder:
         """Give what is seen in a turn whose tokens were appended; its vision tokens are all pending."""
         self.vision[turn] = vision
 
-    def prefill_(self, max_reply_tokens: int | None = None) -> torch.Tensor:
-        """Feed all pending tokens and return the logits [V] of what comes next.
-
-        max_reply_tokens: the most tokens that will be fed one by one, where they are not as many as in other turns.
-        """
-        self._number_and_rotate(max_reply_tokens or self.max_reply_tokens)
+    def prefill_(self) -> torch.Tensor:
+        """Feed all pending tokens and return the logits [V] of what comes next."""
+        self._number_and_rotate()
         self._reread()
         logits = self._feed_pending()
         if not self.config.recompute:
@@ -138,13 +135,13 @@ class StreamingDecoder:
         self.positions = torch.cat([self.positions, new], dim=1)
         self.next_position = max(self.next_position, next_position(new))
 
-    def _number_and_rotate(self, max_reply_tokens: int):
+    def _number_and_rotate(self):
         """Number what is in sight, rotate its keys to match, and make ready the rotation of the reply."""
         # Native positions are fixed by the keys made with them: while there are none, all are free.
         if self.config.positions == "contiguous" or self.kv.num_tokens == 0:
             self.positions = contiguous_positions(self.layout.segments)
             self.next_position = next_position(self.positions)
-        reply = self.next_position + torch.arange(max_reply_tokens).expand(3, -1)
+        reply = self.next_position + torch.arange(self.max_reply_tokens).expand(3, -1)
         places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
         self.kv.reserve_(places.shape[1], is_bounded=self.config.is_bounded)
         like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)

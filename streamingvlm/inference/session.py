@@ -232,7 +232,8 @@ class StreamingSession:
         """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one."""
         with self.stats.stage("prefill"):
             self.sampler.see_only_(self.decoder.ids)
-            logits = self.decoder.prefill_(max_new_tokens)
+            self.decoder.max_reply_tokens = max_new_tokens
+            logits = self.decoder.prefill_()
         said = ""
         with self.stats.stage("decode"):
             while True:
