@@ -6,17 +6,18 @@ said.
 
 import io
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 
-from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, resolve
+from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, one_of, resolve
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig, image_part, text_part
-from streamingvlm.errors import ConfigError
+from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
@@ -58,6 +59,24 @@ class Clip:
                     return
                 yield second
 
+    def seconds_to_the_end(self, config: VideoConfig) -> Iterator[Second]:
+        """Read all turns that begin in the clip; the last one holds its newest frame that is not after the clip's end.
+
+        Raises VideoError where the file cannot be watched or the clip holds no frame.
+        """
+        num_turns = (self.end_s - self.start_s) / config.chunk_s
+        whole_s = math.ceil(num_turns - TIME_SLACK_S) * config.chunk_s if self.is_finite else math.inf
+        second = None
+        for second in replace(self, end_s=self.start_s + whole_s).seconds(config):
+            yield _held_at(second, self.end_s, config.fps)
+        if second is None:
+            raise VideoError(f"{str(self.video)!r} shows nothing from {self.start_s:g} to {self.end_s:g} s")
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it ends before its file may."""
+        return math.isfinite(self.end_s)
+
 
 class Candidate(Protocol):
     """Whoever comments on clips.
@@ -82,6 +101,7 @@ class SessionCandidate:
 
     model: as it was loaded with the streaming attention, or a name for `load_model`.
     cache, video, sampling: as of `StreamingSession`; what is not given is the checkpoint's.
+    before_question: what it does until a question comes: ``listen``, saying nothing, or ``comment``.
     """
 
     num_parallel = 1
@@ -94,7 +114,10 @@ class SessionCandidate:
         cache: CacheConfig | Mapping[str, Any] | None = None,
         video: VideoConfig | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
+        before_question: Literal["listen", "comment"] = "listen",
     ):
+        one_of("candidate.before_question", before_question, ("listen", "comment"))
+        self.before_question = before_question
         self.model = model if isinstance(model, StreamingModel) else load_model(model, attention=STREAMING_ATTENTION)
         defaults = self.model.stream_defaults
         self.cache_config = resolve(CacheConfig, cache, defaults)
@@ -123,6 +146,26 @@ class SessionCandidate:
         session = self.open_session(clip)
         for second in clip.seconds(self.video_config):
             yield session.step(second)
+
+    def answer(self, clip: Clip, question: str, *, max_new_tokens: int | None = None) -> str:
+        """Watch the clip, then answer the question, which joins its last second; errors as of `comment`.
+
+        max_new_tokens: of the answer; by default as of any turn.
+        """
+        session = self.open_session(clip)
+        seconds = self.seconds_before_question(clip)
+        newest = next(seconds)
+        for second in seconds:
+            if self.before_question == "comment":
+                session.step(newest)
+            else:
+                session.hear(newest, "")
+            newest = second
+        return session.step(newest, question=question, max_new_tokens=max_new_tokens).text
+
+    def seconds_before_question(self, clip: Clip) -> Iterator[Second]:
+        """The turns that it looks at before it answers."""
+        return clip.seconds_to_the_end(self.video_config)
 
 
 class LastFrames(SessionCandidate):
@@ -166,6 +209,22 @@ class LastFrames(SessionCandidate):
             turn_window_s=self.video_config.chunk_s,
             recompute=True,
         )
+
+    def seconds_before_question(self, clip: Clip) -> Iterator[Second]:
+        """The turns of the newest frames; what came before leaves no trace, so it is not read."""
+        if clip.is_finite:
+            clip = replace(clip, start_s=max(clip.start_s, clip.end_s - self.window_s))
+        num_turns = round(self.window_s / self.video_config.chunk_s)
+        return iter(deque(clip.seconds_to_the_end(self.video_config), maxlen=num_turns))
+
+
+def _held_at(second: Second, end_s: float, fps: float) -> Second:
+    """The second as it is known at ``end_s``: frames that come later show the newest one of before."""
+    num_seen = max(1, math.floor((end_s - second.start_s) * fps + TIME_SLACK_S) + 1) if math.isfinite(end_s) else None
+    if num_seen is None or num_seen >= len(second.frames):
+        return second
+    newest = torch.arange(len(second.frames)).clamp(max=num_seen - 1)
+    return replace(second, frames=second.frames[newest])
 
 
 def _how_it_remembers(cache: CacheConfig) -> str:
@@ -241,7 +300,8 @@ class EndpointCandidate:
     def answer(self, clip: Clip, question: str) -> str:
         """Answer from frames spread evenly over the clip, "" where no answer could be used; errors as of `comment`."""
         frames = _evenly(
-            (frame for second in clip.seconds(self._video()) for frame in second.frames), self.view.max_frames
+            (frame for second in clip.seconds_to_the_end(self._video()) for frame in second.frames),
+            self.view.max_frames,
         )
         previous = clip.previous_text[-self.view.history_characters :] if self.view.history_characters else ""
         told = [previous and f"Said before this part of the video: {previous}", clip.query, question]
