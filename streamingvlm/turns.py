@@ -10,6 +10,7 @@ it, or the seconds of each temporal patch before that patch (``patch-seconds-1``
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from streamingvlm.cache.layout import Kind, Segment
@@ -156,6 +157,21 @@ class TurnFormat:
             self._piece(Kind.USER_CLOSE),
             self._piece(Kind.REPLY_OPEN),
         )
+
+    def fill_video(self, chat_ids: Sequence[int], turn: Turn) -> tuple[int, ...]:
+        """Put the vision of ``turn`` where an ordinary chat has the place of its one video, as the processors do.
+
+        Qwen3-VL has the seconds of each patch before it; the others have no time in their text. Raises CheckpointError
+        where the chat has not one such place.
+        """
+        chat_ids = tuple(chat_ids)
+        if chat_ids.count(self.vision_pad_id) != 1:
+            raise CheckpointError("the chat template has no place for one video; give an instruct checkpoint")
+        place = chat_ids.index(self.vision_pad_id)
+        if self.name == "time-range-1":
+            return chat_ids[:place] + (self.vision_pad_id,) * turn.num_vision_tokens + chat_ids[place + 1 :]
+        spans = [self._vision(turn, label, grid).ids for label, grid in self._vision_spans(turn)]
+        return chat_ids[: place - 1] + tuple(chain(*spans)) + chat_ids[place + 2 :]
 
     def _vision(self, turn: Turn, label: str, grid: Grid) -> Tokens:
         """A span of vision between its markers, its time before it."""

@@ -299,7 +299,7 @@ class EndpointCandidate:
 
     def answer(self, clip: Clip, question: str) -> str:
         """Answer from frames spread evenly over the clip, "" where no answer could be used; errors as of `comment`."""
-        frames = _evenly(
+        frames = evenly(
             (frame for second in clip.seconds_to_the_end(self._video()) for frame in second.frames),
             self.view.max_frames,
         )
@@ -332,17 +332,22 @@ class EndpointCandidate:
 def candidate_from(options: Mapping[str, Any], *, work_folder: str | Path = ".") -> Candidate:
     """The candidate that options of ``configs/candidate/`` describe.
 
-    kind: session, last_frames or endpoint; the other options are those of its class. work_folder: where an endpoint's
-    answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key raises.
+    kind: session, last_frames, ordinary or endpoint; the other options are those of its class. work_folder: where an
+    endpoint's answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key raises.
     """
     options = dict(options)
     kind = options.pop("kind", None)
     if kind == "endpoint":
         endpoint = ChatEndpoint(EndpointConfig(**options.pop("endpoint")), Path(work_folder) / "answers")
         return EndpointCandidate(endpoint, name=options.pop("name", None), view=EndpointView(**options))
+    if kind == "ordinary":
+        from streamingvlm.evaluation.ordinary import OrdinaryGeneration  # which builds on this module
+
+        return OrdinaryGeneration(load_model(**options.pop("model")), **options)
     classes = {"session": SessionCandidate, "last_frames": LastFrames}
     if kind not in classes:
-        raise ConfigError(f"candidate.kind={kind} is unknown; choose one of {', '.join([*classes, 'endpoint'])}")
+        kinds = ", ".join([*classes, "ordinary", "endpoint"])
+        raise ConfigError(f"candidate.kind={kind} is unknown; choose one of {kinds}")
     return classes[kind](load_model(**options.pop("model"), attention=STREAMING_ATTENTION), **options)
 
 
@@ -365,7 +370,7 @@ def _spread(frames: Sequence[torch.Tensor], max_frames: int) -> list[torch.Tenso
     return [frames[math.ceil((k + 1) * len(frames) / max_frames) - 1] for k in range(max_frames)]
 
 
-def _evenly(frames: Iterator[torch.Tensor], max_frames: int) -> list[torch.Tensor]:
+def evenly(frames: Iterator[torch.Tensor], max_frames: int) -> list[torch.Tensor]:
     """At most ``max_frames`` of any number of frames, evenly spread, and never twice as many in memory."""
     kept: list[torch.Tensor] = []
     newest, stride = None, 1
