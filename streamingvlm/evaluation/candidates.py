@@ -15,67 +15,18 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 
+from streamingvlm.cache.eviction import text_survivors
 from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, one_of, resolve
-from streamingvlm.endpoint import ChatEndpoint, EndpointConfig, image_part, text_part
-from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.endpoint import ChatEndpoint, EndpointConfig, Part, image_part, text_part
+from streamingvlm.errors import ConfigError
+from streamingvlm.evaluation.clips import Clip, evenly, spread
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import ELLIPSIS, TurnFormat
 from streamingvlm.video.clock import Second
-from streamingvlm.video.reader import open_video
 
 _JPEG_QUALITY = 85
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What a candidate watches: the part of a file from ``start_s`` to ``end_s``, infinite for the rest of it.
-
-    query: an instruction that stands while it watches; previous_text: what was said before the clip.
-    """
-
-    video: Path
-    start_s: float = 0.0
-    end_s: float = math.inf
-    query: str = ""
-    previous_text: str = ""
-
-    def seconds(self, config: VideoConfig) -> Iterator[Second]:
-        """Read the clip's turns in the file's own times; a turn that ends after the clip is not shown.
-
-        Raises VideoError where the file cannot be watched.
-        """
-        with open_video(
-            self.video,
-            fps=config.fps,
-            chunk_s=config.chunk_s,
-            decoder=config.decoder,
-            prefetch=config.prefetch,
-            start_s=self.start_s,
-        ) as reader:
-            for second in reader:
-                if second.end_s > self.end_s + TIME_SLACK_S:
-                    return
-                yield second
-
-    def seconds_to_the_end(self, config: VideoConfig) -> Iterator[Second]:
-        """Read all turns that begin in the clip; the last one holds its newest frame that is not after the clip's end.
-
-        Raises VideoError where the file cannot be watched or the clip holds no frame.
-        """
-        num_turns = (self.end_s - self.start_s) / config.chunk_s
-        whole_s = math.ceil(num_turns - TIME_SLACK_S) * config.chunk_s if self.is_finite else math.inf
-        second = None
-        for second in replace(self, end_s=self.start_s + whole_s).seconds(config):
-            yield _held_at(second, self.end_s, config.fps)
-        if second is None:
-            raise VideoError(f"{str(self.video)!r} shows nothing from {self.start_s:g} to {self.end_s:g} s")
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether it ends before its file may."""
-        return math.isfinite(self.end_s)
 
 
 class Candidate(Protocol):
@@ -123,8 +74,8 @@ class SessionCandidate:
         self.cache_config = resolve(CacheConfig, cache, defaults)
         self.video_config = resolve(VideoConfig, video, defaults)
         self.sampling_config = resolve(SamplingConfig, sampling, defaults)
+        self.name = name or self.model.name
         self.path = _how_it_remembers(self.cache_config)
-        self.name = name or f"{self.model.name} ({self.path})"
 
     def open_session(self, clip: Clip) -> StreamingSession:
         """A session that is ready for the first second of a clip."""
@@ -171,8 +122,8 @@ class SessionCandidate:
 class LastFrames(SessionCandidate):
     """The newest frames alone, read afresh for every line: the baseline of SimpleStream.
 
-    Of text it knows the query and what the clip says was said before, never its own words. It is the session under a
-    policy that keeps this much, so that prompt, resize and sampling are those of its rivals.
+    Of text it knows the query and what the clip says was said before, cut as for any session, never its own words. It
+    is the session under a policy that keeps this much, so that prompt, resize and sampling are those of its rivals.
     num_frames: how many frames it sees, a whole number of turns.
     """
 
@@ -194,16 +145,20 @@ class LastFrames(SessionCandidate):
             )
         self.window_s = num_frames // turn_frames * self.video_config.chunk_s
         self.path = f"last {num_frames} frames, no cache"
-        self.name = name or f"{self.model.name} ({self.path})"
+
+    def open_session(self, clip: Clip) -> StreamingSession:
+        """A session that is ready for the first second of a clip, and will remember of text what it has by then."""
+        ids = self._text_ids(clip.previous_text)
+        sink, window = self.cache_config.text_sink_tokens, self.cache_config.text_window_tokens
+        kept = [token for first, last in text_survivors(len(ids), sink, window) for token in ids[first:last]]
+        text = clip.previous_text if len(kept) == len(ids) else self.model.tokenizer.decode(kept)
+        return super().open_session(replace(clip, previous_text=text))
 
     def cache_for(self, clip: Clip) -> CacheConfig:
-        """Vision of the newest frames; of the text, the previous text to its last token and nothing that is said."""
-        turn_format = TurnFormat.of(self.model.tokenizer, self.model.family, self.video_config)
+        """Vision of the newest frames; of the text, all that was there before the clip and nothing that is said."""
         return replace(
             self.cache_config,
-            policy="streaming",
-            positions="contiguous",
-            text_sink_tokens=len(turn_format.encode_plain(clip.previous_text)),
+            text_sink_tokens=len(self._text_ids(clip.previous_text)),
             text_window_tokens=0,
             vision_window_s=self.window_s,
             turn_window_s=self.video_config.chunk_s,
@@ -217,14 +172,8 @@ class LastFrames(SessionCandidate):
         num_turns = round(self.window_s / self.video_config.chunk_s)
         return iter(deque(clip.seconds_to_the_end(self.video_config), maxlen=num_turns))
 
-
-def _held_at(second: Second, end_s: float, fps: float) -> Second:
-    """The second as it is known at ``end_s``: frames that come later show the newest one of before."""
-    num_seen = max(1, math.floor((end_s - second.start_s) * fps + TIME_SLACK_S) + 1) if math.isfinite(end_s) else None
-    if num_seen is None or num_seen >= len(second.frames):
-        return second
-    newest = torch.arange(len(second.frames)).clamp(max=num_seen - 1)
-    return replace(second, frames=second.frames[newest])
+    def _text_ids(self, text: str) -> tuple[int, ...]:
+        return TurnFormat.of(self.model.tokenizer, self.model.family, self.video_config).encode_plain(text)
 
 
 def _how_it_remembers(cache: CacheConfig) -> str:
@@ -291,21 +240,20 @@ class EndpointCandidate:
         """
         said = clip.previous_text
         for seconds in _grouped(clip.seconds(self._video()), self.view.turn_s):
-            frames = _spread([frame for second in seconds for frame in second.frames], self.view.max_frames)
+            frames = spread([frame for second in seconds for frame in second.frames], self.view.max_frames)
+            images = [self._image(frame) for frame in frames]
             started_s, ended_s = seconds[0].start_s, seconds[-1].end_s
-            text = self._ask(_COMMENT, frames, self._told(clip.query, said, started_s, ended_s)) or ""
+            text = self._ask(_COMMENT, images, self._told(clip.query, said, started_s, ended_s)) or ""
             said = f"{said} {text}".strip()
             yield Commentary(started_s, ended_s, text)
 
     def answer(self, clip: Clip, question: str) -> str:
         """Answer from frames spread evenly over the clip, "" where no answer could be used; errors as of `comment`."""
-        frames = evenly(
-            (frame for second in clip.seconds_to_the_end(self._video()) for frame in second.frames),
-            self.view.max_frames,
-        )
+        frames = (frame for second in clip.seconds_to_the_end(self._video()) for frame in second.frames)
+        images = evenly(frames, self.view.max_frames, self._image)
         previous = clip.previous_text[-self.view.history_characters :] if self.view.history_characters else ""
         told = [previous and f"Said before this part of the video: {previous}", clip.query, question]
-        return self._ask(_ANSWER, frames, "\n".join(filter(None, told))) or ""
+        return self._ask(_ANSWER, images, "\n".join(filter(None, told))) or ""
 
     def _video(self) -> VideoConfig:
         # Frames come second by second, so that a clip may end at any second.
@@ -321,8 +269,10 @@ class EndpointCandidate:
         ]
         return "\n".join(filter(None, parts))
 
-    def _ask(self, instructions: str, frames: Sequence[torch.Tensor], text: str) -> str | None:
-        images = [image_part(_jpeg(frame, self.view.max_pixels)) for frame in frames]
+    def _image(self, frame: torch.Tensor) -> Part:
+        return image_part(_jpeg(frame, self.view.max_pixels))
+
+    def _ask(self, instructions: str, images: Sequence[Part], text: str) -> str | None:
         request = self.endpoint.request(
             [("system", instructions), ("user", [*images, text_part(text)])], max_tokens=self.view.max_tokens
         )
@@ -333,7 +283,8 @@ def candidate_from(options: Mapping[str, Any], *, work_folder: str | Path = ".")
     """The candidate that options of ``configs/candidate/`` describe.
 
     kind: session, last_frames, ordinary or endpoint; the other options are those of its class. work_folder: where an
-    endpoint's answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key raises.
+    endpoint's answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key
+    raises.
     """
     options = dict(options)
     kind = options.pop("kind", None)
@@ -361,28 +312,6 @@ def _grouped(seconds: Iterator[Second], turn_s: float) -> Iterator[list[Second]]
             group = []
     if group:
         yield group
-
-
-def _spread(frames: Sequence[torch.Tensor], max_frames: int) -> list[torch.Tensor]:
-    """At most ``max_frames`` of the frames, evenly spread, the newest always among them."""
-    if len(frames) <= max_frames:
-        return list(frames)
-    return [frames[math.ceil((k + 1) * len(frames) / max_frames) - 1] for k in range(max_frames)]
-
-
-def evenly(frames: Iterator[torch.Tensor], max_frames: int) -> list[torch.Tensor]:
-    """At most ``max_frames`` of any number of frames, evenly spread, and never twice as many in memory."""
-    kept: list[torch.Tensor] = []
-    newest, stride = None, 1
-    for index, frame in enumerate(frames):
-        newest = frame
-        if index % stride == 0:
-            kept.append(frame)
-        if len(kept) == 2 * max_frames:
-            kept, stride = kept[::2], 2 * stride
-    if newest is not None and newest is not kept[-1]:
-        kept.append(newest)
-    return _spread(kept, max_frames)
 
 
 def _jpeg(frame: torch.Tensor, max_pixels: int) -> bytes:

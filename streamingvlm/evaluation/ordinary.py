@@ -11,7 +11,7 @@ import torch
 
 from streamingvlm.config import VideoConfig, at_least, resolve
 from streamingvlm.errors import CheckpointError, ConfigError
-from streamingvlm.evaluation.candidates import Clip, evenly
+from streamingvlm.evaluation.clips import Clip, evenly
 from streamingvlm.inference.session import Commentary
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.model.vision import preprocess
@@ -46,7 +46,7 @@ class OrdinaryGeneration:
         self.model = model if isinstance(model, StreamingModel) else load_model(model)
         self.num_frames, self.max_new_tokens = num_frames, max_new_tokens
         self.video_config = resolve(VideoConfig, video, self.model.stream_defaults)
-        self.name = name or f"{self.model.name} ({self.path})"
+        self.name = name or self.model.name
         if not self.model.tokenizer.chat_template:
             raise CheckpointError(
                 f"{self.model.name} has no chat template, which ordinary generation needs; give an instruct checkpoint"
@@ -78,7 +78,9 @@ class OrdinaryGeneration:
                 seen_s = second.end_s
                 yield from second.frames
 
-        return torch.stack(evenly(frames(), self.num_frames)), clip.start_s, seen_s
+        # Whole frames are held until they are chosen: few more than will be.
+        kept = evenly(frames(), self.num_frames, lambda frame: frame, num_kept_for_one=2)
+        return torch.stack(kept), clip.start_s, seen_s
 
     def _inputs(self, frames: torch.Tensor, start_s: float, end_s: float, text: str) -> dict[str, torch.Tensor]:
         """What the model's class takes: the chat with the place of the video filled in, and the video's pixels."""
