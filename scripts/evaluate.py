@@ -5,7 +5,9 @@ from typing import Any
 
 from command_line import CommandLine, run
 
-COMMAND_LINE = CommandLine("evaluate", plain="benchmark", text=("result_path",))
+COMMAND_LINE = CommandLine(
+    "evaluate", plain="benchmark", text=("result_path", "questions", "video_root", "work_folder")
+)
 
 
 def main(options: dict[str, Any]):

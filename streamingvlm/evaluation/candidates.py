@@ -6,16 +6,17 @@ said.
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 
 from streamingvlm.cache.eviction import text_survivors
-from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, resolve
+from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, one_of, resolve
 from streamingvlm.endpoint import (
     CHARACTERS_PER_TOKEN,
     ChatEndpoint,
@@ -26,52 +27,16 @@ from streamingvlm.endpoint import (
     text_part,
 )
 from streamingvlm.errors import ConfigError
+from streamingvlm.evaluation.clips import Clip, evenly, spread
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import ELLIPSIS, TurnFormat
 from streamingvlm.video.clock import Second
-from streamingvlm.video.reader import open_video
-
-Item = TypeVar("Item")
 
 _JPEG_QUALITY = 85
 _PIXELS_PER_TOKEN = 28 * 28
 """Of an image, for estimates; Qwen's, while other models count otherwise."""
-_KEPT_A_FRAME = 8
-"""While a clip is read whose end is not known, of which few frames will be chosen."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What a candidate watches: the part of a file from ``start_s`` to ``end_s``, infinite for the rest of it.
-
-    query: an instruction that stands while it watches; previous_text: what was said before the clip.
-    """
-
-    video: Path
-    start_s: float = 0.0
-    end_s: float = math.inf
-    query: str = ""
-    previous_text: str = ""
-
-    def seconds(self, config: VideoConfig) -> Iterator[Second]:
-        """Read the clip's turns in the file's own times; a turn that ends after the clip is not shown.
-
-        Raises VideoError where the file cannot be watched.
-        """
-        with open_video(
-            self.video,
-            fps=config.fps,
-            chunk_s=config.chunk_s,
-            decoder=config.decoder,
-            prefetch=config.prefetch,
-            start_s=self.start_s,
-        ) as reader:
-            for second in reader:
-                if second.end_s > self.end_s + TIME_SLACK_S:
-                    return
-                yield second
 
 
 class Candidate(Protocol):
@@ -97,6 +62,7 @@ class SessionCandidate:
 
     model: as it was loaded with the streaming attention, or a name for `load_model`.
     cache, video, sampling: as of `StreamingSession`; what is not given is the checkpoint's.
+    before_question: what it does until a question comes: ``listen``, saying nothing, or ``comment``.
     """
 
     num_parallel = 1
@@ -109,7 +75,10 @@ class SessionCandidate:
         cache: CacheConfig | Mapping[str, Any] | None = None,
         video: VideoConfig | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
+        before_question: Literal["listen", "comment"] = "listen",
     ):
+        one_of("candidate.before_question", before_question, ("listen", "comment"))
+        self.before_question = before_question
         self.model = model if isinstance(model, StreamingModel) else load_model(model, attention=STREAMING_ATTENTION)
         defaults = self.model.stream_defaults
         self.cache_config = resolve(CacheConfig, cache, defaults)
@@ -138,6 +107,26 @@ class SessionCandidate:
         session = self.open_session(clip)
         for second in clip.seconds(self.video_config):
             yield session.step(second)
+
+    def answer(self, clip: Clip, question: str, *, max_new_tokens: int | None = None) -> str:
+        """Watch the clip, then answer the question, which joins its last second; errors as of `comment`.
+
+        max_new_tokens: of the answer; by default as of any turn.
+        """
+        session = self.open_session(clip)
+        seconds = self.seconds_before_question(clip)
+        newest = next(seconds)
+        for second in seconds:
+            if self.before_question == "comment":
+                session.step(newest)
+            else:
+                session.hear(newest, "")
+            newest = second
+        return session.step(newest, question=question, max_new_tokens=max_new_tokens).text
+
+    def seconds_before_question(self, clip: Clip) -> Iterator[Second]:
+        """The turns that it looks at before it answers."""
+        return clip.seconds_to_the_end(self.video_config)
 
 
 class LastFrames(SessionCandidate):
@@ -185,6 +174,13 @@ class LastFrames(SessionCandidate):
             turn_window_s=self.video_config.chunk_s,
             recompute=True,
         )
+
+    def seconds_before_question(self, clip: Clip) -> Iterator[Second]:
+        """The turns of the newest frames; what came before leaves no trace, so it is not read."""
+        if clip.is_finite:
+            clip = replace(clip, start_s=max(clip.start_s, clip.end_s - self.window_s))
+        num_turns = round(self.window_s / self.video_config.chunk_s)
+        return iter(deque(clip.seconds_to_the_end(self.video_config), maxlen=num_turns))
 
     def _text_ids(self, text: str) -> tuple[int, ...]:
         return TurnFormat.of(self.model.tokenizer, self.model.family, self.video_config).encode_plain(text)
@@ -254,7 +250,7 @@ class EndpointCandidate:
         """
         said = clip.previous_text
         for seconds in _grouped(clip.seconds(self._video()), self.view.turn_s):
-            frames = _spread([frame for second in seconds for frame in second.frames], self.view.max_frames)
+            frames = spread([frame for second in seconds for frame in second.frames], self.view.max_frames)
             images = [self._image(frame) for frame in frames]
             started_s, ended_s = seconds[0].start_s, seconds[-1].end_s
             text = self._ask(_COMMENT, images, self._told(clip.query, said, started_s, ended_s)) or ""
@@ -263,8 +259,8 @@ class EndpointCandidate:
 
     def answer(self, clip: Clip, question: str) -> str:
         """Answer from frames spread evenly over the clip, "" where no answer could be used; errors as of `comment`."""
-        frames = (frame for second in clip.seconds(self._video()) for frame in second.frames)
-        images = _evenly(frames, self.view.max_frames, self._image)
+        frames = (frame for second in clip.seconds_to_the_end(self._video()) for frame in second.frames)
+        images = evenly(frames, self.view.max_frames, self._image)
         previous = clip.previous_text[-self.view.history_characters :] if self.view.history_characters else ""
         told = [previous and f"Said before this part of the video: {previous}", clip.query, question]
         return self._ask(_ANSWER, images, "\n".join(filter(None, told))) or ""
@@ -307,17 +303,23 @@ class EndpointCandidate:
 def candidate_from(options: Mapping[str, Any], *, work_folder: str | Path = ".") -> Candidate:
     """The candidate that options of ``configs/candidate/`` describe.
 
-    kind: session, last_frames or endpoint; the other options are those of its class. work_folder: where an endpoint's
-    answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key raises.
+    kind: session, last_frames, ordinary or endpoint; the other options are those of its class. work_folder: where an
+    endpoint's answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key
+    raises.
     """
     options = dict(options)
     kind = options.pop("kind", None)
     if kind == "endpoint":
         endpoint = ChatEndpoint(EndpointConfig(**options.pop("endpoint")), Path(work_folder) / "answers")
         return EndpointCandidate(endpoint, name=options.pop("name", None), view=EndpointView(**options))
+    if kind == "ordinary":
+        from streamingvlm.evaluation.ordinary import OrdinaryGeneration  # which builds on this module
+
+        return OrdinaryGeneration(load_model(**options.pop("model")), **options)
     classes = {"session": SessionCandidate, "last_frames": LastFrames}
     if kind not in classes:
-        raise ConfigError(f"candidate.kind={kind} is unknown; choose one of {', '.join([*classes, 'endpoint'])}")
+        kinds = ", ".join([*classes, "ordinary", "endpoint"])
+        raise ConfigError(f"candidate.kind={kind} is unknown; choose one of {kinds}")
     return classes[kind](load_model(**options.pop("model"), attention=STREAMING_ATTENTION), **options)
 
 
@@ -331,31 +333,6 @@ def _grouped(seconds: Iterator[Second], turn_s: float) -> Iterator[list[Second]]
             group = []
     if group:
         yield group
-
-
-def _spread(items: Sequence[Item], max_items: int) -> list[Item]:
-    """At most ``max_items`` of the items, evenly spread, the newest always among them."""
-    if len(items) <= max_items:
-        return list(items)
-    return [items[math.ceil((k + 1) * len(items) / max_items) - 1] for k in range(max_items)]
-
-
-def _evenly(frames: Iterator[torch.Tensor], max_frames: int, show: Callable[[torch.Tensor], Item]) -> list[Item]:
-    """What ``show`` makes of at most ``max_frames`` of any number of frames, evenly spread, the newest among them.
-
-    A clip may last for hours and its end be unknown: every n-th frame is kept, and n doubles whenever there are many.
-    """
-    kept: list[Item] = []
-    num_frames, newest, stride = 0, None, 1
-    for newest in frames:
-        if num_frames % stride == 0:
-            kept.append(show(newest))
-        num_frames += 1
-        if len(kept) > _KEPT_A_FRAME * max_frames:
-            kept, stride = kept[::2], 2 * stride
-    if newest is not None and (num_frames - 1) % stride:
-        kept.append(show(newest))
-    return _spread(kept, max_frames)
 
 
 def _jpeg(frame: torch.Tensor, max_pixels: int) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any
 from streamingvlm.atomic import write_json
 from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.errors import DataError, VideoError
-from streamingvlm.evaluation.candidates import Candidate, Clip
+from streamingvlm.evaluation.candidates import Candidate
+from streamingvlm.evaluation.clips import Clip
 from streamingvlm.evaluation.commentary_files import CommentedChunk, Piece, from_line, to_line
 from streamingvlm.inference.session import Commentary
 

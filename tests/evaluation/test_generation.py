@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamingvlm.errors import DataError, VideoError
-from streamingvlm.evaluation.candidates import Clip
+from streamingvlm.evaluation.clips import Clip
 from streamingvlm.evaluation.commentary_files import (
     CommentedChunk,
     Piece,
