@@ -64,7 +64,8 @@ class Side:
     def comment(self, assignments: Sequence[Assignment]) -> dict[str, tuple[CommentedChunk, ...]]:
         """Have all assignments commented that are not kept already, with a line of progress."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             shown = progress.add_task(self.role)
             said = generate(
                 assignments,
@@ -122,7 +123,9 @@ def judge_and_tell(
         print(f"wrote {', '.join(str(side.merged_file) for side in sides if not side.file)}; judge.enabled=false")
         return
     console = Console(stderr=True)
-    verdicts = list(track(judge.judge(comparisons), "judging", len(comparisons), console=console, transient=True))
+    votes = judge.judge(comparisons)
+    is_hidden = not console.is_terminal
+    verdicts = list(track(votes, "judging", len(comparisons), console=console, transient=True, disable=is_hidden))
     result = win_rate(verdicts)
     for side in sides:
         print(f"{side.role}: {side.name} ({side.path})")
