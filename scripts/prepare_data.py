@@ -1,12 +1,12 @@
 """Make chunks to train on: ``python scripts/prepare_data.py videos target=prepared``, ``--help`` for more."""
 
 import logging
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from command_line import CommandLine, run
+from cost import tell_estimate
 
 COMMAND_LINE = CommandLine("prepare_data", plain="source", text=("target", "video_root", "work_folder", "query"))
 
@@ -26,7 +26,7 @@ def main(options: dict[str, Any]):
         video_root=options["video_root"],
         recogniser=recogniser_from(options),
         cleaner=cleaner_from(options),
-        on_estimate=lambda estimate: tell_estimate(estimate, options["cleaning"]),
+        on_estimate=lambda estimate: tell_estimate(estimate, options["cleaning"], "cleaning"),
     )
     print(summary(manifest))
     print(f"wrote {options['target']}; what was left out or mended, and why: {options['target']}/manifest.json")
@@ -57,20 +57,6 @@ def cleaner_from(options: dict[str, Any]):
         return None
     endpoint = ChatEndpoint(EndpointConfig(**options["endpoint"]), work_folder(options) / "answers")
     return Cleaner(endpoint, CleaningConfig(settings["segment_s"], settings["instructions"]))
-
-
-def tell_estimate(estimate, settings: dict[str, Any]):
-    """Show what cleaning will cost; stop where that is all that was asked for, or too much."""
-    from streamingvlm.errors import ConfigError
-
-    print(estimate, file=sys.stderr, flush=True)
-    if settings["estimate_only"]:
-        sys.exit(0)
-    limit_usd = settings["max_cost_usd"]
-    if limit_usd is not None and not (estimate.cost_usd is not None and estimate.cost_usd <= limit_usd):
-        raise ConfigError(
-            f"cleaning.max_cost_usd={limit_usd:g} is below the estimate; raise it, or give the prices of the endpoint"
-        )
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ Every answer that could be used is kept on disk by the content of its question, 
 repeated, asks nothing twice. Delays, refusals for a while (429, 5xx) and cut connections are tried again.
 """
 
+import base64
 import hashlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +24,13 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
+Part = Mapping[str, Any]
+"""A piece of a message that is not text alone, as OpenAI's protocol writes it."""
+
 CHARACTERS_PER_TOKEN = 4
 """Of English prose, for estimates; the endpoint's own tokenizer is not at hand."""
+
+_JPEG_URL = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,68 @@ class Request:
 
     @property
     def num_characters(self) -> int:
-        """Of all messages."""
-        return sum(len(message["content"]) for message in self.body["messages"])
+        """Of the text of all messages, images apart."""
+        return sum(len(part["text"]) for part in self._parts() if part["type"] == "text")
 
     def digest(self) -> str:
         """A name for the question, the same wherever and whenever it is asked."""
         return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
+
+    def described(self) -> dict[str, Any]:
+        """The body for people: of each image, what would take megabytes, the digest alone."""
+        return {**self.body, "messages": [_described(message) for message in self.body["messages"]]}
+
+    def _parts(self) -> Iterator[Part]:
+        return chain.from_iterable(map(_parts, self.body["messages"]))
+
+
+def text_part(text: str) -> Part:
+    """Text beside images."""
+    return {"type": "text", "text": text}
+
+
+def image_part(jpeg: bytes) -> Part:
+    """An image that travels in the request."""
+    return {"type": "image_url", "image_url": {"url": _JPEG_URL + base64.b64encode(jpeg).decode()}}
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[Part]:
+    content = message["content"]
+    return [text_part(content)] if isinstance(content, str) else content
+
+
+def _described(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(message["content"], str):
+        return message
+    return {**message, "content": [_digested(part) for part in message["content"]]}
+
+
+def _digested(part: Part) -> Part:
+    if part["type"] != "image_url":
+        return part
+    return {"type": "image_url", "sha256": hashlib.sha256(part["image_url"]["url"].encode()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """What is about to be asked; answers that are kept already cost nothing.
+
+    purpose: what asks. cost_usd: None where no price is given.
+    """
+
+    purpose: str
+    num_requests: int
+    num_cached: int
+    num_tokens_in: int
+    num_tokens_out: int
+    cost_usd: float | None
+
+    def __str__(self) -> str:
+        cost = "no price is given" if self.cost_usd is None else f"about {self.cost_usd:,.2f} USD"
+        return (
+            f"{self.purpose} will ask {self.num_requests:,} times ({self.num_cached:,} answers are kept already), "
+            f"about {self.num_tokens_in:,} tokens in and {self.num_tokens_out:,} out: {cost}"
+        )
 
 
 @dataclass
@@ -106,7 +169,7 @@ class AnswerCache:
     def put(self, request: Request, answer: str):
         """Keep an answer; EndpointError where the disk does not take it."""
         try:
-            write_json(self._path(request), {"request": request.body, "answer": answer})
+            write_json(self._path(request), {"request": request.described(), "answer": answer})
         except OSError as error:
             raise EndpointError(f"{self.folder} cannot keep answers ({error.strerror}); make room there") from error
 
@@ -129,11 +192,11 @@ class ChatEndpoint:
         self._client = _client(config, self._key)
         self._lock = threading.Lock()
 
-    def request(self, messages: Sequence[tuple[str, str]], *, max_tokens: int) -> Request:
-        """A question of (role, text) messages to the endpoint's model."""
+    def request(self, messages: Sequence[tuple[str, str | Sequence[Part]]], *, max_tokens: int) -> Request:
+        """A question of (role, content) messages to the endpoint's model; content is a text, or parts with images."""
         body = {
             "model": self.config.model,
-            "messages": [{"role": role, "content": text} for role, text in messages],
+            "messages": [{"role": role, "content": content} for role, content in messages],
             "temperature": self.config.temperature,
             self.config.token_limit_name: max_tokens,
         }
@@ -164,6 +227,22 @@ class ChatEndpoint:
             self.cache.put(request, text)
             return answer
         return None
+
+    def estimate(self, purpose: str, questions: Iterable[tuple[Request, int]]) -> CostEstimate:
+        """Count what asking will take, of requests without images.
+
+        questions: each with the number of tokens that its answer is likely to have.
+        """
+        num_requests = num_cached = num_in = num_out = 0
+        for request, num_answer_tokens in questions:
+            if self.cache.get(request) is not None:
+                num_cached += 1
+                continue
+            num_requests += 1
+            num_in += request.num_characters // CHARACTERS_PER_TOKEN
+            num_out += num_answer_tokens
+        cost_usd = self.config.cost_usd(num_in, num_out)
+        return CostEstimate(purpose, num_requests, num_cached, num_in, num_out, cost_usd)
 
     def _answer(self, request: Request) -> str:
         """The text of an answer, "" for what is no chat completion."""

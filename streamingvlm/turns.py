@@ -10,6 +10,7 @@ it, or the seconds of each temporal patch before that patch (``patch-seconds-1``
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from streamingvlm.cache.layout import Kind, Segment
@@ -141,17 +142,36 @@ class TurnFormat:
         """The line feed after a turn that was closed; it is read only when another turn follows."""
         return self._of_turn(turn, self._piece(Kind.LINE_FEED))
 
-    def open_turn(self, turn: Turn, query: str = "") -> Tokens:
-        """A second of video, up to where the model begins to speak; the query, if any, stands after the vision."""
+    def open_turn(self, turn: Turn, query: str = "", question: str = "") -> Tokens:
+        """A second of video, up to where the model begins to speak.
+
+        After the vision stand the query, which is for the whole stream, and a question, which is for this turn.
+        """
         tokens = self._of_turn(turn, self._piece(Kind.USER_OPEN))
         for label, grid in self._vision_spans(turn):
             tokens += self._vision(turn, label, grid)
         return tokens + self._of_turn(
             turn,
             (Kind.QUERY, self.encode_plain(query)),
+            (Kind.QUESTION, self.encode_plain(f"\n{question}" if query and question else question)),
             self._piece(Kind.USER_CLOSE),
             self._piece(Kind.REPLY_OPEN),
         )
+
+    def fill_video(self, chat_ids: Sequence[int], turn: Turn) -> tuple[int, ...]:
+        """Put the vision of ``turn`` where an ordinary chat has the place of its one video, as the processors do.
+
+        Qwen3-VL has the seconds of each patch before it; the others have no time in their text. Raises CheckpointError
+        where the chat has not one such place.
+        """
+        chat_ids = tuple(chat_ids)
+        if chat_ids.count(self.vision_pad_id) != 1:
+            raise CheckpointError("the chat template has no place for one video; give an instruct checkpoint")
+        place = chat_ids.index(self.vision_pad_id)
+        if self.name == "time-range-1":
+            return chat_ids[:place] + (self.vision_pad_id,) * turn.num_vision_tokens + chat_ids[place + 1 :]
+        spans = [self._vision(turn, label, grid).ids for label, grid in self._vision_spans(turn)]
+        return chat_ids[: place - 1] + tuple(chain(*spans)) + chat_ids[place + 2 :]
 
     def _vision(self, turn: Turn, label: str, grid: Grid) -> Tokens:
         """A span of vision between its markers, its time before it."""
@@ -192,6 +212,11 @@ class TurnFormat:
     def reply(self, turn: Turn, words: str) -> Tokens:
         """The reply that says ``words``; an empty string is a silent second."""
         return self.close_turn(turn, (*self.speech_ids(words), *self.ellipsis_ids, self.end_of_turn_id))
+
+    def given_reply(self, turn: Turn, words: str) -> tuple[Tokens, Tokens]:
+        """The reply that says ``words``, in two parts: what a model that has said them has read, and the end."""
+        reply = self.reply(turn, words)
+        return Tokens(reply.ids[:-1], reply.segments[:-1]), Tokens(reply.ids[-1:], reply.segments[-1:])
 
     def close_turn(self, turn: Turn, reply_ids: Sequence[int]) -> Tokens:
         """Tell apart the words, the tail and the end of a reply; an end that the model did not write is appended.

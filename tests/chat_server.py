@@ -12,12 +12,14 @@ Reply = str | int | bytes | tuple[int, bytes] | None
 class ChatServer:
     """Answers each request by ``reply``, a function of the request's body and how often this body has come before.
 
-    requests: the bodies, in the order in which they came; keys: what was sent as the key.
+    requests: the bodies, in the order in which they came; keys: what was sent as the key; answered: the bodies of those
+    requests that got a text.
     """
 
     def __init__(self, reply: Callable[[dict, int], Reply]):
         self.requests: list[dict] = []
         self.keys: list[str] = []
+        self.answered: list[dict] = []
         self._reply = reply
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -42,7 +44,11 @@ class ChatServer:
             num_before = self.requests.count(body)
             self.requests.append(body)
             self.keys.append(key)
-        return self._reply(body, num_before)
+        reply = self._reply(body, num_before)
+        if isinstance(reply, str):
+            with self._lock:
+                self.answered.append(body)
+        return reply
 
     def _handler(self):
         server = self

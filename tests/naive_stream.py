@@ -43,7 +43,7 @@ class NaiveStream:
         self.turn, self.next = 0, -1.0
         self.append(self.format.prologue(previous_text))
 
-    def step(self, frames) -> tuple[list[int], list[torch.Tensor]]:
+    def step(self, frames, question="") -> tuple[list[int], list[torch.Tensor]]:
         """Take in one turn; return the reply's ids and the logits before each."""
         vision = self.vision.features(frames)
         grid = vision.grid
@@ -51,7 +51,7 @@ class NaiveStream:
         self.evict(turn.end_s)
         if self.tokens[-1].kind is Kind.REPLY_END:
             self.append(self.format.line_feed(Turn(self.turn - 1, turn.start_s - self.video.chunk_s, 0, grid)))
-        self.append(self.format.open_turn(turn, self.query if self.turn == 0 else ""), vision)
+        self.append(self.format.open_turn(turn, self.query if self.turn == 0 else "", question), vision)
         self.number()
         logits, reply, said = self.feed(), [], []
         while True:
@@ -127,7 +127,7 @@ class NaiveStream:
                     moved.append(token)
             elif token.kind in VISION:
                 tail += [token] if in_vision else []
-            elif in_turns or in_vision or (token.turn in asking and token.kind is not Kind.TIME):
+            elif in_turns or in_vision or (token.turn in asking and token.kind not in (Kind.TIME, Kind.QUESTION)):
                 tail.append(token)
         text = previous + moved
         sink, window = self.cache.text_sink_tokens, self.cache.text_window_tokens

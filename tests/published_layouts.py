@@ -116,3 +116,28 @@ def _write_tones(container, stream, duration_s, tone_at_s, sound_from_s):
         frame.sample_rate, frame.pts, frame.time_base = AUDIO_RATE, first + start, Fraction(1, AUDIO_RATE)
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
+
+
+def inf_streams_line(video: str, pieces: Sequence[tuple[float, float, str]]) -> dict:
+    """One line of Inf-Streams-Eval, of transcripts or of segments."""
+    return {"video": video, "title": video.partition(".")[0], "content": [list(piece) for piece in pieces]}
+
+
+def candidate_line(video: str, pieces: Sequence[tuple[float, float, str]], *, field: str = "response") -> dict:
+    """One line of a candidate's commentary on Inf-Streams-Eval."""
+    items = [{"start_time": start_s, "end_time": end_s, field: text} for start_s, end_s, text in pieces]
+    return {"video": video, "chunk_start": pieces[0][0], "chunk_end": pieces[-1][1], "items": items}
+
+
+def livesports_row(video: str, event_id: int, begin_s: float, end_s: float, said: str, before: str = "") -> dict:
+    """One row of LiveSports_3K_CC."""
+    return {
+        "video": video,
+        "video_id": video.partition(".")[0],
+        "event_id": event_id,
+        "begin": begin_s,
+        "end": end_s,
+        "event_title": f"event {event_id}",
+        "preasr_text": before,
+        "event_asr_text": said,
+    }

@@ -15,6 +15,7 @@ from streamingvlm.config import TIME_SLACK_S, CacheConfig
 _VISION_KINDS = frozenset({Kind.VISION_START, Kind.VISION, Kind.VISION_END})
 _USER_KINDS = frozenset({Kind.USER_OPEN, Kind.TIME, Kind.USER_CLOSE})
 _SPOKEN_KINDS = frozenset({Kind.SPEECH, Kind.TAIL})
+_PASSING_KINDS = frozenset({Kind.TIME, Kind.QUESTION})
 _REPLY_KINDS = frozenset({Kind.REPLY_OPEN, Kind.SPEECH, Kind.TAIL, Kind.REPLY_END, Kind.LINE_FEED})
 
 
@@ -92,8 +93,9 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
             return in_vision
         if segment.kind in _REPLY_KINDS:
             return in_turns
-        # The query stands for ever: its turn shrinks to a user message that holds it and nothing else.
-        is_asking = segment.turn in asking_turns and segment.kind is not Kind.TIME
+        # The query stands for ever: its turn shrinks to a user message that holds it and nothing else. A question is
+        # answered at once and goes with its turn; the answer stays in the text, as all that was said.
+        is_asking = segment.turn in asking_turns and segment.kind not in _PASSING_KINDS
         return is_asking or in_vision or in_turns
 
     retired = [s for s in spans if s.segment.kind is Kind.SPEECH and not stays(s.segment)]

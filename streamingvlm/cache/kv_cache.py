@@ -51,11 +51,15 @@ class KVCache:
         """Forget all tokens; the memory stays."""
         self.num_tokens = 0
 
-    def reserve_(self, capacity: int):
-        """Grow to at least ``capacity`` tokens, by half again at least: only a policy without a bound comes here."""
+    def reserve_(self, capacity: int, *, is_bounded: bool = False):
+        """Grow to at least ``capacity`` tokens.
+
+        Without a bound by half again at least, as more will come; a bounded cache, which only a question in mid-stream
+        brings here, by what is missing.
+        """
         if capacity <= self.capacity:
             return
-        extra = max(capacity, self.capacity * 3 // 2) - self.capacity
+        extra = (capacity if is_bounded else max(capacity, self.capacity * 3 // 2)) - self.capacity
         for name in ("keys", "values", "rotated"):
             setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, extra)))
 

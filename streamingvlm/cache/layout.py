@@ -25,6 +25,7 @@ class Kind(Enum):
     VISION = "vision"
     VISION_END = "vision end"
     QUERY = "query"
+    QUESTION = "question"
     USER_CLOSE = "user close"
     REPLY_OPEN = "reply open"
     SPEECH = "speech"

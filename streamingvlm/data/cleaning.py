@@ -14,7 +14,7 @@ from itertools import chain, tee
 from streamingvlm.config import above
 from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.data.transcript import Transcript, Word, spread
-from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, Request, Usage
+from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, CostEstimate, Request, Usage
 
 MAX_SENTENCE_WORDS = 40
 MAX_SENTENCE_GAP_S = 2.0
@@ -47,27 +47,6 @@ class CleaningConfig:
         above("cleaning.segment_s", self.segment_s, 0, "seconds; the usual length is 120")
 
 
-@dataclass(frozen=True)
-class CleaningEstimate:
-    """What cleaning will ask for, before it is asked; answers that are kept already cost nothing.
-
-    cost_usd: None where no price is given.
-    """
-
-    num_requests: int
-    num_cached: int
-    num_tokens_in: int
-    num_tokens_out: int
-    cost_usd: float | None
-
-    def __str__(self) -> str:
-        cost = "no price is given" if self.cost_usd is None else f"about {self.cost_usd:,.2f} USD"
-        return (
-            f"cleaning will ask {self.num_requests:,} times ({self.num_cached:,} answers are kept already), about "
-            f"{self.num_tokens_in:,} tokens in and {self.num_tokens_out:,} out: {cost}"
-        )
-
-
 Sentence = Sequence[Word]
 
 
@@ -98,20 +77,10 @@ class Cleaner:
             pairs = [(segment, next(verdicts)) for segment in segments_]
             yield Transcript(tuple(word for segment, verdict in pairs for word in self._applied(segment, verdict)))
 
-    def estimate(self, transcripts: Iterable[Transcript]) -> CleaningEstimate:
+    def estimate(self, transcripts: Iterable[Transcript]) -> CostEstimate:
         """Count what `clean` will ask of these transcripts."""
-        num_requests = num_cached = num_in = num_out = 0
-        for segment in (segment for transcript in transcripts for segment in self._segments(transcript)):
-            request = self._request(segment)
-            if self._endpoint.cache.get(request) is not None:
-                num_cached += 1
-                continue
-            num_requests += 1
-            num_in += request.num_characters // CHARACTERS_PER_TOKEN
-            num_edited = _EDITED_SHARE * sum(len(_text(sentence)) for sentence in segment) / CHARACTERS_PER_TOKEN
-            num_out += round(len(segment) * _TOKENS_A_VERDICT + num_edited)
-        cost = self._endpoint.config.cost_usd(num_in, num_out)
-        return CleaningEstimate(num_requests, num_cached, num_in, num_out, cost)
+        segments_ = (segment for transcript in transcripts for segment in self._segments(transcript))
+        return self._endpoint.estimate("cleaning", ((self._request(s), _answer_tokens(s)) for s in segments_))
 
     def _segments(self, transcript: Transcript) -> list[list[Sentence]]:
         return segments(sentences(transcript.words), self._config.segment_s)
@@ -183,6 +152,12 @@ def _verdict(entry: object, number: int) -> tuple[str, str]:
     if action != EDIT or not isinstance(text, str) or not text.split():
         raise ValueError(f"no verdict on sentence {number}")
     return EDIT, text
+
+
+def _answer_tokens(segment: Sequence[Sentence]) -> int:
+    """About so many tokens are the verdicts on a segment."""
+    num_edited = _EDITED_SHARE * sum(len(_text(sentence)) for sentence in segment) / CHARACTERS_PER_TOKEN
+    return round(len(segment) * _TOKENS_A_VERDICT + num_edited)
 
 
 def _text(sentence: Sentence) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from streamingvlm.config import above, at_least, one_of
 from streamingvlm.data.asr import SpeechRecogniser
-from streamingvlm.data.cleaning import Cleaner, CleaningEstimate
+from streamingvlm.data.cleaning import Cleaner
 from streamingvlm.data.conversations import Conversation
 from streamingvlm.data.formats import read_cues
 from streamingvlm.data.selection import SelectionConfig, num_words, select, split_of
@@ -18,6 +18,7 @@ from streamingvlm.data.sources import Entry, Refusal, common_root, open_sources
 from streamingvlm.data.survey import Part, Survey, part_of, survey_sources
 from streamingvlm.data.tables import PreparedFolder, check_target
 from streamingvlm.data.transcript import RULES, Cue, Transcript, clean_text, mend, turn_of
+from streamingvlm.endpoint import CostEstimate
 from streamingvlm.errors import ConfigError, DataError, VideoError
 from streamingvlm.video.probe import VideoProbe
 
@@ -71,7 +72,7 @@ def prepare(
     video_root: str | Path | None = None,
     recogniser: SpeechRecogniser | None = None,
     cleaner: Cleaner | None = None,
-    on_estimate: Callable[[CleaningEstimate], None] = log.info,
+    on_estimate: Callable[[CostEstimate], None] = log.info,
 ) -> dict[str, Any]:
     """Write recordings, chunks and a manifest to ``target``, and return the manifest.
 

@@ -22,7 +22,7 @@ class StreamingDecoder:
     """Feeds tokens to the text model and keeps the cache that a policy asks for.
 
     model: a StreamingModel whose text attention is the streaming one; capacity: tokens to allocate, None to grow;
-    max_reply_tokens: the most tokens fed one by one after a prefill.
+    max_reply_tokens: the most tokens fed one by one after a prefill; it may be set anew before one.
     """
 
     def __init__(self, model, config: CacheConfig, *, capacity: int | None, max_reply_tokens: int):
@@ -112,6 +112,14 @@ class StreamingDecoder:
         self.kv.advance_(1)
         return self.model.logits(self.model.text_model.norm(hidden)[:, -1])[0]
 
+    def hear_(self, said: Tokens, end: Tokens):
+        """Take in a reply that is given: ``said`` is fed as if it had been spoken, its ``end`` waits as then."""
+        self.extend_(said)
+        try:
+            self.prefill_()
+        finally:
+            self.extend_(end)
+
     def close_(self, tokens: Tokens):
         """Replace the loose tokens of the reply by the same tokens with their segments."""
         del self.ids[self.layout.num_tokens :]
@@ -135,7 +143,7 @@ class StreamingDecoder:
             self.next_position = next_position(self.positions)
         reply = self.next_position + torch.arange(self.max_reply_tokens).expand(3, -1)
         places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
-        self.kv.reserve_(places.shape[1])
+        self.kv.reserve_(places.shape[1], is_bounded=self.config.is_bounded)
         like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
         cos, sin = self.model.text_model.rotary_emb(like, places[:, None])
         self.kv.rotate_(cos[0], sin[0])

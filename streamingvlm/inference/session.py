@@ -14,7 +14,7 @@ import torch
 
 from streamingvlm.cache.eviction import capacity_tokens, plan_eviction
 from streamingvlm.cache.layout import CacheLayout, Kind
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least, resolve
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.stats import SessionStats
@@ -144,41 +144,68 @@ class StreamingSession:
             yield self.step(second)
 
     @torch.inference_mode()
-    def step(self, frames: torch.Tensor | Second) -> Commentary:
+    def step(
+        self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
+    ) -> Commentary:
         """Take in one turn of video and speak.
 
         frames: uint8 [F, 3, H, W], RGB, ``fps * chunk_s`` of them; they are taken to follow the turn before. A Second
         brings its own times. Raises VideoError for frames of another shape.
+        question: asked in this turn, after the video; it goes from the cache with the turn, unlike the query, and the
+        answer becomes previous text as all that is said. The cache grows where the question does not fit.
+        max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
+        if max_new_tokens is not None:
+            at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
         started = time.perf_counter()
-        turn = self._take_in(frames if isinstance(frames, Second) else self._next_second(frames))
+        turn = self._take_in(frames, question)
         reply: list[int] = []
         try:
-            self._speak_(reply)
+            self._speak_(reply, max_new_tokens or self.sampling_config.max_new_tokens)
         finally:  # after Ctrl-C, too: a turn that was opened is closed with what was said, and the next one can follow
             self.decoder.close_(self.format.close_turn(turn, reply))
             self.num_turns += 1
+        return self._turn_done(turn, started, self.format.spoken_text(reply), len(reply))
+
+    @torch.inference_mode()
+    def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
+        """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
+
+        The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
+        in ``step``.
+        """
+        started = time.perf_counter()
+        turn = self._take_in(frames, question)
+        try:
+            with self.stats.stage("prefill"):
+                self.decoder.hear_(*self.format.given_reply(turn, words))
+        finally:
+            self.num_turns += 1
+        return self._turn_done(turn, started, " ".join(words.split()), 0)
+
+    def _turn_done(self, turn: Turn, started: float, text: str, num_tokens: int) -> Commentary:
         latency_s = time.perf_counter() - started
         self.stats.turn_done_(
             stream_s=turn.end_s - turn.start_s,
             latency_s=latency_s,
-            num_tokens=len(reply),
+            num_tokens=num_tokens,
             cache_tokens=self.decoder.num_tokens,
         )
-        return Commentary(turn.start_s, turn.end_s, self.format.spoken_text(reply), len(reply), latency_s)
+        return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s)
 
     def _next_second(self, frames: torch.Tensor) -> Second:
         chunk_s = self.video_config.chunk_s
         return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
 
-    def _take_in(self, second: Second) -> Turn:
+    def _take_in(self, frames: torch.Tensor | Second, question: str) -> Turn:
         """From frames to a turn that awaits its reply: encode, evict, append."""
+        second = frames if isinstance(frames, Second) else self._next_second(frames)
         with self.stats.stage("vision"):
             vision = self.vision.features(second.frames)
         turn = Turn(self.num_turns, second.start_s, second.end_s, vision.grid)
         with self.stats.stage("evict"):
             opens = self._make_room(turn)
-            self._append(turn, self.query if opens else "")
+            self._append(turn, self.query if opens else "", question)
             self.decoder.see_(turn.index, vision)
         return turn
 
@@ -195,23 +222,24 @@ class StreamingSession:
             self.decoder.extend_(self.format.prologue(self.previous_text))
         return opens or eviction.restart
 
-    def _append(self, turn: Turn, query: str):
+    def _append(self, turn: Turn, query: str, question: str):
         last = self.layout.segments[-1]
         if last.kind is Kind.REPLY_END:
             self.decoder.extend_(self.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
-        self.decoder.extend_(self.format.open_turn(turn, query))
+        self.decoder.extend_(self.format.open_turn(turn, query, question))
 
-    def _speak_(self, reply: list[int]):
+    def _speak_(self, reply: list[int], max_new_tokens: int):
         """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one."""
         with self.stats.stage("prefill"):
             self.sampler.see_only_(self.decoder.ids)
+            self.decoder.max_reply_tokens = max_new_tokens
             logits = self.decoder.prefill_()
         said = ""
         with self.stats.stage("decode"):
             while True:
                 reply.append(self.sampler.choose_(logits))
                 said = self._tell(reply, said)
-                if reply[-1] in self.format.stop_ids or len(reply) == self.sampling_config.max_new_tokens:
+                if reply[-1] in self.format.stop_ids or len(reply) == max_new_tokens:
                     return
                 logits = self.decoder.speak_(reply[-1])
 

@@ -1,9 +1,10 @@
 """Training aligned with streaming: a chunk is, token for token and place for place, what a stream has in its cache.
 
-A session whose words are put into its mouth streams a transcript. Let the cache begin with turn c at the end of turn n
-(it keeps the turns and the vision of the same last seconds). Then it holds exactly the chunk of the turns c to n with
-all that was said before c as previous text, cut to sink + window: the same ids, kinds of token, labels and positions.
-A chunk of training that begins with turn c is longer than a window; all that the cache holds is its beginning.
+A session hears a transcript, which leaves it as if it had said it (tests/inference/test_hearing.py). Let the cache
+begin with turn c at the end of turn n (it keeps the turns and the vision of the same last seconds). Then it holds
+exactly the chunk of the turns c to n with all that was said before c as previous text, cut to sink + window: the same
+ids, kinds of token, labels and positions. A chunk of training that begins with turn c is longer than a window; all that
+the cache holds is its beginning.
 """
 
 import string
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from streamingvlm.cache.positions import contiguous_positions
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.config import CacheConfig, VideoConfig
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.family import FAMILIES
@@ -40,36 +41,19 @@ def lines_of(words, *, max_words: int = 4):
     return SILENCE | st.lists(words, min_size=1, max_size=max_words).map(" ".join)
 
 
-class Mouth:
-    """Stands where the sampler of a session stands, and says the lines that it was given, whatever the logits."""
-
-    def __init__(self, tokenizer, lines: list[str]):
-        replies = ["".join(f" {word}" for word in line.split()) + " ...<|im_end|>" for line in lines]
-        self.ids = iter([token for reply in replies for token in tokenizer.encode(reply, add_special_tokens=False)])
-
-    def see_only_(self, ids):
-        pass
-
-    def choose_(self, logits):
-        return next(self.ids)
-
-
 class Stream:
-    """A session that speaks a transcript, and what training makes of the same transcript."""
+    """A session that hears a transcript, and what training makes of the same transcript."""
 
     def __init__(self, model, lines: list[str], *, start_s: float = 0.0, cache, video, query="", previous_text=""):
         self.lines, self.query, self.previous_text, self.start_s = lines, query, previous_text, start_s
-        sampling = SamplingConfig(max_new_tokens=200)
         texts = {"query": query, "previous_text": previous_text}
-        self.session = StreamingSession(model, cache=cache, video=video, sampling=sampling, **texts)
-        self.session.sampler = Mouth(model.tokenizer, lines)
+        self.session = StreamingSession(model, cache=cache, video=video, sampling={"max_new_tokens": 200}, **texts)
         self.cache, self.video, self.turns = cache, video, self.session.format
         self.grids = []
 
     def step(self, picture: torch.Tensor):
         index = self.session.num_turns
-        line = self.session.step(Second(index, *self.when(index), picture))
-        assert line.text == self.lines[index]
+        self.session.hear(Second(index, *self.when(index), picture), self.lines[index])
         self.grids.append(self.session.vision.features(picture).grid)
 
     def when(self, index: int) -> tuple[float, float]:

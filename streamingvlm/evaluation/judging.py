@@ -1,0 +1,160 @@
+"""Two commentaries compared by a language model, in both orders, and the win rate that comes of it.
+
+A judge may prefer whatever stands first. Each comparison is therefore asked twice, the second time with the texts
+exchanged: a judge that always names the same letter gives 50 % by construction, and so does exchanging the two
+candidates give 1 minus the win rate. What is no vote is counted as such and given to nobody.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from streamingvlm.data.parallel import map_in_threads
+from streamingvlm.endpoint import ChatEndpoint, CostEstimate, Request
+from streamingvlm.evaluation.statistics import bootstrap_interval
+
+Vote = Literal["A", "B"] | None
+"""For the first or the second text of a comparison; None is an answer that is no vote."""
+
+MAX_CHARACTERS = 8000
+"""Of each text that a judge is shown, as in the paper's evaluation."""
+
+NO_VOTE = "no vote"
+
+_ONE_LETTER = re.compile(r"[\W_]*([AB])[\W_]*", re.IGNORECASE)
+_OTHER = {"A": "B", "B": "A", None: None}
+_LETTER_TOKENS = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two texts about the same part of a video.
+
+    name: unique; group: what it belongs to, usually the video; reference: the true commentary.
+    """
+
+    name: str
+    group: str
+    reference: str
+    text_a: str
+    text_b: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The votes on a comparison, for its texts, whatever letter they were shown under: as they stand, and exchanged."""
+
+    name: str
+    group: str
+    votes: tuple[Vote, Vote]
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether both votes are valid and each text has one: the order decided."""
+        return set(self.votes) == {"A", "B"}
+
+
+class Judge:
+    """Asks a language model which of two texts is better.
+
+    instructions: what better means, in the judge's words; max_tokens: of an answer, which is a letter, but some models
+    think first.
+    """
+
+    def __init__(self, endpoint: ChatEndpoint, instructions: str, *, max_tokens: int = 16):
+        self.endpoint = endpoint
+        self._instructions = instructions
+        self._max_tokens = max_tokens
+
+    def judge(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+        """Yield a Verdict for each comparison, in order, several being asked about at a time.
+
+        Raises EndpointError; what was answered until then is kept, and not asked for again.
+        """
+        num_parallel = self.endpoint.config.num_parallel
+        return map_in_threads(self._verdict, comparisons, num_parallel)
+
+    def estimate(self, comparisons: Iterable[Comparison]) -> CostEstimate:
+        """Count what judging will ask; two questions a comparison."""
+        requests = (request for comparison in comparisons for request in self._requests(comparison))
+        return self.endpoint.estimate("judging", ((request, _LETTER_TOKENS) for request in requests))
+
+    def _verdict(self, comparison: Comparison) -> Verdict:
+        first, second = (self.endpoint.ask(request, read_vote) for request in self._requests(comparison))
+        return Verdict(comparison.name, comparison.group, (_valid(first), _OTHER[_valid(second)]))
+
+    def _requests(self, comparison: Comparison) -> tuple[Request, Request]:
+        a, b = comparison.text_a, comparison.text_b
+        return self._request(comparison.reference, a, b), self._request(comparison.reference, b, a)
+
+    def _request(self, reference: str, shown_as_a: str, shown_as_b: str) -> Request:
+        blocks = [("Reference", reference), ("Commentary A", shown_as_a), ("Commentary B", shown_as_b)]
+        texts = "\n\n".join(f"### {title}\n{text[:MAX_CHARACTERS]}" for title, text in blocks)
+        question = f"{texts}\n\n### Your verdict\nWhich commentary is better? Answer with one letter: A or B."
+        return self.endpoint.request([("system", self._instructions), ("user", question)], max_tokens=self._max_tokens)
+
+
+def read_vote(answer: str) -> str:
+    """Read the letter of an answer that is a letter, with signs around it or not; all other text is no vote.
+
+    Raises ValueError where there is no answer at all, which a second try may bring.
+    """
+    if not answer.strip():
+        raise ValueError("an empty answer")
+    match = _ONE_LETTER.fullmatch(answer)
+    return match[1].upper() if match else NO_VOTE
+
+
+def _valid(answer: str | None) -> Vote:
+    return answer if answer in ("A", "B") else None
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often the first candidate was preferred.
+
+    rate: votes for it over valid votes, NaN without any; low, high: 95 % interval, by the bootstrap over groups, NaN
+    where there are fewer than two. num_ties: comparisons in which each candidate got one of the two votes.
+    """
+
+    rate: float
+    low: float
+    high: float
+    num_comparisons: int
+    num_groups: int
+    num_wins: int
+    num_losses: int
+    num_invalid: int
+    num_ties: int
+
+    def __str__(self) -> str:
+        if not self.num_wins + self.num_losses:
+            return f"no win rate: none of {self.num_invalid:,} votes is valid"
+        interval = f" (95 % interval {self.low:.2%} to {self.high:.2%})" if self.low == self.low else ""
+        return (
+            f"win rate {self.rate:.2%}{interval}: {self.num_wins:,} of {self.num_wins + self.num_losses:,} votes, "
+            f"{self.num_comparisons:,} comparisons over {self.num_groups:,} videos, {self.num_ties:,} ties, "
+            f"{self.num_invalid:,} invalid votes"
+        )
+
+
+def win_rate(verdicts: Sequence[Verdict], *, num_resamples: int = 10_000, seed: int = 0) -> WinRate:
+    """Count votes for the first candidate over all valid votes, with an interval by resampling groups."""
+    wins_by_group: dict[str, list[float]] = defaultdict(list)
+    for verdict in verdicts:
+        wins_by_group[verdict.group] += [vote == "A" for vote in verdict.votes if vote is not None]
+    wins = [win for group in wins_by_group.values() for win in group]
+    low, high = bootstrap_interval(wins_by_group, num_resamples=num_resamples, seed=seed)
+    return WinRate(
+        rate=sum(wins) / len(wins) if wins else float("nan"),
+        low=low,
+        high=high,
+        num_comparisons=len(verdicts),
+        num_groups=len(wins_by_group),
+        num_wins=sum(wins),
+        num_losses=len(wins) - sum(wins),
+        num_invalid=2 * len(verdicts) - len(wins),
+        num_ties=sum(verdict.is_tie for verdict in verdicts),
+    )

@@ -1,0 +1,34 @@
+"""How far a figure can be trusted: bootstrap intervals over groups, such as all that was judged of one video."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+
+def bootstrap_interval(
+    values_by_group: Mapping[str, Sequence[float]],
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """The percentile interval of a statistic under resampling of whole groups (Efron and Tibshirani 1993, ch. 13).
+
+    values_by_group: what was measured, by group; values of one group are alike, so groups are drawn with replacement,
+        each with all its values. Groups without values are left out.
+    statistic: of the values of all drawn groups, in one array [N].
+
+    Returns (low, high), both NaN where fewer than two groups have values: one group says nothing about others. Raises
+    ValueError for a confidence outside (0, 1) or fewer than one resample.
+    """
+    if not 0 < confidence < 1 or num_resamples < 1:
+        raise ValueError(f"confidence={confidence}, num_resamples={num_resamples}: give one in (0, 1) and at least 1")
+    groups = [np.asarray(values, dtype=float) for values in values_by_group.values() if len(values)]
+    if len(groups) < 2:
+        return math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(len(groups), size=(num_resamples, len(groups)))
+    resampled = [statistic(np.concatenate([groups[index] for index in draw])) for draw in draws]
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,0 +1,207 @@
+"""Turns with a question, and turns whose words are given: the cache must be that of a session that said them."""
+
+import pytest
+import torch
+from conftest import frames
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_stream import NaiveStream
+
+from streamingvlm.cache.layout import Kind
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.inference.session import StreamingSession
+from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.loading import load_model
+
+VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
+GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=5)
+SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
+TEXTS = {"query": "Who has the ball?", "previous_text": "The match is about to begin."}
+QUESTION = "How many goals were there?"
+TOLERANCE = 1e-4
+
+CACHES = {
+    "streaming": SMALL,
+    "reread": {**SMALL, "reread_text": True},
+    "native": {**SMALL, "positions": "native"},
+    "vision outlives turns": {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0},
+    "full": {"policy": "full"},
+    "recompute": {**SMALL, "recompute": True},
+    "window": {"policy": "window", "vision_window_s": 3.0},
+    "reference": {**SMALL, "policy": "reference"},
+}
+LINES = st.lists(
+    st.lists(st.sampled_from(["goal", "the ball", "1-0", "é", "..."]), max_size=3).map(" ".join), max_size=6
+)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_checkpoint):
+    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models["qwen2_5_vl"]
+
+
+def open_session(model, cache, **settings) -> StreamingSession:
+    sampling = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=64)
+    return StreamingSession(model, cache=cache, video=VIDEO, **{"sampling": sampling, **TEXTS, **settings})
+
+
+def say(session: StreamingSession, picture, words: str, **settings):
+    """Make a session speak: its sampler chooses these words, token by token, whatever the logits."""
+    reply = "".join(f" {word}" for word in words.split()) + " ...<|im_end|>"
+    ids = iter(session.format.encode(reply))
+    session.sampler.choose_ = lambda logits: next(ids)
+    line = session.step(picture, **settings)
+    del session.sampler.choose_
+    assert next(ids, None) is None, "all of the reply was spoken"
+    return line
+
+
+def assert_alike(heard: StreamingSession, spoken: StreamingSession):
+    one, other = heard.decoder, spoken.decoder
+    assert one.ids == other.ids
+    assert one.layout == other.layout
+    assert torch.equal(one.positions, other.positions)
+    assert one.kv.num_tokens == other.kv.num_tokens
+    used = slice(0, one.kv.num_tokens)
+    for name in ("keys", "values"):
+        mine, yours = (getattr(kv, name)[:, :, used] for kv in (one.kv, other.kv))
+        assert (mine - yours).abs().max() < TOLERANCE, name
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_was_heard_is_kept_as_if_it_had_been_said(models, model_type, cache):
+    heard, spoken = (open_session(models[model_type], cache) for _ in range(2))
+    for second, words in enumerate(["the ball is in", "", "goal", "", "1-0", "it is the end", ""]):
+        picture = frames(second, height=56, width=56)
+        line, said = heard.hear(picture, words), say(spoken, picture, words)
+        assert (line.start_s, line.end_s, line.text) == (said.start_s, said.end_s, said.text)
+        assert line.num_tokens == 0
+        assert_alike(heard, spoken)
+    picture = frames(99, height=56, width=56)
+    assert heard.step(picture).text == spoken.step(picture).text
+
+
+@settings(max_examples=15)
+@given(lines=LINES, asked=st.integers(0, 5))
+def test_any_words_are_heard_as_they_are_said(model, lines, asked):
+    heard, spoken = (open_session(model, SMALL) for _ in range(2))
+    for second, words in enumerate(lines):
+        question = QUESTION if second == asked else ""
+        picture = frames(second, height=28, width=56)
+        heard.hear(picture, words, question=question)
+        say(spoken, picture, words, question=question)
+        assert_alike(heard, spoken)
+
+
+def test_hearing_draws_no_random_number(model):
+    lines = []
+    for num_heard in (0, 3):
+        session = open_session(model, {"policy": "full"}, sampling=SamplingConfig(seed=1, max_new_tokens=4))
+        state = session.sampler.generator.get_state()
+        for second in range(num_heard):
+            session.hear(frames(second), "goal")
+        assert torch.equal(session.sampler.generator.get_state(), state)
+        lines.append(session.step(frames(9)).num_tokens)
+    assert lines[0] > 0
+
+
+def test_a_turn_that_was_interrupted_while_it_was_heard_is_taken_in_all_the_same(model, monkeypatch):
+    session, other = (open_session(model, SMALL) for _ in range(2))
+    for second in range(3):
+        session.hear(frames(second), "goal")
+        other.hear(frames(second), "goal")
+    with monkeypatch.context() as patch:
+        patch.setattr(session.decoder, "_feed_pending", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.hear(frames(3), "the end")
+    other.hear(frames(3), "the end")
+    for second in range(4, 7):
+        session.hear(frames(second), "")
+        other.hear(frames(second), "")
+        assert session.decoder.ids == other.decoder.ids
+        assert session.layout == other.layout
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def text_of(session: StreamingSession) -> str:
+    return session.model.tokenizer.decode(session.decoder.ids)
+
+
+@pytest.mark.parametrize("asked", [0, 2], ids=["beside the query", "in mid-stream"])
+@pytest.mark.parametrize("cache", [SMALL, {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0}])
+def test_a_question_goes_with_its_turn_and_the_query_stays(model, cache, asked):
+    session = open_session(model, cache)
+    window_s = int(max(cache["vision_window_s"], cache["turn_window_s"]))
+    for second in range(8):
+        session.hear(frames(second), "yes" if second == asked else "", question=QUESTION if second == asked else "")
+        is_in_sight = asked <= second < asked + window_s
+        assert (QUESTION in text_of(session)) == is_in_sight, second
+        assert text_of(session).count(TEXTS["query"]) == 1
+    held = [s.kind for s in session.layout.segments if s.turn == 0 and s.kind is not Kind.PREVIOUS]
+    assert held == [Kind.USER_OPEN, Kind.QUERY, Kind.USER_CLOSE], "the standing query's own shape is unchanged"
+    assert session.layout.count(Kind.PREVIOUS) > 0
+    assert " yes<|im_end|>" in text_of(session), "the answer is the end of the previous text"
+
+
+def test_a_question_stands_after_the_video_of_its_second(model):
+    session = open_session(model, SMALL)
+    session.hear(frames(0), "", question=QUESTION)
+    assert f"<|vision_end|>{TEXTS['query']}\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n" in text_of(session)
+    session.hear(frames(1), "", question=QUESTION)
+    assert f"<|vision_end|>{QUESTION}<|im_end|>\n<|im_start|>assistant\n" in text_of(session)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_stream_with_questions_equals_the_naive_stream(models, model_type):
+    model, cache = models[model_type], CacheConfig(**SMALL)
+    session = open_session(model, cache, sampling=GREEDY)
+    naive = NaiveStream(model, cache, VIDEO, max_new_tokens=GREEDY.max_new_tokens, **TEXTS)
+    for second in range(7):
+        question = QUESTION if second in (0, 2, 3) else ""
+        picture = frames(second, height=56, width=56)
+        line = session.step(picture, question=question)
+        with torch.inference_mode():
+            reply, _ = naive.step(picture, question)
+        assert line.num_tokens == len(reply)
+        assert session.decoder.ids == [token.id for token in naive.tokens], f"second {second}"
+
+
+def test_a_question_and_a_long_answer_find_room_in_a_full_cache(model):
+    session = open_session(model, SMALL, sampling=GREEDY)
+    for second in range(6):
+        session.step(frames(second))
+    bound = session.decoder.kv.capacity
+    line = session.step(frames(6), question=QUESTION * 20, max_new_tokens=40)
+    grown = session.decoder.kv.capacity
+    assert 5 < line.num_tokens <= 40
+    assert bound < grown < bound * 3 // 2 + len(session.format.encode_plain(QUESTION * 20))
+    for second in range(7, 14):
+        assert session.step(frames(second)).num_tokens <= 5
+    assert session.decoder.kv.capacity == grown
+    assert session.stats.cache_tokens <= session.stats.capacity_tokens, "what a question took is given back"
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "ten"])
+def test_a_wrong_length_of_answer_is_refused_before_the_turn(model, wrong):
+    session = open_session(model, SMALL)
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        session.step(frames(0), max_new_tokens=wrong)
+    assert session.num_turns == 0
+
+
+def test_wrong_frames_are_not_heard(model):
+    session = open_session(model, SMALL)
+    with pytest.raises(VideoError, match="uint8"):
+        session.hear(torch.zeros(2, 3, 56, 56), "goal")
+    assert session.hear(frames(0), "goal").start_s == 0.0
