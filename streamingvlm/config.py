@@ -47,9 +47,10 @@ class CacheConfig:
         for name in ("vision_window_s", "turn_window_s"):
             at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest second is always kept")
         self._check_text_limits()
-        for name in ("recompute", "reread_text"):
-            if getattr(self, name) and self.positions == "native":
-                raise ConfigError(f"cache.{name}=true renumbers what it keeps; use cache.positions=contiguous with it")
+        if self.recompute and self.positions == "native":
+            raise ConfigError("cache.recompute=true renumbers what it keeps; use cache.positions=contiguous with it")
+        if self.reread_text and self.positions == "native":
+            raise ConfigError("cache.reread_text=true renumbers what it reads; give false for cache.positions=native")
 
     def _check_text_limits(self):
         sizes = {name: getattr(self, name) for name in ("text_sink_tokens", "text_window_tokens")}

@@ -201,7 +201,10 @@ def publish(run: Run, stage_folder: Path, target: str | Path):
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:
     """How a stream is to be watched with the model: as it was trained."""
     clips = next(stage.clips for stage in reversed(recipe.stages) if stage.clips)
-    cache = CacheConfig(text_sink_tokens=clips.text_sink_tokens, text_window_tokens=clips.text_window_tokens)
+    # The last score is read from text that left its turn. With the keys of that turn it is misread now and then.
+    cache = CacheConfig(
+        text_sink_tokens=clips.text_sink_tokens, text_window_tokens=clips.text_window_tokens, reread_text=True
+    )
     sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.0)
     return stream_settings(cache, _VIDEO, sampling, turn_format=FAMILIES[_MODEL_TYPE].turn_format)
 
