@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from streamingvlm.atomic import write_json
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.candidates import Candidate, candidate_from
+from streamingvlm.evaluation.candidates import Candidate, EndpointCandidate, candidate_from
 from streamingvlm.evaluation.commentary_files import CommentedChunk
 from streamingvlm.evaluation.generation import Assignment, CommentStore, generate
 from streamingvlm.evaluation.judging import Comparison, Judge, Verdict, WinRate, win_rate
@@ -38,9 +39,10 @@ class Side:
         self._store = CommentStore(self._work_folder / "said", settings)
         self.file = existing(self._options["path"], f"{role}.path") if self._options["kind"] == "file" else None
         self.name, self.path = self._options["name"] or (self.file and self.file.name), "a file"
+        self._remote: EndpointCandidate | None = None
         if self._options["kind"] == "endpoint":  # a key that is missing shows now, not after hours of the other side
             with options_below(role):
-                self._open()
+                self._remote = self._open()
 
     @property
     def merged_file(self) -> Path:
@@ -52,10 +54,18 @@ class Side:
         spoken = self._store.read(assignment)
         return spoken and spoken.chunks
 
+    def tell_cost(self, assignments: Sequence[Assignment]):
+        """Say what a model behind an address will be asked, before it is."""
+        if self._remote:
+            missing = [assignment for assignment in assignments if self.kept(assignment) is None]
+            clips = [clip for assignment in missing for clip in assignment.clips]
+            print(self._remote.estimate(clips), file=sys.stderr, flush=True)
+
     def comment(self, assignments: Sequence[Assignment]) -> dict[str, tuple[CommentedChunk, ...]]:
         """Have all assignments commented that are not kept already, with a line of progress."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             shown = progress.add_task(self.role)
             said = generate(
                 assignments,
@@ -113,7 +123,9 @@ def judge_and_tell(
         print(f"wrote {', '.join(str(side.merged_file) for side in sides if not side.file)}; judge.enabled=false")
         return
     console = Console(stderr=True)
-    verdicts = list(track(judge.judge(comparisons), "judging", len(comparisons), console=console, transient=True))
+    votes = judge.judge(comparisons)
+    is_hidden = not console.is_terminal
+    verdicts = list(track(votes, "judging", len(comparisons), console=console, transient=True, disable=is_hidden))
     result = win_rate(verdicts)
     for side in sides:
         print(f"{side.role}: {side.name} ({side.path})")

@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
+from streamingvlm.endpoint import EndpointConfig
+from streamingvlm.evaluation.candidates import EndpointView
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -71,6 +73,37 @@ def test_the_options_of_a_stream_are_those_of_the_library(words):
         given = config[kind.__name__.removesuffix("Config").lower()]
         assert set(given) == {field.name for field in fields(kind)}
         resolve(kind, given, {})
+
+
+@pytest.mark.parametrize("group", ["candidate", "rival"])
+def test_the_options_of_a_candidate_are_those_of_the_library(group):
+    view, endpoint = ({field.name for field in fields(kind)} for kind in (EndpointView, EndpointConfig))
+    remote = compose_command("evaluate", ["benchmark=livesports", f"{group}=endpoint"])[group]
+    assert (set(remote), set(remote.endpoint)) == (view | {"kind", "name", "endpoint"}, endpoint)
+    for choice in ("session", "last_frames"):
+        chosen = compose_command("evaluate", ["benchmark=livesports", f"{group}={choice}"])[group]
+        for kind in (CacheConfig, VideoConfig, SamplingConfig):
+            name = kind.__name__.removesuffix("Config").lower()
+            if name in chosen:
+                assert set(chosen[name]) == {field.name for field in fields(kind)}
+
+
+def test_a_rival_has_the_settings_of_the_command_but_for_its_own():
+    words = [
+        "benchmark=inf_streams",
+        "cache=window",
+        "cache.vision_window_s=8",
+        "rival=session",
+        "rival.cache.policy=full",
+    ]
+    options = OmegaConf.to_container(compose_command("evaluate", words), resolve=True)
+    assert [options[role]["cache"]["policy"] for role in ("candidate", "rival")] == ["window", "full"]
+    assert [options[role]["cache"]["vision_window_s"] for role in ("candidate", "rival")] == [8, 8]
+
+
+def test_the_judges_options_are_those_of_the_endpoint():
+    judge = compose_command("evaluate", ["benchmark=inf_streams"]).judge
+    assert set(judge.endpoint) == {field.name for field in fields(EndpointConfig)}
 
 
 def test_null_leaves_a_choice_to_the_checkpoint():

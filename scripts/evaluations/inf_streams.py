@@ -31,6 +31,8 @@ def evaluate(options: dict[str, Any]):
     judge = open_judge(options, INSTRUCTIONS)
     sides = Side("candidate", options), Side("rival", options)
     tasks = [assignments(games, config, is_rival=side.role == "rival") for side in sides]
+    for side, todo in zip(sides, tasks, strict=True):
+        side.tell_cost(todo)
     expected = [said_before(side, todo, games) for side, todo in zip(sides, tasks, strict=True)]
     tell_cost(judge, comparisons(segments, *expected), options)
     said = [commentary(side, todo) for side, todo in zip(sides, tasks, strict=True)]

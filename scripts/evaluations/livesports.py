@@ -6,6 +6,7 @@ from typing import Any
 
 from judged import Side, existing, judge_and_tell, open_judge, tell_cost
 
+from streamingvlm.evaluation.generation import Assignment
 from streamingvlm.evaluation.livesports import (
     INSTRUCTIONS,
     Event,
@@ -24,25 +25,28 @@ def evaluate(options: dict[str, Any]):
     events = read_events(table, root, num_events=options["num_events"])
     judge = open_judge(options, INSTRUCTIONS)
     sides = Side("candidate", options), Side("rival", options)
-    tell_cost(judge, comparisons(events, *(said_before(side, events, options["query"]) for side in sides)), options)
-    said = [commentary(side, events, options["query"]) for side in sides]
+    tasks = [event.assignment(options["query"]) for event in events]
+    for side in sides:
+        side.tell_cost(tasks)
+    expected = (said_before(side, events, tasks) for side in sides)
+    tell_cost(judge, comparisons(events, *expected), options)
+    said = [commentary(side, events, tasks) for side in sides]
     judge_and_tell(judge, list(comparisons(events, *said)), sides, options)
 
 
-def said_before(side: Side, events: Sequence[Event], query: str) -> dict[str, str]:
+def said_before(side: Side, events: Sequence[Event], tasks: Sequence[Assignment]) -> dict[str, str]:
     """What is there of a side's commentary; true commentary stands in for what is not."""
     if side.file:
         return read_predictions(side.file, events)
-    kept = {event: side.kept(event.assignment(query)) for event in events}
-    there = [event for event in events if kept[event]]
-    truth = {event.name: event.reference for event in events}
-    return truth | predictions(there, {event.name: kept[event] for event in there})
+    kept = {task.name: side.kept(task) for task in tasks}
+    there = [event for event in events if kept[event.name]]
+    return {event.name: event.reference for event in events} | predictions(there, kept)
 
 
-def commentary(side: Side, events: Sequence[Event], query: str) -> dict[str, str]:
+def commentary(side: Side, events: Sequence[Event], tasks: Sequence[Assignment]) -> dict[str, str]:
     """All that a side says, by event; what is said now is written in the published shape, too."""
     if side.file:
         return read_predictions(side.file, events)
-    texts = predictions(events, side.comment([event.assignment(query) for event in events]))
+    texts = predictions(events, side.comment(tasks))
     write_predictions(side.merged_file, events, texts)
     return texts

@@ -7,7 +7,7 @@ said.
 import io
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,7 +17,15 @@ from PIL import Image
 
 from streamingvlm.cache.eviction import text_survivors
 from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, one_of, resolve
-from streamingvlm.endpoint import ChatEndpoint, EndpointConfig, Part, image_part, text_part
+from streamingvlm.endpoint import (
+    CHARACTERS_PER_TOKEN,
+    ChatEndpoint,
+    CostEstimate,
+    EndpointConfig,
+    Part,
+    image_part,
+    text_part,
+)
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.clips import Clip, evenly, num_frames_before, spread
 from streamingvlm.inference.session import Commentary, StreamingSession
@@ -27,6 +35,8 @@ from streamingvlm.turns import ELLIPSIS, TurnFormat
 from streamingvlm.video.clock import Second
 
 _JPEG_QUALITY = 85
+_PIXELS_PER_TOKEN = 28 * 28
+"""Of an image, for estimates; Qwen's, while other models count otherwise."""
 
 
 class Candidate(Protocol):
@@ -256,6 +266,17 @@ class EndpointCandidate:
         previous = clip.previous_text[-self.view.history_characters :] if self.view.history_characters else ""
         told = [previous and f"Said before this part of the video: {previous}", clip.query, question]
         return self._ask(_ANSWER, images, "\n".join(filter(None, told))) or ""
+
+    def estimate(self, clips: Iterable[Clip]) -> CostEstimate:
+        """Count what commenting on clips of known ends will ask, at most; what is kept is not known beforehand."""
+        view, lengths_s = self.view, [clip.end_s - clip.start_s for clip in clips]
+        num_requests = sum(math.ceil(length_s / view.turn_s) for length_s in lengths_s)
+        num_images = num_requests * min(view.max_frames, math.ceil(view.turn_s * view.fps))
+        num_text = num_requests * (len(_COMMENT) + view.history_characters) // CHARACTERS_PER_TOKEN
+        num_in = num_text + num_images * view.max_pixels // _PIXELS_PER_TOKEN
+        num_out = num_requests * view.max_tokens
+        cost_usd = self.endpoint.config.cost_usd(num_in, num_out)
+        return CostEstimate(f"{self.name}, commenting,", num_requests, 0, num_in, num_out, cost_usd)
 
     def _video(self) -> VideoConfig:
         # Frames come second by second, so that a clip may end at any second.

@@ -3,17 +3,21 @@
 import hashlib
 import json
 import logging
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from streamingvlm.atomic import write_json
+from streamingvlm.config import TIME_SLACK_S
 from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.errors import DataError, VideoError
-from streamingvlm.evaluation.candidates import Candidate, Clip
+from streamingvlm.evaluation.candidates import Candidate
+from streamingvlm.evaluation.clips import Clip
 from streamingvlm.evaluation.commentary_files import CommentedChunk, Piece, from_line, to_line
 from streamingvlm.inference.session import Commentary
 
@@ -35,13 +39,21 @@ class Assignment:
         said: list[str] = []
         for clip in self.clips:
             previous = " ".join(filter(None, [clip.previous_text, *said]))
-            pieces = []
+            pieces, line = [], None
             for line in candidate.comment(replace(clip, previous_text=previous)):
                 on_line(line)
                 if line.text:
                     pieces.append(Piece(line.start_s, line.end_s, line.text))
+            self._warn_of_early_end(clip, line)
             said += [piece.text for piece in pieces]
             yield CommentedChunk(clip.start_s, clip.end_s, tuple(pieces))
+
+    def _warn_of_early_end(self, clip: Clip, last: Commentary | None):
+        """Say where a whole turn is missing at the end of a clip: the file is shorter than the dataset says."""
+        end_s = last.end_s if last else clip.start_s
+        turn_s = last.end_s - last.start_s if last else 0.0
+        if math.isfinite(clip.end_s) and end_s + turn_s <= clip.end_s + TIME_SLACK_S:
+            log.warning("%s ends at %g s, not at %g s: after that, nothing is said", self.name, end_s, clip.end_s)
 
 
 @dataclass(frozen=True)
@@ -115,13 +127,14 @@ def generate(
     _check_videos([clip.video for assignment in missing for clip in assignment.clips])
     failures: list[VideoError] = []
     if missing:
-        for assignment, spoken in _spoken(missing, open_candidate(), on_line):
-            if isinstance(spoken, VideoError):
-                log.warning("%s: %s", assignment.name, spoken)
-                failures.append(spoken)
-                continue
-            store.write(assignment, spoken)
-            kept[assignment.name] = spoken
+        with closing(_spoken(missing, open_candidate(), on_line)) as all_spoken:
+            for assignment, spoken in all_spoken:
+                if isinstance(spoken, VideoError):
+                    log.warning("%s: %s", assignment.name, spoken)
+                    failures.append(spoken)
+                    continue
+                store.write(assignment, spoken)
+                kept[assignment.name] = spoken
     if failures:
         raise VideoError(f"{len(failures)} of {len(assignments)} videos failed, what is done is kept: {failures[0]}")
     return kept
@@ -133,7 +146,7 @@ class _Stopped(Exception):
 
 def _spoken(
     assignments: Sequence[Assignment], candidate: Candidate, on_line: Callable[[Commentary], None]
-) -> Iterator[tuple[Assignment, Spoken | VideoError]]:
+) -> Generator[tuple[Assignment, Spoken | VideoError]]:
     stop = Event()
 
     def tell(line: Commentary):
@@ -148,8 +161,9 @@ def _spoken(
             return assignment, error
 
     if candidate.num_parallel == 1:
-        return map(spoken, assignments)
-    return map_in_threads(spoken, assignments, candidate.num_parallel, stop=stop)
+        yield from map(spoken, assignments)
+    else:
+        yield from map_in_threads(spoken, assignments, candidate.num_parallel, stop=stop)
 
 
 def _check_videos(videos: Sequence[Path]):

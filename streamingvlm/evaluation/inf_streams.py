@@ -14,7 +14,7 @@ from typing import Any
 from streamingvlm.config import at_least, one_of
 from streamingvlm.data.sources import inside
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.candidates import Clip
+from streamingvlm.evaluation.clips import Clip
 from streamingvlm.evaluation.commentary_files import CommentedChunk, Piece, json_lines, merged, text_between
 from streamingvlm.evaluation.generation import Assignment
 from streamingvlm.evaluation.judging import Comparison

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from streamingvlm.atomic import write_text
 from streamingvlm.data.sources import inside
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.candidates import Clip
+from streamingvlm.evaluation.clips import Clip
 from streamingvlm.evaluation.commentary_files import CommentedChunk, json_lines
 from streamingvlm.evaluation.generation import Assignment
 from streamingvlm.evaluation.judging import Comparison

@@ -157,7 +157,10 @@ def numbered(body, num_before):
 def test_an_endpoint_is_asked_turn_by_turn_with_what_it_said(match, endpoint_candidate):
     with ChatServer(numbered) as server:
         candidate = endpoint_candidate(server, turn_s=4, fps=2)
-        lines = list(candidate.comment(Clip(match, 1.0, 10.5, query="Be brief.", previous_text="Red against black.")))
+        clip = Clip(match, 1.0, 10.5, query="Be brief.", previous_text="Red against black.")
+        estimate = candidate.estimate([clip])
+        lines = list(candidate.comment(clip))
+    assert estimate.num_requests == len(server.requests)
     assert [(line.start_s, line.end_s, line.text) for line in lines] == [
         (1.0, 5.0, "line 8"),
         (5.0, 9.0, "line 8"),

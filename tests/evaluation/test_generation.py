@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamingvlm.errors import DataError, VideoError
-from streamingvlm.evaluation.candidates import Clip
+from streamingvlm.evaluation.clips import Clip
 from streamingvlm.evaluation.commentary_files import (
     CommentedChunk,
     Piece,
@@ -154,6 +154,20 @@ def test_who_leaves_does_not_wait_for_videos_that_run_beside(games, store):
     with pytest.raises(KeyboardInterrupt):
         generate(games, lambda: Endless(2), store)
     assert not store.folder.exists()
+
+
+def test_a_video_that_ends_early_is_named(games, store, caplog):
+    class EndsAtSeven(Parrot):
+        def comment(self, clip):
+            yield from super().comment(replace(clip, end_s=min(clip.end_s, 7.0)))
+
+    generate(games[:1], EndsAtSeven, store)
+    assert [record.message for record in caplog.records] == [
+        "g0.mp4 ends at 7 s, not at 9 s: after that, nothing is said"
+    ]
+    caplog.clear()
+    generate(games[1:2], Parrot, store)
+    assert caplog.records == []
 
 
 def test_a_disk_that_takes_nothing_is_told(games, tmp_path):

@@ -14,6 +14,8 @@ from streamingvlm.pitch import Match, say, write_mp4
 SEEDS = (11, 12)
 DURATION_S, START_S = 12, 4
 SEGMENTS = ((4, 8), (8, 12))
+NO_KEY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=NO_SUCH_KEY"]
+NOBODY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=null", "judge.endpoint.max_retries=0"]
 
 
 def truth(seed):
@@ -30,7 +32,9 @@ def published(tmp_path_factory):
     write_lines(folder / "all.jsonl", [inf_streams_line(f"g{seed}.mp4", truth(seed)) for seed in SEEDS])
     cut = [(seed, [line for line in truth(seed) if a <= line[0] < b]) for seed in SEEDS for a, b in SEGMENTS]
     write_lines(folder / "segments.jsonl", [inf_streams_line(f"g{seed}.mp4", lines) for seed, lines in cut])
-    rows = [livesports_row(f"g{seed}.mp4", a, a, b, f"Segment at {a}.") for seed in SEEDS for a, b in SEGMENTS]
+    rows = [
+        livesports_row(f"g{seed}.mp4", a, a, b, f"Segment at {a} of {seed}.") for seed in SEEDS for a, b in SEGMENTS
+    ]
     write_lines(folder / "events.jsonl", rows)
     return folder
 
@@ -116,7 +120,8 @@ def test_the_session_against_the_last_frames(folder, inf_streams, evaluate_here)
         again, said_again, told_again = evaluate_here(*words)
     assert (again, said_again) == (0, said)
     assert "judging will ask 0 times (8 answers are kept already)" in told_again
-    assert len(server.requests) == 8
+    # Where both say the same, the two questions are one.
+    assert 4 <= len(server.requests) <= 8
     ours, theirs = (lines_of(folder / "inf_streams.work" / f"{role}.jsonl") for role in ("candidate", "rival"))
     assert [line["video"] for line in ours] == ["g11.mp4", "g12.mp4"] == [line["video"] for line in theirs]
     assert all(item["start_time"] >= START_S and item["response"] for line in ours for item in line["items"])
@@ -133,22 +138,20 @@ def test_the_papers_protocol_in_chunks_without_a_judge(folder, inf_streams, eval
     assert "wrote inf_streams.work/candidate.jsonl, inf_streams.work/rival.jsonl" in said
     kept = [json.loads(file.read_text()) for file in (folder / "inf_streams.work" / "said").iterdir()]
     ours, theirs = sorted(kept, key=lambda document: -len(document["chunks"]))
-    assert [(chunk["chunk_start"], chunk["chunk_end"]) for chunk in ours["chunks"]] == [(4, 7), (7, 10), (10, 12)]
+    assert [(chunk["chunk_start"], chunk["chunk_end"]) for chunk in ours["chunks"]] == [(4, 7), (7, 10), (10, 11)]
     assert len(theirs["chunks"]) == 1
     told_before = " ".join(text for _, end_s, text in truth(11) if end_s <= START_S)
     assert {clip["previous_text"] for clip in ours["made_with"]["clips"]} == {told_before} != {""}
     assert {clip["previous_text"] for clip in theirs["made_with"]["clips"]} == {""}
 
 
-def test_files_are_compared_by_the_rule_of_the_judge(inf_streams, two_files, evaluate_here):
+def test_files_are_compared_by_the_rule_of_the_judge(folder, inf_streams, two_files, evaluate_here):
     with ChatServer(knows_good) as server:
         code, said, _ = evaluate_here(*inf_streams, *two_files, *judged_by(server))
         assert code == 0
         assert "candidate: good.jsonl (a file)" in said and "win rate 100.00%" in said
-        swapped = [
-            word.replace("good", "x").replace("bad", "good").replace("x.jsonl", "bad.jsonl") for word in two_files
-        ]
-        _, said, _ = evaluate_here(*inf_streams, *swapped, *judged_by(server))
+        other_way = [f"candidate.path={folder}/bad.jsonl", f"rival.path={folder}/good.jsonl"]
+        _, said, _ = evaluate_here(*inf_streams, *two_files, *other_way, *judged_by(server))
     assert "candidate: bad.jsonl (a file)" in said and "win rate 0.00%" in said
     assert len(server.requests) == 8
 
@@ -168,12 +171,9 @@ def test_livesports_through_the_session(folder, livesports, evaluate_here):
     assert {len(verdict["votes"]) for verdict in json.loads((folder / "result.json").read_text())["verdicts"]} == {2}
 
 
-def test_a_remote_rival_speaks_and_is_judged(folder, livesports, two_files, evaluate_here):
-    predicted = [
-        {"video_id": f"g{seed}", "event_id": a, "begin": a, "end": b, "pred": "bad"}
-        for seed in SEEDS
-        for a, b in SEGMENTS
-    ]
+def test_a_remote_candidate_speaks_and_is_judged(folder, livesports, evaluate_here):
+    events = [(seed, a, b) for seed in SEEDS for a, b in SEGMENTS]
+    predicted = [{"video_id": f"g{seed}", "event_id": a, "begin": a, "end": b, "pred": "bad"} for seed, a, b in events]
     theirs = write_lines(folder / "theirs.jsonl", predicted)
 
     def commentator_and_judge(body, num_before):
@@ -185,6 +185,7 @@ def test_a_remote_rival_speaks_and_is_judged(folder, livesports, two_files, eval
         words = ["candidate=endpoint", *remote, "rival=file", f"rival.path={theirs}", *judged_by(server)]
         code, said, told = evaluate_here(*livesports, *words)
     assert code == 0, told
+    assert "m, commenting, will ask 4 times" in told
     assert "candidate: m (remote endpoint)" in said and "win rate 100.00%" in said
     assert len(server.requests) == 4 + 8
 
@@ -213,16 +214,10 @@ def test_an_estimate_alone_watches_and_asks_nothing(folder, inf_streams, evaluat
 
 
 def test_a_limit_on_the_cost_stops_before_anything_is_done(folder, inf_streams, evaluate_here):
-    code, _, told = evaluate_here(
-        *inf_streams, "judge.endpoint.model=m", "judge.endpoint.api_key_env=null", "judge.max_cost_usd=1"
-    )
+    code, _, told = evaluate_here(*inf_streams, *NOBODY, "judge.max_cost_usd=1")
     assert code == 2
     assert "judge.max_cost_usd=1 is below the estimate" in told
     assert list(folder.iterdir()) == []
-
-
-NO_KEY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=NO_SUCH_KEY"]
-NOBODY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=null", "judge.endpoint.max_retries=0"]
 
 
 @pytest.mark.parametrize(
@@ -230,19 +225,11 @@ NOBODY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=null", "judge.en
     [
         ([], "judge.endpoint.model is empty"),
         (NO_KEY, "NO_SUCH_KEY is not set; put the endpoint's key there, or say judge.endpoint.api_key_env=null"),
-        (
-            [*NOBODY, "rival=endpoint", "rival.endpoint.model=m", "rival.endpoint.api_key_env=NO_SUCH_KEY"],
-            "rival.endpoint.api_key_env",
-        ),
         ([*NOBODY, "judge.endpoint.base_url=http://127.0.0.1:9/v1"], "127.0.0.1:9/v1 cannot be reached"),
         ([*NOBODY, "transcripts=null"], "transcripts is not given; name a file: transcripts=PATH"),
         ([*NOBODY, "segments=gone.jsonl"], "segments=gone.jsonl is no file; check the path"),
         ([*NOBODY, "protocol=kind"], "protocol=kind is unknown; choose one of fair, paper"),
         ([*NOBODY, "rival.path=null"], "rival.path is not given"),
-        (
-            [*NOBODY, "candidate=session", "video_root=elsewhere"],
-            "elsewhere/g11.mp4 and 1 more of 2 videos: no such file; check video_root",
-        ),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(inf_streams, two_files, evaluate_here, words, reason):
@@ -250,6 +237,22 @@ def test_what_is_wrong_is_told_in_one_line(inf_streams, two_files, evaluate_here
     assert (code, said) == (2, "")
     assert reason in told.splitlines()[-1]
     assert "Traceback" not in told
+
+
+def test_a_rival_without_a_key_is_told_before_anything_is_watched(folder, inf_streams, evaluate_here):
+    remote = ["rival=endpoint", "rival.endpoint.model=m", "rival.endpoint.api_key_env=NO_SUCH_KEY"]
+    code, _, told = evaluate_here(*inf_streams, *NOBODY, *remote)
+    assert code == 2
+    assert told.endswith(
+        "NO_SUCH_KEY is not set; put the endpoint's key there, or say rival.endpoint.api_key_env=null\n"
+    )
+    assert list(folder.iterdir()) == []
+
+
+def test_missing_videos_are_told_before_a_model_is_loaded(inf_streams, evaluate_here):
+    code, _, told = evaluate_here(*inf_streams, *NOBODY, "video_root=elsewhere", "model=no/such/model")
+    assert code == 2
+    assert told.endswith("elsewhere/g11.mp4 and 1 more of 2 videos: no such file; check video_root\n")
 
 
 def test_another_layout_is_told_in_one_line(inf_streams, livesports, published, evaluate_here):
