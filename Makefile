@@ -10,6 +10,7 @@
 #                with a GPU say TORCH='torch>=2.11,<2.14'
 #   TORCH_INDEX  an index that serves torch's CPU builds, where pip's own settings name none
 #   ARGS         more words for the command: make demo ARGS="cache=window"
+#   WORKERS      processes that share the tests, each with one thread for torch; 0 runs them all in one
 #   TESTS        what pytest runs: make test TESTS="tests/cache -x"
 
 PYTHON ?= python3
@@ -21,6 +22,7 @@ TORCH ?= torch==$(TORCH_VERSION)
 endif
 TORCH_INDEX ?=
 ARGS ?=
+WORKERS ?= 2
 TESTS ?=
 
 VENV := .venv
@@ -34,7 +36,7 @@ demo: $(READY)
 	@$(BIN)/python scripts/stream.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(TESTS)

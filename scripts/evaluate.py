@@ -6,7 +6,12 @@ from typing import Any
 from command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine(
-    "evaluate", plain="benchmark", text=("result_path", "questions", "video_root", "work_folder")
+    "evaluate",
+    plain="benchmark",
+    text=(
+        *("result_path", "record_path", "report_path", "results_path", "folder"),
+        *("transcripts", "segments", "events", "questions", "video_root", "work_folder"),
+    ),
 )
 
 

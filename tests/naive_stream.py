@@ -95,7 +95,18 @@ class NaiveStream:
             self.number()
             self.feed()
             after = self.survivors(end_s)
+        if self.cache.reread_text:
+            self.forget_changed_prologue(after)
         self.tokens = after
+
+    def forget_changed_prologue(self, after: list[Token]):
+        def prologue(tokens):
+            return [token for token in tokens if token.kind is Kind.PREVIOUS or token.turn == PROLOGUE_TURN]
+
+        # A token that has just moved is `previous` in the list of before, too; only its place tells it from the others.
+        if self.tokens[: len(prologue(after))] != prologue(after):
+            for token in prologue(after):
+                token.keys, token.values = [], []
 
     def survivors(self, end_s: float) -> list[Token]:
         asking = {token.turn for token in self.tokens if token.kind is Kind.QUERY}

@@ -1,6 +1,5 @@
 """Watch a match of Pitch and score what was said of it."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +7,48 @@ from rich.progress import track
 
 from streamingvlm import StreamingSession
 from streamingvlm.atomic import write_json
+from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
+from streamingvlm.evaluation.documents import check_writable
 from streamingvlm.evaluation.pitch import evaluate_pitch
+from streamingvlm.evaluation.pitch_report import as_watched
+from streamingvlm.evaluation.pitch_run import PitchRun, write_run
+from streamingvlm.evaluation.report import write_report
 from streamingvlm.pitch.styles import STYLES
 
 
 def evaluate(options: dict[str, Any]):
-    """Print the score, and keep it as JSON where ``result_path`` names a file."""
-    if options["style"] not in STYLES:
-        raise ConfigError(f"style={options['style']} is unknown; choose one of {', '.join(STYLES)}")
+    """Print the score; keep it as JSON, every second of it, and a page that shows them, where paths are named."""
+    check_style(options["style"])
+    at_least("duration_s", options["duration_s"], 1, "seconds of stream")
+    check_writable(*(Path(options[name]) for name in ("result_path", "record_path", "report_path") if options[name]))
     session = StreamingSession.from_pretrained(
         **options["model"], cache=options["cache"], video=options["video"], sampling=options["sampling"]
     )
     ticks = iter(track(range(options["duration_s"]), description="watching"))
-    result = evaluate_pitch(
+    run = evaluate_pitch(
         session,
         seed=options["seed"],
         duration_s=options["duration_s"],
         style=STYLES[options["style"]],
         on_line=lambda *_: next(ticks, None),
     )
-    print(result)
+    next(ticks, None)  # the bar, which is one behind, comes to its end
+    print(run)
+    keep(run, options)
+
+
+def keep(run: PitchRun, options: dict[str, Any]):
+    """Write what the options name a file for."""
     if options["result_path"]:
-        document = asdict(result)
-        for report in (document["report"], *document["thirds"]):
-            report["confusion"] = {f"{true} as {called}": n for (true, called), n in report["confusion"].items()}
-        write_json(Path(options["result_path"]), document)
+        write_json(Path(options["result_path"]), run.summary())
+    if options["record_path"]:
+        write_run(Path(options["record_path"]), run)
+    if options["report_path"]:
+        write_report(as_watched(run), Path(options["report_path"]))
+
+
+def check_style(style: str):
+    """Raise ConfigError for a style that is none."""
+    if style not in STYLES:
+        raise ConfigError(f"style={style} is unknown; choose one of {', '.join(STYLES)}")

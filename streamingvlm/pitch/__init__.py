@@ -2,7 +2,7 @@
 
 from streamingvlm.pitch.commentator import Call, parse, say
 from streamingvlm.pitch.renderer import render, write_mp4
-from streamingvlm.pitch.scorer import PitchReport, score, score_thirds
+from streamingvlm.pitch.scorer import PitchReport, score, score_parts
 from streamingvlm.pitch.script import Kind
 from streamingvlm.pitch.staging import Keyframe
 from streamingvlm.pitch.world import CLUBS, COLOURS, KINDS, Match, PitchSecond
@@ -21,6 +21,6 @@ __all__ = [
     "render",
     "say",
     "score",
-    "score_thirds",
+    "score_parts",
     "write_mp4",
 ]

@@ -151,10 +151,11 @@ class Script:
     def _pick(self, candidates: list[int]) -> int:
         return candidates[self._dice.below(len(candidates))]
 
-    def _far_from(self, start: Point, side: int, min_distance: int) -> list[int]:
-        """The players of a side at least so far from a place, or else its farthest one."""
-        players = _players(side)
-        far = [player for player in players if distance(start, self._place(player)) >= min_distance]
+    def _receivers(self, passer: int, side: int) -> list[int]:
+        """The players of a side far enough off for a pass that is seen as one, or else the farthest one."""
+        start = ZONES[self._zones[passer]]
+        players = [player for player in _players(side) if player != passer]
+        far = [player for player in players if distance(start, self._place(player)) >= _MIN_PASS]
         return far or [max(players, key=lambda player: distance(start, self._place(player)))]
 
     def _hold(self, holder: int, num_seconds: int) -> Generator[Beat, None, None]:
@@ -167,23 +168,20 @@ class Script:
         side = side_of(passer)
         if self._dice.chance(_MISPLACED_PERCENT):
             side = 1 - side
-        receivers = self._far_from(ZONES[self._zones[passer]], side, _MIN_PASS)
-        receiver = self._pick([player for player in receivers if player != passer])
+        receiver = self._pick(self._receivers(passer, side))
         yield self._beat(Kind.PASS, passer, receiver)
         return receiver
 
     def _pass_out(self, passer: int) -> Play:
         """The ball runs over the touch-line; the other side throws it in where its thrower stands."""
-        start = ZONES[self._zones[passer]]
-        far = self._far_from(start, 1 - side_of(passer), _MIN_PASS)
+        far = self._receivers(passer, 1 - side_of(passer))
         wings = [player for player in far if self._next_zones[player] // NUM_COLUMNS != 1]
         thrower = self._pick(wings or far)
         yield self._beat(Kind.PASS, passer, thrower)
         return (yield from self._throw_in(thrower))
 
     def _throw_in(self, thrower: int) -> Play:
-        mates = self._far_from(ZONES[self._zones[thrower]], side_of(thrower), _MIN_PASS)
-        receiver = self._pick([player for player in mates if player != thrower])
+        receiver = self._pick(self._receivers(thrower, side_of(thrower)))
         yield self._beat(Kind.THROW_IN, thrower, receiver)
         return receiver
 

@@ -5,8 +5,14 @@ from itertools import islice
 from math import isnan
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from streamingvlm.pitch import Kind, Match, say, score, score_thirds
+from streamingvlm.pitch import Kind, Match, say, score, score_parts
+from streamingvlm.pitch.scorer import late_calls
+
+KINDS = st.sampled_from([Kind.SILENCE, Kind.PASS, Kind.SHOT])
+CALLS = st.lists(st.tuples(KINDS, KINDS), max_size=9)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def test_what_never_came_up_is_not_a_number():
 
 def test_thirds_show_where_a_stream_goes_wrong(match):
     lines = [say(second) for second in match[:400]] + ["pass by red"] * 200
-    first, middle, last = score_thirds(match, lines)
+    first, middle, last = score_parts(match, lines, num_parts=3)
     assert (first.num_seconds, middle.num_seconds, last.num_seconds) == (200, 200, 200)
     assert first.macro_f1 == middle.macro_f1 == 1
     assert last.macro_f1 < 0.1
@@ -73,3 +79,74 @@ def test_a_line_for_every_second_is_asked_for(match):
 def test_the_report_reads_as_one_line(match):
     text = str(score(match, ["" for _ in match]))
     assert text.startswith("600 s: macro-F1 0.0") and "\n" not in text
+
+
+def test_silence_counts_events_passed_over_and_talk_of_nothing_apart():
+    truth = [_second(kind) for kind in (Kind.SILENCE, Kind.SILENCE, Kind.SILENCE, Kind.PASS, Kind.PASS)]
+    report = score(truth, ["", "", "shot", "", "pass by red"])
+    assert (report.silence_precision, report.silence_recall) == (2 / 3, 2 / 3)
+    report = score(truth, ["", "nonsense", "shot", "pass by red", "pass by red"])
+    assert (report.silence_precision, report.silence_recall) == (1, 1 / 3)
+    assert report.silence_f1 == pytest.approx(2 / (1 / 1 + 3 / 1))
+
+
+def test_a_mention_that_comes_late_is_told_with_its_delay():
+    truth = [_second(kind) for kind in (Kind.SHOT, Kind.SILENCE, Kind.SILENCE, Kind.PASS, Kind.SILENCE, Kind.TACKLE)]
+    report = score(truth, ["", "", "shot", "pass by red", "", ""])
+    assert (report.late_share, report.mean_delay_s) == (1 / 3, 2)
+    report = score(truth, [""] * 6)
+    assert report.late_share == 0 and isnan(report.mean_delay_s)
+
+
+def test_what_is_called_too_late_or_too_early_or_twice_is_no_late_call():
+    silence, shot = Kind.SILENCE, Kind.SHOT
+    assert late_calls([shot] + [silence] * 4, [silence] * 4 + [shot]) == []
+    assert late_calls([silence, shot], [shot, silence]) == []
+    assert late_calls([shot, silence], [shot, shot]) == []
+    assert late_calls([shot, silence, silence], [silence, shot, shot]) == [1]
+
+
+def _most_matches(events, calls, window_s):
+    """By trying everything: the most events that can each have a call of their own within the window."""
+    if not events:
+        return 0
+    first, *rest = events
+    best = _most_matches(rest, calls, window_s)
+    for call in calls:
+        if first < call <= first + window_s:
+            best = max(best, 1 + _most_matches(rest, [other for other in calls if other != call], window_s))
+    return best
+
+
+@given(CALLS, st.integers(1, 4))
+def test_as_many_events_are_matched_as_can_be(pairs, window_s):
+    delays_s = late_calls([true for true, _ in pairs], [called for _, called in pairs], window_s)
+    most = sum(
+        _most_matches(
+            [at for at, (true, called) in enumerate(pairs) if true == kind != called],
+            [at for at, (true, called) in enumerate(pairs) if called == kind != true],
+            window_s,
+        )
+        for kind in (Kind.PASS, Kind.SHOT)
+    )
+    assert len(delays_s) == most
+    assert all(1 <= delay_s <= window_s for delay_s in delays_s)
+
+
+@given(CALLS.filter(bool), st.integers(1, 6))
+def test_parts_are_the_whole_cut_up(pairs, num_parts):
+    truth = [_second(true) for true, _ in pairs]
+    lines = [say(_second(called)) for _, called in pairs]
+    parts = score_parts(truth, lines, num_parts=num_parts)
+    lengths = [part.num_seconds for part in parts]
+    assert len(parts) == num_parts and sum(lengths) == len(pairs) and max(lengths) - min(lengths) <= 1
+    right = sum(part.accuracy * part.num_seconds for part in parts if part.num_seconds)
+    assert right == pytest.approx(score(truth, lines).accuracy * len(pairs))
+
+
+@given(CALLS)
+def test_true_lines_do_for_the_seconds(pairs):
+    truth = [_second(true) for true, _ in pairs]
+    lines = [say(_second(called)) for _, called in pairs]
+    # Their texts, as a nan is not equal to itself.
+    assert str(score([say(second) for second in truth], lines)) == str(score(truth, lines))

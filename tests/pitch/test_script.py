@@ -101,3 +101,9 @@ def test_no_two_players_share_a_zone(beats):
 
 def _within(value, low, high):
     return low <= value <= high
+
+
+@pytest.mark.parametrize("seed", [41, 111, 300_003])
+def test_a_match_goes_on_where_nobody_stands_far_enough_for_a_pass(seed):
+    """Seeds whose passer once had no team-mate far off, and was himself, drifting, the farthest."""
+    assert all(beat.other != beat.actor for beat in islice(Script(seed).beats(), 3000) if beat.other is not None)

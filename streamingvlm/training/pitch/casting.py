@@ -4,8 +4,9 @@ Forty matches have forty pairs of clubs, which a model would rather learn by hea
 each example there is nothing to learn by heart: the introduction alone says who is who.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.script import LAST_SCORE, Kind
@@ -13,6 +14,29 @@ from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond, introduction, two_of
 
 Event = tuple[Kind, int | None]
+_SCORED = (Kind.GOAL, Kind.KICK_OFF, Kind.THROW_IN)
+
+
+class Said(NamedTuple):
+    """A line of a history, and whether it is a slip: not what should have been said."""
+
+    line: str
+    is_slip: bool = False
+
+
+@dataclass(frozen=True)
+class Slips:
+    """How often a history is wrong where the score is at stake, in percent.
+
+    A stream hears its own slips. From histories that are always true a model learns to trust the last score it reads,
+    and one slip is in every score after it; from these it learns to put it right.
+
+    goals_percent: goals given to the other side, and counted for it; the kick-off that follows shows who conceded.
+    restated_percent: scores that are said again, at throw-ins, one off.
+    """
+
+    goals_percent: int = 0
+    restated_percent: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,10 +56,49 @@ class Cast:
         lines = []
         for event in events:
             score = counted(score, event)
-            kind, side = event
-            second = PitchSecond(0, kind, side, None, score, self.colours, self.clubs, keyframes=())
-            lines.append(style.say(second))
+            lines.append(self._line(event, score, style))
         return lines
+
+    def tell_with_slips(
+        self, events: Sequence[Event], score: tuple[int, int], slips: Slips, dice: Dice, style: Style = TELEGRAM
+    ) -> list[Said]:
+        """The lines of ``tell``, some of them slips; what follows a slip is right again.
+
+        The first score is true, and so is a goal that no kick-off follows: nothing could tell otherwise.
+        """
+        said: list[Said] = []
+        is_known = False
+        for number, event in enumerate(events):
+            before, score = score, counted(score, event)
+            can_slip = is_known and (event[0] is not Kind.GOAL or _is_kicked_off(events[number + 1 :]))
+            slip = _slip(event, before, score, slips, dice) if can_slip else None
+            said.append(Said(self._line(*slip, style), True) if slip else Said(self._line(event, score, style)))
+            is_known = is_known or event[0] in _SCORED
+        return said
+
+    def _line(self, event: Event, score: tuple[int, int], style: Style) -> str:
+        kind, side = event
+        return style.say(PitchSecond(0, kind, side, None, score, self.colours, self.clubs, keyframes=()))
+
+
+def _is_kicked_off(events: Sequence[Event]) -> bool:
+    """Whether the next thing to happen is a kick-off."""
+    return next((kind for kind, _ in events if kind is not Kind.SILENCE), None) is Kind.KICK_OFF
+
+
+def _slip(
+    event: Event, before: tuple[int, int], after: tuple[int, int], slips: Slips, dice: Dice
+) -> tuple[Event, tuple[int, int]] | None:
+    """What is said in place of the truth, if this is the time for a slip."""
+    kind, side = event
+    if kind is Kind.GOAL and dice.chance(slips.goals_percent):
+        wrong = (kind, 1 - side)
+        return wrong, counted(before, wrong)
+    if kind is Kind.THROW_IN and dice.chance(slips.restated_percent):
+        count = dice.below(2)
+        by = -1 if after[count] else 1  # mostly the score of a goal ago
+        return event, (after[0] + by * (count == 0), after[1] + by * (count == 1))
+    return None
 
 
 def counted(score: tuple[int, int], event: Event) -> tuple[int, int]:

@@ -5,15 +5,17 @@ than look: it is at times cut down to what cannot be seen, at times altered wher
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.script import LAST_SCORE, Kind
 from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
-from streamingvlm.training.examples import Example, example_from
-from streamingvlm.training.pitch.casting import Cast, Event, draw_cast
+from streamingvlm.training.examples import IGNORED_LABEL, Example, example_from
+from streamingvlm.training.pitch.casting import Cast, Event, Said, Slips, draw_cast
 from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.training.pitch.footage import Footage
 from streamingvlm.turns import Turn, TurnFormat
@@ -21,7 +23,7 @@ from streamingvlm.turns import Turn, TurnFormat
 _EVERYDAY = frozenset({Kind.SILENCE, Kind.PASS, Kind.TACKLE})
 _LONGEST_STREAM_S = 3 * 3600
 _GOAL_S = 4  # the shot, the goal, a silence, the kick-off
-Clip = tuple[list[int], list[str], tuple[int, ...]]  # its seconds, their lines, the ids of its previous text
+Clip = tuple[list[int], list[Said], tuple[int, ...]]  # its seconds, their lines, the ids of its previous text
 _ALTERED_LINES = ("", "pass by red", "pass by blue", "pass by yellow", "pass by black", "shot")
 
 
@@ -41,6 +43,7 @@ class ClipSettings:
     mute_percent: clips without any previous text, the introduction included.
     forgetful_percent: of the others, clips whose previous text is the introduction and the last line with a score.
     altered_percent: clips whose previous text has every third line without a score replaced by one that is not true.
+    slips: how often what was said before is wrong about the score; a slip is heard, never asked for.
     text_sink_tokens, text_window_tokens: what the cache will keep of the previous text.
     """
 
@@ -53,10 +56,13 @@ class ClipSettings:
     mute_percent: int = 0
     forgetful_percent: int = 15
     altered_percent: int = 25
+    slips: Slips = field(default_factory=Slips)
     text_sink_tokens: int = 32
     text_window_tokens: int = 128
 
     def __post_init__(self):
+        if not isinstance(self.slips, Slips):
+            object.__setattr__(self, "slips", Slips(**self.slips))
         if self.clip_turns < 1:
             raise ConfigError(f"clip_turns={self.clip_turns} leaves nothing to learn from; give 1 or more")
 
@@ -92,31 +98,34 @@ class ClipDataset(DrawnDataset):
         film = self.footage[number]
         cast, events = recast(film, dice)
         if dice.chance(self.settings.goals_percent):
-            places, lines, previous = self._goals(film, cast, events, dice)
+            places, said, previous = self._goals(film, cast, events, dice)
         else:
-            places, lines, previous = self._stretch(film, cast, events, dice)
+            places, said, previous = self._stretch(film, cast, events, dice)
         vision = film.vision[dice.below(film.vision.shape[0]), places]
         offset_s = dice.below(_LONGEST_STREAM_S) if places[0] else 0
         grid = (1, *[round(vision.shape[1] ** 0.5)] * 2)
         seconds = [Turn(offset_s + n, offset_s + n, offset_s + n + 1, grid) for n in range(len(places))]
-        tokens = chunk_tokens(self.turns, seconds, lines, previous)
-        return example_from(f"match {number}, second {places[0]}", tokens, vision.flatten(0, 1))
+        tokens = chunk_tokens(self.turns, seconds, [line for line, _ in said], previous)
+        example = example_from(f"match {number}, second {places[0]}", tokens, vision.flatten(0, 1))
+        slipped = {turn.index for turn, (_, is_slip) in zip(seconds, said, strict=True) if is_slip}
+        is_slip = torch.tensor([s.turn in slipped for s in tokens.segments for _ in range(s.num_tokens)])
+        return replace(example, labels=example.labels.masked_fill(is_slip, IGNORED_LABEL))
 
     def _stretch(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
         """Seconds in their order, with all that was said before them."""
         places = self._places(film, dice)
         first = (0, 0) if places[0] == 0 else _any_score(dice)
-        lines = cast.tell(events, first, self.style)
-        return places, [lines[place] for place in places], self._previous_ids(cast, lines[: places[0]], dice)
+        said = cast.tell_with_slips(events, first, self.settings.slips, dice, self.style)
+        return places, [said[place] for place in places], self._previous_ids(cast, said[: places[0]], dice)
 
     def _goals(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
         """Goals in any order, after a line that gives the score and what was said of other goals."""
         places = shuffled_goals(film, dice, gap_turns=self.settings.goal_gap_turns)
         told = [(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
-        score_line, *lines = cast.tell(told, _any_score(dice), self.style)
+        score_line, *said = cast.tell_with_slips(told, _any_score(dice), self.settings.slips, dice, self.style)
         first = dice.below(max(1, len(places) - self.settings.clip_turns + 1))
         clip = slice(first, first + self.settings.clip_turns)
-        return places[clip], lines[clip], self._previous_ids(cast, [score_line, *lines[:first]], dice)
+        return places[clip], said[clip], self._previous_ids(cast, [score_line, *said[:first]], dice)
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
         """The seconds of a stretch."""
@@ -138,12 +147,14 @@ class ClipDataset(DrawnDataset):
         whole = [chunk.start for chunk in chunks if len(chunk) == num_turns]
         return whole[dice.below(len(whole))]
 
-    def _previous_ids(self, cast: Cast, lines: list[str], dice: Dice) -> tuple[int, ...]:
+    def _previous_ids(self, cast: Cast, said: list[Said], dice: Dice) -> tuple[int, ...]:
         if dice.chance(self.settings.mute_percent):
             return ()
+        lines = [line for line, _ in said]
         has_score = [self.style.parse(line).score is not None for line in lines]
         if dice.chance(self.settings.forgetful_percent):
-            lines = [line for line, scored in zip(lines, has_score, strict=True) if scored][-1:]
+            is_true = [not is_slip for _, is_slip in said]
+            lines = [line for line, *known in zip(lines, has_score, is_true, strict=True) if all(known)][-1:]
         elif dice.chance(self.settings.altered_percent):
             lines = [
                 _ALTERED_LINES[dice.below(len(_ALTERED_LINES))] if dice.below(3) == 0 and not scored else line

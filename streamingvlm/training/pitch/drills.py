@@ -4,7 +4,7 @@ Which club plays in red is said once, and the score is the last one with a goal 
 of 24 seconds asks for them once or twice among a thousand tokens; a drill of as many tokens asks a hundred times.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import Dataset
@@ -15,7 +15,7 @@ from streamingvlm.pitch.commentator import parse
 from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.script import LAST_SCORE, Kind
 from streamingvlm.training.examples import IGNORED_LABEL, Example
-from streamingvlm.training.pitch.casting import Event, counted, draw_cast
+from streamingvlm.training.pitch.casting import Event, Slips, counted, draw_cast
 from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.turns import TurnFormat
 
@@ -30,13 +30,17 @@ class DrillSettings:
     num_lines: lines of a drill.
     everyday_percent: lines that give neither club nor score.
     goal_percent: goals among the others, until the count is full.
+    slips: how often what was said is wrong.
     """
 
     num_lines: int = 22
     everyday_percent: int = 25
     goal_percent: int = 65
+    slips: Slips = field(default_factory=Slips)
 
     def __post_init__(self):
+        if not isinstance(self.slips, Slips):
+            object.__setattr__(self, "slips", Slips(**self.slips))
         if self.num_lines < 2:
             raise ConfigError(f"num_lines={self.num_lines} gives no line to continue from; give 2 or more")
 
@@ -52,13 +56,13 @@ class DrillDataset(DrawnDataset):
     def draw(self, index: int, dice: Dice) -> Example:
         """Return a drill without vision; it asks for what the words before can tell, no colour and no event."""
         cast, first = draw_cast(dice), (dice.below(LAST_SCORE + 1), dice.below(LAST_SCORE + 1))
-        lines = cast.tell(self._events(first, dice), first)
+        said = cast.tell_with_slips(self._events(first, dice), first, self.settings.slips, dice)
         ids = list(self.turns.encode_plain(cast.introduction))
         is_asked = [False] * len(ids)
-        for number, line in enumerate(lines):
+        for number, (line, is_slip) in enumerate(said):
             spoken = self.turns.speech_ids(line)
             ids += spoken
-            is_asked += self._asked(line, len(spoken), knows_score=number > 0)
+            is_asked += self._asked(line, len(spoken), is_known=number > 0 and not is_slip)
         return self._example(f"drill {index}", ids, is_asked)
 
     def _events(self, score: tuple[int, int], dice: Dice) -> list[Event]:
@@ -80,10 +84,10 @@ class DrillDataset(DrawnDataset):
             return Kind.KICK_OFF, side
         return (Kind.GOAL if dice.chance(self.settings.goal_percent) else Kind.THROW_IN), side
 
-    def _asked(self, line: str, num_tokens: int, *, knows_score: bool) -> list[bool]:
+    def _asked(self, line: str, num_tokens: int, *, is_known: bool) -> list[bool]:
         """Of a line's tokens, those that the words before it tell: all that stands behind the colour."""
         call = parse(line)
-        if call.score is None or not knows_score:
+        if call.score is None or not is_known:
             return [False] * num_tokens
         told = len(self.turns.speech_ids(line[: line.index(call.colour) + len(call.colour)]))
         return [False] * told + [True] * (num_tokens - told)

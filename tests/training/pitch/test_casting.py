@@ -6,7 +6,7 @@ import pytest
 
 from streamingvlm.pitch import Kind, Match, parse, say
 from streamingvlm.pitch.dice import Dice
-from streamingvlm.training.pitch.casting import Cast, draw_cast
+from streamingvlm.training.pitch.casting import Cast, Said, Slips, draw_cast
 
 
 @pytest.mark.parametrize("seed", [1, 7, 42])
@@ -31,3 +31,38 @@ def test_sides_differ_in_club_and_colour():
         assert cast.colours[0] != cast.colours[1]
         goal = parse(cast.tell([(Kind.GOAL, 1)])[0])
         assert (goal.colour, goal.club, goal.score) == (cast.colours[1], cast.clubs[1], (0, 1))
+
+
+def test_a_goal_that_slipped_to_the_other_side_is_put_right_by_the_kick_off():
+    cast = Cast(("red", "blue"), ("Rovers", "City"))
+    events = [(Kind.THROW_IN, 0), (Kind.GOAL, 1), (Kind.SILENCE, None), (Kind.KICK_OFF, 0)]
+    assert cast.tell_with_slips(events, (2, 2), Slips(goals_percent=100), Dice(0)) == [
+        Said("throw-in to red, still 2-2"),
+        Said("goal for red! Rovers home 3-2", is_slip=True),
+        Said(""),
+        Said("kick-off for red, 2-3"),
+    ]
+
+
+def test_slips_come_as_often_as_asked_and_all_else_is_what_is_told_without_them():
+    seconds = list(islice(Match(5).seconds(), 4000))
+    events = [(second.kind, second.side) for second in seconds]
+    cast = Cast(("red", "blue"), ("Rovers", "City"))
+    told = cast.tell(events)
+    said = cast.tell_with_slips(events, (0, 0), Slips(goals_percent=20, restated_percent=40), Dice(1))
+    for kind, percent in ((Kind.GOAL, 20), (Kind.THROW_IN, 40)):
+        slips = [line.is_slip for line, event in zip(said, events, strict=True) if event[0] is kind]
+        assert abs(sum(slips) / len(slips) - percent / 100) < 0.12
+    for line, truth, event in zip(said, told, events, strict=True):
+        assert (line.line != truth) == line.is_slip
+        assert parse(line.line).kind == event[0]
+        assert not line.is_slip or event[0] in (Kind.GOAL, Kind.THROW_IN)
+        assert all(0 <= count <= 9 for count in parse(line.line).score or ())
+
+
+@pytest.mark.parametrize("after", [[], [(Kind.THROW_IN, 0)], [(Kind.SILENCE, None)]])
+def test_nothing_slips_that_could_not_be_put_right(after):
+    cast = Cast(("red", "blue"), ("Rovers", "City"))
+    always = Slips(goals_percent=100, restated_percent=100)
+    first_score, goal, *_ = cast.tell_with_slips([(Kind.THROW_IN, 1), (Kind.GOAL, 0), *after], (0, 0), always, Dice(3))
+    assert (first_score.is_slip, goal.is_slip) == (False, False)

@@ -75,9 +75,32 @@ def test_clubs_are_those_of_the_introduction_and_not_of_the_match(footage, turns
 
 def test_clips_of_goals_count_every_one(footage, turns):
     for example in clips(footage, turns, goals_percent=100):
-        assert footage[0].seconds[places_of(example)[1]].kind is Kind.GOAL
         scores = [sum(call.score) for call in map(parse, lines_of(turns, example)) if call.kind is Kind.GOAL]
         assert scores and all(later in (earlier + 1, 1) for earlier, later in pairwise(scores))
+
+
+def test_between_goals_lie_everyday_seconds_up_to_the_gap(footage):
+    gaps = set()
+    for seed in range(20):
+        places = shuffled_goals(footage[0], Dice(seed), gap_turns=3)
+        kinds = [footage[0].seconds[place].kind for place in places]
+        shots = [n for n, kind in enumerate(kinds) if kind is Kind.SHOT]
+        assert all(kinds[n + 1] is Kind.GOAL and kinds[n + 3] is Kind.KICK_OFF for n in shots)
+        gaps |= {shots[0], *(later - earlier - 4 for earlier, later in pairwise(shots))}
+    assert gaps == {0, 1, 2, 3}
+
+
+def test_a_slip_is_heard_and_not_asked_for(footage, turns):
+    slips = {"goals_percent": 100, "restated_percent": 100}
+    num_slips = 0
+    for example in clips(footage, turns, goals_percent=100, slips=slips):
+        asked = lines_of(turns, example)
+        heard = re.findall(r"assistant\n(.*?) \.\.\.", turns.tokenizer.decode(example.input_ids))
+        true = [parse(say(footage[0].seconds[place])) for place in places_of(example)]
+        num_slips += len([line for line in heard if line and line not in asked])
+        assert {parse(line).kind for line in asked} <= {call.kind for call in true}
+        assert all(parse(line).colour in {call.colour for call in true} for line in asked)
+    assert num_slips > 0
 
 
 def test_goals_of_a_match_are_shuffled_whole(footage):
