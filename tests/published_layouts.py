@@ -141,3 +141,74 @@ def livesports_row(video: str, event_id: int, begin_s: float, end_s: float, said
         "preasr_text": before,
         "event_asr_text": said,
     }
+
+
+def ovo_bench_list() -> list[dict]:
+    """OVO-Bench: an entry or two of each kind, of videos a.mp4 and b.mp4 that last at least six seconds."""
+    choice = {"question": "Who has the ball?", "answer": "red", "options": ["red", "blue"], "gt": 0}
+    steps = [{"realtime": 2, "step": "take the ball", "type": 1}, {"realtime": 5.0, "step": "score", "type": 0}]
+    return [
+        {"id": 0, "task": "EPM", "video": "clips/a.mp4", "realtime": 5, **choice},
+        {"id": 7, "task": "HLD", "video": "clips/b.mp4", "realtime": 4, **choice, "gt": 1},
+        {"id": 8, "task": "OCR", "video": "clips/a.mp4", "realtime": 2.04, **choice},
+        {"id": 9, "task": "OJR", "video": "clips/b.mp4", "realtime": 0.03, **choice},
+        {
+            "id": 20,
+            "task": "CRR",
+            "video": "clips/a.mp4",
+            "question": "What does the keeper do?",
+            "answer": "She saves it.",
+            "ask_time": 1,
+            "clue_time": 3,
+            "test_info": [{"realtime": 1, "type": 0}, {"realtime": 4, "type": 1}],
+        },
+        {
+            "id": 21,
+            "task": "SSR",
+            "video": "clips/b.mp4",
+            "tutorial": "Football",
+            "all_steps": ["take the ball", "score"],
+            "start_time": [1, 4],
+            "end_time": [2, 5],
+            "test_info": steps,
+        },
+        {
+            "id": 22,
+            "task": "REC",
+            "video": "clips/b.mp4",
+            "activity": "kicking the ball",
+            "start_times": [1],
+            "end_times": [2],
+            "test_info": [{"realtime": 2, "count": 1}, {"realtime": 6.0, "count": 3}],
+        },
+    ]
+
+
+def streaming_bench_list() -> list[dict]:
+    """StreamingBench's questions_real.json: a video comes back in several entries, an hour may be missing."""
+    options = ["A. Red.", "B. Blue.", "C. Green.", "D. Nobody."]
+    question = {"question": "Who has the ball right now?", "options": options, "required_ability": "working memory"}
+    asked = [("Object Recognition", "00:00:03", "A"), ("Counting", "0:00:05", "B"), ("Counting", "00:02", "D")]
+    questions = [
+        {"task_type": task, "time_stamp": stamp, "answer": answer, **question} for task, stamp, answer in asked
+    ]
+    return [
+        {
+            "time": "[0:00:00 - 0:00:05]",
+            "questions": questions[:2],
+            "video_categories": "football",
+            "video_path": "./videos/sample_1_real.mp4",
+        },
+        {"time": "[0:00:05 - 0:00:06]", "questions": questions[2:], "video_path": "./videos/sample_1_real.mp4"},
+    ]
+
+
+def streaming_bench_table() -> str:
+    """StreamingBench's Real_Time_Visual_Understanding.csv: options as a list in Python's notation."""
+    header = "question_id,task_type,question,time_stamp,answer,options,frames_required,temporal_clue_type"
+    options = "\"['A. Red.', 'B. Blue.', 'C. It\\'s green.', 'D. Nobody.']\""
+    rows = [
+        f"Real-Time Visual Understanding_sample_{sample}_{number},Counting,Who is it?,{stamp},B,{options},single,Prior"
+        for sample, number, stamp in ((1, 1, "00:00:03"), (1, 2, "00:01:05"), (2, 1, "1:00:00"))
+    ]
+    return "\n".join([header, *rows]) + "\n"

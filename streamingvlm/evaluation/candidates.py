@@ -27,7 +27,7 @@ from streamingvlm.endpoint import (
     text_part,
 )
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.clips import Clip, evenly, spread
+from streamingvlm.evaluation.clips import Clip, evenly, num_frames_before, spread
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
@@ -177,8 +177,10 @@ class LastFrames(SessionCandidate):
 
     def seconds_before_question(self, clip: Clip) -> Iterator[Second]:
         """The turns of the newest frames; what came before leaves no trace, so it is not read."""
+        fps = self.video_config.fps
         if clip.is_finite:
-            clip = replace(clip, start_s=max(clip.start_s, clip.end_s - self.window_s))
+            num_skipped = num_frames_before(clip.end_s - clip.start_s, fps) - round(self.window_s * fps)
+            clip = replace(clip, start_s=clip.start_s + max(0, num_skipped) / fps)
         num_turns = round(self.window_s / self.video_config.chunk_s)
         return iter(deque(clip.seconds_to_the_end(self.video_config), maxlen=num_turns))
 

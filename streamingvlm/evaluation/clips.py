@@ -48,7 +48,7 @@ class Clip:
                 yield second
 
     def seconds_to_the_end(self, config: VideoConfig) -> Iterator[Second]:
-        """Read all turns that begin in the clip; the last one holds its newest frame that is not after the clip's end.
+        """Read all turns that begin in the clip; the last one is held at the newest frame before the clip's end.
 
         Raises VideoError where the file cannot be watched or the clip holds no frame.
         """
@@ -66,11 +66,16 @@ class Clip:
         return math.isfinite(self.end_s)
 
 
+def num_frames_before(time_s: float, fps: float) -> int:
+    """Frames of a clip that lie before a time in it; the first one is at 0."""
+    return math.ceil(time_s * fps - TIME_SLACK_S)
+
+
 def _held_at(second: Second, end_s: float, fps: float) -> Second:
     """The second as it is known at ``end_s``: where frames are still to come, the newest one is shown again."""
     if end_s >= second.end_s:
         return second
-    num_seen = math.floor((end_s - second.start_s) * fps + TIME_SLACK_S) + 1
+    num_seen = num_frames_before(end_s - second.start_s, fps)
     newest = torch.arange(len(second.frames)).clamp(max=num_seen - 1)
     return replace(second, frames=second.frames[newest])
 

@@ -1,6 +1,6 @@
 """LongVideoBench, VideoMME, MVBench and the like: an adapter by which lmms-eval runs its tasks on our candidates.
 
-lmms-eval finds it by the entry point ``lmms_eval.models``; it is imported when it asks, and never otherwise:
+lmms-eval finds it by its entry point (lmms_manifest.py) and imports it when it is asked for:
 
     python -m lmms_eval --model streamingvlm --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct --tasks videomme
 
@@ -21,18 +21,10 @@ from streamingvlm.evaluation.ordinary import OrdinaryGeneration
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME = "streamingvlm"
 _CANDIDATES = {"session": SessionCandidate, "last_frames": LastFrames, "ordinary": OrdinaryGeneration}
 _GROUPS = ("cache", "video", "sampling")
 _LIKELIHOOD = "a stream answers in words and gives no likelihoods; choose a task of output_type generate_until"
 _ROUNDS = "one question is answered at a time; choose a task of output_type generate_until"
-
-
-def manifest():
-    """How lmms-eval's registry is told of the model (its ``ModelManifest``)."""
-    from lmms_eval.models.registry_v2 import ModelManifest
-
-    return ModelManifest(model_id=MODEL_NAME, simple_class_path=f"{__name__}.StreamingLMM")
 
 
 def __getattr__(name: str):

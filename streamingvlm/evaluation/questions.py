@@ -23,7 +23,7 @@ _LEAD = re.compile(
 )
 _REASON = r"(?:because|since|as)"
 # A letter, or a yes, stands for an answer only where no ordinary word follows: "A man" is no A, "No idea" is no No.
-_ENDS = rf"\b(?![-'’])(?:(?!\s+\w)|(?=\s+{_REASON}\b))"
+_ENDS = rf"\b(?![-'’])(?:(?![^\S\n]+\w)|(?=\s+{_REASON}\b))"
 _LETTER = re.compile(rf"[\s*\"'“(\[]*([A-Za-z]){_ENDS}")
 _ANOTHER_LETTER = re.compile(r"[\s*\"'”)\].]*(?:,|/|&|\band\b|\bor\b)\s*[*\"'“(\[]*[A-Za-z]\b(?!['’])")
 _YES_NO = re.compile(rf"[\s*\"'“(\[]*(yes|no|y|n)(?:{_ENDS}|\b(?=\s+(?:he|it|she|the|there|they|this|that)\b))", re.I)
@@ -68,7 +68,7 @@ class MultipleChoice:
             named = letter[1].upper()
             is_one = not _ANOTHER_LETTER.match(body, letter.end())
             return named if is_one and named in string.ascii_uppercase[: len(self.options)] else None
-        same = [index for index, option in enumerate(self.options) if _plain(option) == _plain(body)]
+        same = [index for index, option in enumerate(self.options) if _plain(option) == _plain(body) != ""]
         return string.ascii_uppercase[same[0]] if len(same) == 1 else None
 
 
