@@ -119,13 +119,17 @@ class ClipDataset(DrawnDataset):
         return places, [said[place] for place in places], self._previous_ids(cast, said[: places[0]], dice)
 
     def _goals(self, film: Footage, cast: Cast, events: list[Event], dice: Dice) -> Clip:
-        """Goals in any order, after a line that gives the score and what was said of other goals."""
+        """Goals in any order, after a line that gives the score and what was said of other goals.
+
+        A goal that slips to the other side looks like one of that side, too: the kick-off alone tells whose it was.
+        """
         places = shuffled_goals(film, dice, gap_turns=self.settings.goal_gap_turns)
         told = [(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
         score_line, *said = cast.tell_with_slips(told, _any_score(dice), self.settings.slips, dice, self.style)
         first = dice.below(max(1, len(places) - self.settings.clip_turns + 1))
         clip = slice(first, first + self.settings.clip_turns)
-        return places[clip], said[clip], self._previous_ids(cast, [score_line, *said[:first]], dice)
+        seen = _pictures_of_slips(places, said, events, dice)
+        return seen[clip], said[clip], self._previous_ids(cast, [score_line, *said[:first]], dice)
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
         """The seconds of a stretch."""
@@ -192,6 +196,19 @@ def shuffled_goals(film: Footage, dice: Dice, *, gap_turns: int = 0) -> list[int
         places += everyday[start : start + num_before]
         places += range(goal - 1, goal - 1 + _GOAL_S)
     return places
+
+
+def _pictures_of_slips(places: list[int], said: list[Said], events: list[Event], dice: Dice) -> list[int]:
+    """The places to be shown: for a goal that slips those of a goal of the other side, where the match has one."""
+    shown = list(places)
+    for number, (place, (_, is_slip)) in enumerate(zip(places, said, strict=True)):
+        if not (is_slip and events[place][0] is Kind.GOAL):
+            continue
+        others = [p for p in places if events[p] == (Kind.GOAL, 1 - events[place][1])]
+        if others:
+            other = others[dice.below(len(others))]
+            shown[number - 1 : number + 2] = range(other - 1, other + 2)  # from the shot to the silence
+    return shown
 
 
 def _any_score(dice: Dice) -> tuple[int, int]:
