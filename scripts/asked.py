@@ -11,9 +11,9 @@ from rich.progress import Progress
 
 from streamingvlm.atomic import write_json
 from streamingvlm.errors import ConfigError, DataError
-from streamingvlm.evaluation.asking import AnswerBook, Asked, ask_all
-from streamingvlm.evaluation.candidates import Candidate, candidate_from
-from streamingvlm.evaluation.questions import Item, tabulate
+from streamingvlm.evaluation.asked.asking import AnswerBook, Asked, ask_all
+from streamingvlm.evaluation.asked.questions import Item, tabulate
+from streamingvlm.evaluation.candidates.candidates import Candidate, candidate_from
 
 
 def question_file(options: dict[str, Any]) -> tuple[Path, Path]:

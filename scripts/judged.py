@@ -18,10 +18,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from streamingvlm.atomic import write_json
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.candidates import Candidate, EndpointCandidate, candidate_from
-from streamingvlm.evaluation.commentary_files import CommentedChunk
-from streamingvlm.evaluation.generation import Assignment, CommentStore, generate
-from streamingvlm.evaluation.judging import Comparison, Judge, Verdict, WinRate, win_rate
+from streamingvlm.evaluation.candidates.candidates import Candidate, EndpointCandidate, candidate_from
+from streamingvlm.evaluation.judged.commentary_files import CommentedChunk
+from streamingvlm.evaluation.judged.generation import Assignment, CommentStore, generate
+from streamingvlm.evaluation.judged.judging import Comparison, Judge, Verdict, WinRate, win_rate
 
 
 class Side:

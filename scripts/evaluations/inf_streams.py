@@ -7,9 +7,9 @@ from typing import Any
 
 from judged import Side, existing, judge_and_tell, open_judge, tell_cost
 
-from streamingvlm.evaluation.commentary_files import CommentedChunk, read_commentary, write_commentary
-from streamingvlm.evaluation.generation import Assignment
-from streamingvlm.evaluation.inf_streams import (
+from streamingvlm.evaluation.judged.commentary_files import CommentedChunk, read_commentary, write_commentary
+from streamingvlm.evaluation.judged.generation import Assignment
+from streamingvlm.evaluation.judged.inf_streams import (
     INSTRUCTIONS,
     Game,
     InfStreamsConfig,

@@ -6,8 +6,8 @@ from typing import Any
 
 from judged import Side, existing, judge_and_tell, open_judge, tell_cost
 
-from streamingvlm.evaluation.generation import Assignment
-from streamingvlm.evaluation.livesports import (
+from streamingvlm.evaluation.judged.generation import Assignment
+from streamingvlm.evaluation.judged.livesports import (
     INSTRUCTIONS,
     Event,
     comparisons,

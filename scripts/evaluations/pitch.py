@@ -10,10 +10,10 @@ from streamingvlm.atomic import write_json
 from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.documents import check_writable
-from streamingvlm.evaluation.pitch import evaluate_pitch
-from streamingvlm.evaluation.pitch_report import as_watched
-from streamingvlm.evaluation.pitch_run import PitchRun, write_run
-from streamingvlm.evaluation.report import write_report
+from streamingvlm.evaluation.pitch.match import evaluate_pitch
+from streamingvlm.evaluation.pitch.page import as_watched
+from streamingvlm.evaluation.pitch.run import PitchRun, write_run
+from streamingvlm.evaluation.report.page import write_report
 from streamingvlm.pitch.styles import STYLES
 
 

@@ -13,13 +13,13 @@ from streamingvlm.atomic import write_json
 from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.documents import check_writable, write_part
-from streamingvlm.evaluation.pitch import Limits
-from streamingvlm.evaluation.pitch_figures import draw
-from streamingvlm.evaluation.pitch_jobs import Job, Setup, read_runs, watch_missing
-from streamingvlm.evaluation.pitch_report import as_watched
-from streamingvlm.evaluation.pitch_summary import Result
-from streamingvlm.evaluation.pitch_tables import Table, table_named
-from streamingvlm.evaluation.report import write_report
+from streamingvlm.evaluation.pitch.figures import draw
+from streamingvlm.evaluation.pitch.jobs import Job, Setup, read_runs, watch_missing
+from streamingvlm.evaluation.pitch.match import Limits
+from streamingvlm.evaluation.pitch.page import as_watched
+from streamingvlm.evaluation.pitch.summary import Result
+from streamingvlm.evaluation.pitch.tables import Table, table_named
+from streamingvlm.evaluation.report.page import write_report
 
 
 def evaluate(options: dict[str, Any]):

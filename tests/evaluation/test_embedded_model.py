@@ -2,7 +2,7 @@
 
 import pytest
 
-from streamingvlm.evaluation.pitch import evaluate_pitch
+from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.inference.session import StreamingSession
 
 UNSEEN_SEED = 1007

@@ -8,7 +8,7 @@ import yaml
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.pitch import evaluate_pitch
+from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.pitch.styles import RADIO
 from streamingvlm.training.adapters import merge
 from streamingvlm.training.pitch.recipe import FootagePlan

@@ -1,0 +1,1 @@
+"""Who is evaluated, and the clips that all of them are shown."""

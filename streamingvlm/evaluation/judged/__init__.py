@@ -1,0 +1,1 @@
+"""Benchmarks in which a language model says which of two commentaries is better."""

@@ -1,0 +1,140 @@
+"""From runs to a table: what is measured, its mean over seeds with an interval, as Markdown and as JSON."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan, sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+from streamingvlm.evaluation.pitch.run import PitchRun, none_if_nan
+from streamingvlm.evaluation.pitch.tables import FIFTHS, Row, Table
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a run, and how many digits of it are shown."""
+
+    of: Callable[[PitchRun], float]
+    digits: int = 3
+
+
+def _fifth(number: int) -> Measure:
+    return Measure(lambda run: run.fifths[number].macro_f1)
+
+
+MEASURES: Mapping[str, Measure] = {
+    "macro-F1": Measure(lambda run: run.report.macro_f1),
+    "lines right": Measure(lambda run: run.right_share),
+    "side": Measure(lambda run: run.report.side_accuracy),
+    "club": Measure(lambda run: run.report.club_accuracy),
+    "score": Measure(lambda run: run.report.score_accuracy),
+    "score at goals": Measure(lambda run: run.report.goal_score_accuracy),
+    "silence": Measure(lambda run: run.report.silence_f1),
+    "late": Measure(lambda run: run.report.late_share),
+    "delay s": Measure(lambda run: run.report.mean_delay_s, 1),
+    "ms a token": Measure(lambda run: 1e3 * run.token_s, 1),
+    "cache tokens": Measure(lambda run: run.max_cache_tokens, 0),
+    "watched s": Measure(lambda run: len(run.watched), 0),
+    **{name: _fifth(number) for number, name in enumerate(FIFTHS[:5])},
+    FIFTHS[5]: Measure(lambda run: _ratio(run.fifths[4].macro_f1, run.fifths[0].macro_f1)),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and half its interval: nan where one seed tells nothing of the spread."""
+
+    mean: float
+    half_width: float
+
+    def text(self, digits: int) -> str:
+        """As a cell of a table: "–" where no seed had anything to judge."""
+        if isnan(self.mean):
+            return "–"
+        spread = "" if isnan(self.half_width) else f" ± {self.half_width:,.{digits}f}"
+        return f"{self.mean:,.{digits}f}{spread}"
+
+
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of one value a seed, with Student's interval over the seeds; seeds that have none are left out.
+
+    Not a bootstrap: three seeds can be drawn again in ten ways only, and the interval would be too narrow.
+    """
+    known = [float(value) for value in values if not isnan(value)]
+    if not known:
+        return Estimate(nan, nan)
+    if len(known) == 1:
+        return Estimate(known[0], nan)
+    from scipy.stats import t as student  # an extra: whoever scores a single stream needs it not
+
+    quantile = float(student.ppf((1 + confidence) / 2, len(known) - 1))
+    return Estimate(fmean(known), quantile * stdev(known) / sqrt(len(known)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A table with the runs of each row, in the order of the rows and of the seeds."""
+
+    table: Table
+    runs: Mapping[str, Sequence[PitchRun]]
+
+    def estimates(self, row: Row) -> dict[str, Estimate]:
+        """The figures of a row, column by column."""
+        return {name: estimate([MEASURES[name].of(run) for run in self.runs[row.name]]) for name in self.table.columns}
+
+    def markdown(self) -> str:
+        """The table for people, without a heading."""
+        heads = ["", *self.table.columns, *([self.table.paper] if self.table.paper else [])]
+        rows = [heads, ["---"] * len(heads), *(self._cells(row) for row in self.table.rows)]
+        lines = [f"| {' | '.join(cells)} |" for cells in rows]
+        return "\n".join([*lines, "", *self._notes()])
+
+    def _cells(self, row: Row) -> list[str]:
+        figures = [figure.text(MEASURES[name].digits) for name, figure in self.estimates(row).items()]
+        return [row.name, *figures, *([row.paper or "–"] if self.table.paper else [])]
+
+    def _notes(self) -> list[str]:
+        runs = self.runs[self.table.rows[0].name]
+        seeds = ", ".join(str(run.seed) for run in runs)
+        spread = f"; mean ± half the {CONFIDENCE:.0%} interval of Student's t over the seeds" if len(runs) > 1 else ""
+        matches = "Matches of seeds" if len(runs) > 1 else "Match of seed"
+        facts = f"{matches} {seeds}, {len(runs[0].seconds):,} s each{spread}."
+        ended = [
+            f"{run.name}, seed {run.seed}: {run.stopped}." for row in self.runs.values() for run in row if run.stopped
+        ]
+        return [line for line in (f"{facts} {self.table.note}".strip(), " ".join(ended)) if line]
+
+    def document(self) -> dict[str, Any]:
+        """The same for programs: every value, seeds, commits and settings."""
+        runs = [run for row in self.runs.values() for run in row]
+        return {
+            "table": self.table.name,
+            "title": self.table.title,
+            "seeds": [run.seed for run in self.runs[self.table.rows[0].name]],
+            "duration_s": len(runs[0].seconds),
+            "commits": sorted({run.commit for run in runs if run.commit}),
+            "rows": [self._row_document(row) for row in self.table.rows],
+        }
+
+    def _row_document(self, row: Row) -> dict[str, Any]:
+        runs = self.runs[row.name]
+        return {
+            "name": row.name,
+            "paper": row.paper or None,
+            "settings": runs[0].settings,
+            "figures": {
+                name: {
+                    "mean": none_if_nan(figure.mean),
+                    "half_width": none_if_nan(figure.half_width),
+                    "by_seed": [none_if_nan(MEASURES[name].of(run)) for run in runs],
+                }
+                for name, figure in self.estimates(row).items()
+            },
+            "stopped": [run.stopped for run in runs],
+        }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else nan
