@@ -151,7 +151,8 @@ def test_a_refusal_stops_and_what_was_answered_is_kept(clean):
 
 
 def test_the_estimate_comes_before_and_is_near_what_is_asked(tmp_path):
-    words = tuple(Word(w.start_s, w.end_s, "word" if i % 12 else "end.") for i, w in enumerate(TEN_MINUTES.words))
+    # Numbered: of two segments that are one question, the second is asked or not as the threads happen to run.
+    words = tuple(Word(w.start_s, w.end_s, f"word{i}" if i % 12 else "end.") for i, w in enumerate(TEN_MINUTES.words))
     with ChatServer(keep_all) as server:
         config = EndpointConfig("m", server.url, api_key_env=None, usd_per_million_in=1.0, usd_per_million_out=4.0)
         cleaner = Cleaner(ChatEndpoint(config, tmp_path), CleaningConfig())
