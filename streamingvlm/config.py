@@ -49,8 +49,6 @@ class CacheConfig:
         self._check_text_limits()
         if self.recompute and self.positions == "native":
             raise ConfigError("cache.recompute=true renumbers what it keeps; use cache.positions=contiguous with it")
-        if self.reread_text and self.positions == "native":
-            raise ConfigError("cache.reread_text=true renumbers what it reads; give false for cache.positions=native")
 
     def _check_text_limits(self):
         sizes = {name: getattr(self, name) for name in ("text_sink_tokens", "text_window_tokens")}

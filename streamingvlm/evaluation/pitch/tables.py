@@ -82,7 +82,7 @@ def _positions(base: CacheConfig, fps: float, checkpoints: Mapping) -> Table:
         "Rotary positions",
         (
             Row("contiguous", {"positions": "contiguous"}, paper="66.18"),
-            Row("native", {"positions": "native", "reread_text": False}, paper="25.09"),
+            Row("native", {"positions": "native"}, paper="25.09"),
         ),
         paper=_WIN_RATE,
         by_time=True,
