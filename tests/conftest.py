@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -155,3 +156,29 @@ def carried_golden() -> Path:
 def full_golden() -> Path | None:
     """Give the full recording where it is beside the checkout, else None."""
     return full_golden_folder()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder to run in; Hydra's switch for errors is put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    return tmp_path
+
+
+@pytest.fixture
+def run_script(folder, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a script, given as its module, in this process; returns exit code, standard output and standard error."""
+
+    def run_with(script: ModuleType, *words):
+        import command_line
+
+        monkeypatch.setattr("sys.argv", [f"{script.__name__}.py", *map(str, words)])
+        code = 0
+        try:
+            command_line.run(script.main, script.COMMAND_LINE)
+        except SystemExit as exit_:
+            code = exit_.code
+        return code, *capsys.readouterr()
+
+    return run_with

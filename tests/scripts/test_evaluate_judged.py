@@ -1,12 +1,12 @@
 """The commands of the judged benchmarks, on small videos in the published layouts, against a real server."""
 
 import json
+from functools import partial
 from itertools import islice
 
 import evaluate
 import pytest
 from chat_server import ChatServer
-from command_line import run
 from published_layouts import candidate_line, inf_streams_line, livesports_row, write_lines
 
 from streamingvlm.pitch import Match, say, write_mp4
@@ -39,28 +39,10 @@ def published(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty folder to run in; Hydra's switch for errors is put back afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    return tmp_path
-
-
 @pytest.fixture
-def evaluate_here(monkeypatch, capsys):
+def evaluate_here(run_script):
     """Run the script in this process; returns exit code, standard output and standard error."""
-
-    def run_script(*words):
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, words)])
-        code = 0
-        try:
-            run(evaluate.main, evaluate.COMMAND_LINE)
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run_script
+    return partial(run_script, evaluate)
 
 
 def judged_by(server, **settings):

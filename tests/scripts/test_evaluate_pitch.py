@@ -10,28 +10,15 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from command_line import run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 TABLES = ("benchmark=pitch_tables", "duration_s=4", "tables=[positions]")
 
 
 @pytest.fixture
-def evaluate_here(tmp_path, monkeypatch, capsys):
+def evaluate_here(run_script):
     """Run the script in this process; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-
-    def run_script(*words):
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *words, "model.device=cpu"])
-        code = 0
-        try:
-            run(evaluate.main, evaluate.COMMAND_LINE)
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run_script
+    return lambda *words: run_script(evaluate, *words, "model.device=cpu")
 
 
 def test_one_stream_is_scored_kept_and_shown(evaluate_here, tmp_path):

@@ -1,11 +1,11 @@
 """The commands of the benchmarks of questions, on small matches in the published layouts, with the embedded model."""
 
 import json
+from functools import partial
 
 import evaluate
 import pytest
 from chat_server import ChatServer
-from command_line import run
 from published_layouts import ovo_bench_list, streaming_bench_list, write_lines
 
 from streamingvlm.pitch import write_mp4
@@ -27,28 +27,10 @@ def published(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty folder to run in; Hydra's switch for errors is put back afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    return tmp_path
-
-
 @pytest.fixture
-def evaluate_here(monkeypatch, capsys):
+def evaluate_here(run_script):
     """Run the script in this process; returns exit code, standard output and standard error."""
-
-    def run_script(*words):
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, words)])
-        code = 0
-        try:
-            run(evaluate.main, evaluate.COMMAND_LINE)
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run_script
+    return partial(run_script, evaluate)
 
 
 def kept(folder, benchmark):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import av
@@ -15,35 +16,18 @@ import numpy as np
 import pytest
 import stream
 import watching
-from command_line import run
 
 ROOT = Path(__file__).parents[2]
 MATCH = ROOT / "streamingvlm" / "assets" / "pitch" / "match.mp4"
 PITCH = MATCH.parent
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty folder to run in; Hydra's switch for errors is put back afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture
-def stream_here(monkeypatch, capsys):
+def stream_here(run_script):
     """Run the script in this process; returns exit code, standard output and standard error."""
-
-    def run_script(*words):
-        monkeypatch.setattr("sys.argv", ["stream.py", *map(str, words)])
-        code = 0
-        try:
-            run(stream.main, stream.COMMAND_LINE)
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run_script
+    return partial(run_script, stream)
 
 
 def start(*words):
