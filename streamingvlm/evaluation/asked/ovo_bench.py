@@ -4,14 +4,13 @@ Reads the published list of questions (ovo_bench_new.json, Li et al., arXiv 2501
 ends when the question is asked; forward tasks ask again and again as the video goes on.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from streamingvlm.data.sources import inside
 from streamingvlm.errors import ConfigError, DataError
-from streamingvlm.evaluation.asked.questions import Count, Item, MultipleChoice, YesNo
+from streamingvlm.evaluation.asked.questions import Count, Item, MultipleChoice, YesNo, published_list
 from streamingvlm.evaluation.candidates.candidates import Clip
 
 CATEGORIES = {
@@ -36,7 +35,7 @@ def read_ovo_bench(
         raise ConfigError(f"tasks: {unknown[0]} is unknown; choose of {', '.join(_CATEGORY)}")
     taken: dict[str, int] = {}
     items = []
-    for number, entry in enumerate(_entries(path)):
+    for number, entry in enumerate(published_list(path, "ovo_bench_new.json")):
         where = f"{path}: entry {number}"
         task = _task(entry, where)
         if (tasks and task not in tasks) or taken.get(task, 0) == num_entries:
@@ -48,18 +47,6 @@ def read_ovo_bench(
     if len({item.name for item in items}) < len(items):
         raise DataError(f"{path} has an id twice; give ovo_bench_new.json as it was published")
     return items
-
-
-def _entries(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON; download ovo_bench_new.json again") from error
-    if not isinstance(entries, list):
-        raise DataError(f"{path} holds no list of questions; give ovo_bench_new.json")
-    return entries
 
 
 def _task(entry: Any, where: str) -> str:

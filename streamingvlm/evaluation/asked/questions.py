@@ -3,6 +3,7 @@
 An answer that cannot be read is invalid: it counts as asked and not as right, and is never taken for an option.
 """
 
+import json
 import math
 import re
 import string
@@ -10,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, starmap
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from streamingvlm.errors import DataError
 from streamingvlm.evaluation.candidates.candidates import Clip
 from streamingvlm.evaluation.statistics import bootstrap_interval
 
@@ -34,6 +37,19 @@ _NUMBER_WORDS = {
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
     )
 }
+
+
+def published_list(path: Path, published_name: str) -> list[Any]:
+    """Read a published file that is one JSON list of questions. Raises DataError, which names what to download."""
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON; download {published_name} again") from error
+    if not isinstance(entries, list):
+        raise DataError(f"{path} holds no list of questions; give {published_name}")
+    return entries
 
 
 class Question(Protocol):

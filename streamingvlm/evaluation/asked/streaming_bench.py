@@ -6,7 +6,6 @@ Real_Time_Visual_Understanding.csv of the dataset. A clip ends at the question's
 
 import ast
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from streamingvlm.data.sources import inside
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.asked.questions import Item, MultipleChoice
+from streamingvlm.evaluation.asked.questions import Item, MultipleChoice, published_list
 from streamingvlm.evaluation.candidates.candidates import Clip
 
 CATEGORY = "real-time visual understanding"
@@ -50,7 +49,7 @@ Row = tuple[str, str, str, Mapping[str, Any]]  # where, the question's name, its
 
 def _rows_of_json(path: Path) -> Iterator[Row]:
     num_asked: Counter[str] = Counter()
-    for number, entry in enumerate(_json_list(path)):
+    for number, entry in enumerate(published_list(path, "questions_real.json")):
         where = f"{path}: entry {number}"
         try:
             video, questions = str(entry["video_path"]), list(entry["questions"])
@@ -59,18 +58,6 @@ def _rows_of_json(path: Path) -> Iterator[Row]:
         for question in questions:
             num_asked[video] += 1
             yield where, f"{Path(video).stem}:{num_asked[video]}", video, question
-
-
-def _json_list(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON; download questions_real.json again") from error
-    if not isinstance(entries, list):
-        raise DataError(f"{path} holds no list of questions; give questions_real.json")
-    return entries
 
 
 def _rows_of_csv(path: Path) -> Iterator[Row]:
