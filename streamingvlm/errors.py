@@ -27,3 +27,7 @@ class DataError(StreamingVLMError):
 
 class EndpointError(StreamingVLMError):
     """A language model behind an address does not answer, or not in the way it was asked to."""
+
+
+class EngineFull(StreamingVLMError):
+    """An engine has no room for another stream, or for more of one."""

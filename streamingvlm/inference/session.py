@@ -1,34 +1,34 @@
 """One stream of video, watched second by second: the notebook's handle.
 
 The weights and the stream are two objects. A session holds all that changes while a stream runs, and nothing else does.
+It is a slot of an engine (engine.py): of one of its own, or of one that serves many streams.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from streamingvlm.cache.eviction import capacity_tokens, plan_eviction
-from streamingvlm.cache.layout import CacheLayout, Kind
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least, resolve
+from streamingvlm.cache.layout import CacheLayout
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
 from streamingvlm.inference.decoder import StreamingDecoder
+from streamingvlm.inference.engine import Engine
+from streamingvlm.inference.job import HeardTurn, SpokenTurn
 from streamingvlm.inference.sampling import Sampler
+from streamingvlm.inference.setup import StreamSetup
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
-from streamingvlm.model.stream_settings import contradictions
-from streamingvlm.turns import Turn, TurnFormat
+from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
 from streamingvlm.video.reader import VideoReader, open_video
 
-_LOG = logging.getLogger(__name__)
-
-# The longest time label and turn number that a stream may reach: four months of seconds.
-_LAST_TURN_S = 9_999_999.0
+if TYPE_CHECKING:
+    from streamingvlm.inference.job import Job
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Commentary:
     """What was said of one turn.
 
     start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
-    latency_s: seconds of work from the frames to the last word.
+    latency_s: seconds from the frames to the last word, in an engine with those of waiting for other streams.
     """
 
     start_s: float
@@ -60,7 +60,8 @@ class StreamingSession:
     """Watches one stream with one model and says what happens, from a cache that stays within its bound.
 
     query: an instruction that stands for the whole stream; previous_text: what was said before it began;
-    on_token: called with each new piece of text as it is decoded.
+    on_token: called with each new piece of text as it is decoded, in the thread that runs the model.
+    engine: the engine that serves the stream, by default one of its own; ``Engine.open`` gives it.
     """
 
     def __init__(
@@ -73,30 +74,24 @@ class StreamingSession:
         query: str = "",
         previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
+        engine: Engine | None = None,
     ):
+        setup = StreamSetup.of(
+            model, cache=cache, video=video, sampling=sampling, query=query, previous_text=previous_text
+        )
         self.model = model
-        self.cache_config = resolve(CacheConfig, cache, model.stream_defaults)
-        self.video_config = resolve(VideoConfig, video, model.stream_defaults)
-        self.sampling_config = resolve(SamplingConfig, sampling, model.stream_defaults)
+        self.cache_config, self.video_config, self.sampling_config = setup.cache, setup.video, setup.sampling
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
         self.reader: VideoReader | None = None
-        self.vision = model.vision_encoder(
-            min_pixels=self.video_config.min_pixels,
-            max_pixels=self.video_config.max_pixels,
-            resize=self.video_config.resize,
-        )
-        self.format = TurnFormat.of(model.tokenizer, model.family, self.video_config)
-        if differing := contradictions(self.video_config, model.stream_defaults):
-            _LOG.warning("%s is shown turns unlike those of its training: %s", model.name, ", ".join(differing))
-        self.decoder = StreamingDecoder(
-            model,
-            self.cache_config,
-            capacity=self._capacity_tokens(),
-            max_reply_tokens=self.sampling_config.max_new_tokens,
-        )
-        self.sampler = Sampler(self.sampling_config, model.device)
+        self.vision = setup.vision
+        self.format = setup.format
+        self._capacity_tokens = setup.capacity_tokens()
+        self.engine = Engine(model, num_slots=1) if engine is None else engine
+        kv, self.slot = self.engine.admit_(self, self._capacity_tokens)
+        self.decoder = StreamingDecoder(model, self.cache_config, kv)
+        self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
         self.reset()
 
     @classmethod
@@ -110,11 +105,25 @@ class StreamingSession:
         return cls(load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION), **settings)
 
     def reset(self):
-        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start."""
-        self.decoder.clear_()
-        self.sampler.reset_()
-        self.num_turns = 0
-        self.stats = SessionStats(capacity_tokens=self._capacity_tokens())
+        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start.
+
+        What was submitted and is not done yet is cancelled.
+        """
+        with self.engine.without(self):
+            self.decoder.clear_()
+            self.sampler.reset_()
+            self.num_turns = 0
+            self.stats = SessionStats(capacity_tokens=self._capacity_tokens)
+
+    def close(self):
+        """Leave the engine: its memory is another stream's. What was submitted and is not done yet is cancelled."""
+        self.engine.dismiss_(self)
+
+    def __enter__(self) -> "StreamingSession":
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
 
     @property
     def layout(self) -> CacheLayout:
@@ -143,7 +152,6 @@ class StreamingSession:
                 return
             yield self.step(second)
 
-    @torch.inference_mode()
     def step(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
     ) -> Commentary:
@@ -155,35 +163,37 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        if max_new_tokens is not None:
-            at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
-        started = time.perf_counter()
-        turn = self._take_in(frames, question)
-        reply: list[int] = []
-        try:
-            self._speak_(reply, max_new_tokens or self.sampling_config.max_new_tokens)
-        finally:  # after Ctrl-C, too: a turn that was opened is closed with what was said, and the next one can follow
-            self.decoder.close_(self.format.close_turn(turn, reply))
-            self.num_turns += 1
-        return self._turn_done(turn, started, self.format.spoken_text(reply), len(reply))
+        return self._do(self._spoken_turn(frames, question, max_new_tokens))
 
-    @torch.inference_mode()
+    def submit(
+        self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
+    ) -> Future[Commentary]:
+        """Hand over one turn, as ``step`` does, and go on; turns of a stream are taken in the order of their coming.
+
+        The turn is done by the engine's worker, or where there is none by whoever next waits for the engine.
+        """
+        return self.engine.submit(self._spoken_turn(frames, question, max_new_tokens))
+
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
         """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
 
         The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
         in ``step``.
         """
-        started = time.perf_counter()
-        turn = self._take_in(frames, question)
-        try:
-            with self.stats.stage("prefill"):
-                self.decoder.hear_(*self.format.given_reply(turn, words))
-        finally:
-            self.num_turns += 1
-        return self._turn_done(turn, started, " ".join(words.split()), 0)
+        return self._do(HeardTurn(self, frames, words, question))
 
-    def _turn_done(self, turn: Turn, started: float, text: str, num_tokens: int) -> Commentary:
+    def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
+        if max_new_tokens is not None:
+            at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
+        return SpokenTurn(self, frames, question, max_new_tokens or self.sampling_config.max_new_tokens)
+
+    def _do(self, job: "Job") -> Any:
+        self.engine.submit(job)
+        return self.engine.wait_for(job)
+
+    def turn_done_(self, turn: Turn, started: float, text: str, num_tokens: int) -> Commentary:
+        """Count a turn that was closed; ``started``: when it was handed over, by the performance counter."""
+        self.num_turns += 1
         latency_s = time.perf_counter() - started
         self.stats.turn_done_(
             stream_s=turn.end_s - turn.start_s,
@@ -192,78 +202,3 @@ class StreamingSession:
             cache_tokens=self.decoder.num_tokens,
         )
         return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s)
-
-    def _next_second(self, frames: torch.Tensor) -> Second:
-        chunk_s = self.video_config.chunk_s
-        return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
-
-    def _take_in(self, frames: torch.Tensor | Second, question: str) -> Turn:
-        """From frames to a turn that awaits its reply: encode, evict, append."""
-        second = frames if isinstance(frames, Second) else self._next_second(frames)
-        with self.stats.stage("vision"):
-            vision = self.vision.features(second.frames)
-        turn = Turn(self.num_turns, second.start_s, second.end_s, vision.grid)
-        with self.stats.stage("evict"):
-            opens = self._make_room(turn)
-            self._append(turn, self.query if opens else "", question)
-            self.decoder.see_(turn.index, vision)
-        return turn
-
-    def _make_room(self, turn: Turn) -> bool:
-        """Let go what the policy does not keep; return whether the stream opens, or opens anew, with this turn."""
-        opens = not self.layout.segments
-        if opens:
-            self.decoder.extend_(self.format.prologue(self.previous_text))
-        eviction = plan_eviction(
-            self.layout, self.cache_config, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s
-        )
-        self.decoder.evict_(eviction)
-        if eviction.restart:
-            self.decoder.extend_(self.format.prologue(self.previous_text))
-        return opens or eviction.restart
-
-    def _append(self, turn: Turn, query: str, question: str):
-        last = self.layout.segments[-1]
-        if last.kind is Kind.REPLY_END:
-            self.decoder.extend_(self.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
-        self.decoder.extend_(self.format.open_turn(turn, query, question))
-
-    def _speak_(self, reply: list[int], max_new_tokens: int):
-        """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one."""
-        with self.stats.stage("prefill"):
-            self.sampler.see_only_(self.decoder.ids)
-            self.decoder.max_reply_tokens = max_new_tokens
-            logits = self.decoder.prefill_()
-        said = ""
-        with self.stats.stage("decode"):
-            while True:
-                reply.append(self.sampler.choose_(logits))
-                said = self._tell(reply, said)
-                if reply[-1] in self.format.stop_ids or len(reply) == max_new_tokens:
-                    return
-                logits = self.decoder.speak_(reply[-1])
-
-    def _tell(self, reply: list[int], said: str) -> str:
-        """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""
-        if self.on_token is None:
-            return said
-        text = self.format.spoken_text(reply)
-        if text == said or text.endswith("\ufffd"):
-            return said
-        self.on_token(text[len(said) :])
-        return text
-
-    def _capacity_tokens(self) -> int | None:
-        """The most tokens that the cache will hold, from the largest turn that these settings allow."""
-        turn = Turn(0, _LAST_TURN_S, _LAST_TURN_S, self.vision.largest_grid(self.video_config.num_frames))
-        previous_tokens = len(self.format.encode_plain(self.previous_text))
-        markup_tokens = len(self.format.prologue()) + len(self.format.standing_query(turn, self.query))
-        reply_tokens = self.sampling_config.max_new_tokens + 1
-        turn_tokens = len(self.format.line_feed(turn) + self.format.open_turn(turn)) + reply_tokens
-        return capacity_tokens(
-            self.cache_config,
-            markup_tokens=markup_tokens,
-            previous_tokens=previous_tokens,
-            turn_tokens=turn_tokens,
-            chunk_s=self.video_config.chunk_s,
-        )
