@@ -4,6 +4,9 @@ The host's picture (layout, ids, positions) and the device's tensors (KVCache) a
 picture have no keys yet: the last one or two of a reply are fed together with the next turn (they are *pending*).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from streamingvlm.cache.eviction import Eviction
@@ -16,6 +19,10 @@ from streamingvlm.turns import Tokens
 
 # Room of a cache whose policy has no bound, before it first grows.
 _FIRST_CAPACITY_TOKENS = 4096
+
+# What a fork puts back: the host's picture whole. Of the tensors it is enough to count the tokens as before.
+_PICTURE = ("ids", "serials", "layout", "positions", "next_position", "vision", "num_unread", "max_reply_tokens")
+_COUNTS = ("num_tokens", "cos", "sin")
 
 
 class StreamingDecoder:
@@ -41,6 +48,7 @@ class StreamingDecoder:
         )
         ones = torch.ones(1, 1, head_size, dtype=model.dtype, device=model.device)
         self._identity_rotation = (ones, torch.zeros_like(ones))
+        self._num_serials = 0
         self.clear_()
 
     def clear_(self):
@@ -48,6 +56,8 @@ class StreamingDecoder:
         self.kv.clear_()
         self.layout = CacheLayout()
         self.ids: list[int] = []
+        # One number a token of the layout, never given twice: under the same number stand the same key and value.
+        self.serials: list[int] = []
         self.positions = torch.empty(3, 0)
         self.next_position = 0.0
         self.vision: dict[int, VisionFeatures] = {}
@@ -62,6 +72,7 @@ class StreamingDecoder:
         """Drop and move what the policy decided."""
         if self.config.recompute:
             self.kv.clear_()
+            self._renew_serials_(len(self.serials))
         else:
             if self._moves_pending(eviction):
                 self.prefill_()
@@ -69,6 +80,7 @@ class StreamingDecoder:
             if self.config.reread_text and eviction.layout.prologue != self.layout.prologue:
                 self.num_unread = eviction.layout.prologue.num_tokens
         self.ids = [self.ids[place] for place in eviction.index]
+        self.serials = [self.serials[place] for place in eviction.index]
         self.positions = self.positions[:, eviction.index]
         self.layout = eviction.layout
         turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is Kind.VISION}
@@ -79,6 +91,7 @@ class StreamingDecoder:
         self._append_positions(tokens)
         self.layout = self.layout.append(tokens.segments)
         self.ids.extend(tokens.ids)
+        self.serials.extend(self._new_serials(len(tokens)))
 
     def see_(self, turn: int, vision: VisionFeatures):
         """Give what is seen in a turn whose tokens were appended; its vision tokens are all pending."""
@@ -125,6 +138,31 @@ class StreamingDecoder:
         del self.ids[self.layout.num_tokens :]
         self.extend_(tokens)
 
+    @contextmanager
+    def fork(self) -> Iterator[None]:
+        """Feed what you like inside the block: at its end the stream stands where it stood before.
+
+        What is fed is written past the cached tokens, where the stream itself writes next, so that nothing is copied
+        but the host's picture. Only between turns, and nothing may be evicted inside.
+        """
+        picture = {name: getattr(self, name) for name in _PICTURE}
+        counts = {name: getattr(self.kv, name) for name in _COUNTS}
+        self.ids, self.serials, self.vision = list(self.ids), list(self.serials), dict(self.vision)
+        try:
+            yield
+        finally:
+            for owner, values in ((self, picture), (self.kv, counts)):
+                for name, value in values.items():
+                    setattr(owner, name, value)
+
+    def _new_serials(self, num_tokens: int) -> range:
+        self._num_serials += num_tokens
+        return range(self._num_serials - num_tokens, self._num_serials)
+
+    def _renew_serials_(self, num_tokens: int):
+        """Give the first tokens other numbers: their keys and values are made anew."""
+        self.serials[:num_tokens] = self._new_serials(num_tokens)
+
     def _moves_pending(self, eviction: Eviction) -> bool:
         """Whether a token that has no keys yet would no longer stand at the end, where it can still be fed."""
         pending = [place >= self.kv.num_tokens for place in eviction.index]
@@ -153,6 +191,7 @@ class StreamingDecoder:
         num_tokens, self.num_unread = self.num_unread, 0
         if num_tokens == 0:
             return
+        self._renew_serials_(num_tokens)
         num_cached = self.kv.num_tokens
         self.kv.clear_()
         self._feed(self._embed(self.ids[:num_tokens]))

@@ -25,6 +25,13 @@ class Sampler:
         self.generator.manual_seed(self.config.seed)
         self.see_only_(())
 
+    def fork(self) -> "Sampler":
+        """A sampler that goes on as this one would, and leaves this one as it is."""
+        other = Sampler(self.config, self.seen_ids.device)
+        other.generator.set_state(self.generator.get_state())
+        other.seen_ids = self.seen_ids
+        return other
+
     def see_only_(self, ids: Iterable[int]):
         """Let the penalty see ``ids`` and nothing else."""
         self.seen_ids = torch.tensor(list(set(ids)), dtype=torch.long, device=self.seen_ids.device)

@@ -5,18 +5,21 @@ The weights and the stream are two objects. A session holds all that changes whi
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from streamingvlm.cache.eviction import capacity_tokens, plan_eviction
+from streamingvlm.cache.eviction import capacity_tokens, plan_eviction, without_query
 from streamingvlm.cache.layout import CacheLayout, Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least, resolve
+from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, Fork
 from streamingvlm.inference.decoder import StreamingDecoder
+from streamingvlm.inference.fair_lock import FairLock
 from streamingvlm.inference.sampling import Sampler
+from streamingvlm.inference.silence import decide_silence_, silence_probability
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
@@ -36,7 +39,8 @@ class Commentary:
     """What was said of one turn.
 
     start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
-    latency_s: seconds of work from the frames to the last word.
+    latency_s: seconds of work from the frames to the last word; silence: the probability that the model gave to saying
+    nothing, None where it was not asked.
     """
 
     start_s: float
@@ -44,6 +48,7 @@ class Commentary:
     text: str
     num_tokens: int = 0
     latency_s: float = 0.0
+    silence: float | None = None
 
     @property
     def is_silent(self) -> bool:
@@ -59,8 +64,11 @@ class Commentary:
 class StreamingSession:
     """Watches one stream with one model and says what happens, from a cache that stays within its bound.
 
-    query: an instruction that stands for the whole stream; previous_text: what was said before it began;
-    on_token: called with each new piece of text as it is decoded.
+    query: an instruction that stands for the whole stream; it may be set anew at any time, from any thread, and is told
+    with the next turn, in which the one before it leaves the cache.
+    previous_text: what was said before the stream began; on_token: called with each new piece of text as it is decoded.
+
+    One thread streams; others may ask, instruct and save meanwhile: they are let in between two turns.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class StreamingSession:
         self.previous_text = previous_text
         self.on_token = on_token
         self.reader: VideoReader | None = None
+        self._lock = FairLock()
         self.vision = model.vision_encoder(
             min_pixels=self.video_config.min_pixels,
             max_pixels=self.video_config.max_pixels,
@@ -93,7 +102,7 @@ class StreamingSession:
         self.decoder = StreamingDecoder(
             model,
             self.cache_config,
-            capacity=self._capacity_tokens(),
+            capacity=self._allocated_tokens(),
             max_reply_tokens=self.sampling_config.max_new_tokens,
         )
         self.sampler = Sampler(self.sampling_config, model.device)
@@ -111,10 +120,12 @@ class StreamingSession:
 
     def reset(self):
         """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start."""
-        self.decoder.clear_()
-        self.sampler.reset_()
-        self.num_turns = 0
-        self.stats = SessionStats(capacity_tokens=self._capacity_tokens())
+        with self._lock.turn():
+            self.decoder.clear_()
+            self.sampler.reset_()
+            self.num_turns = 0
+            self.stats = SessionStats(capacity_tokens=self._capacity_tokens())
+            self._told_query = ""
 
     @property
     def layout(self) -> CacheLayout:
@@ -157,15 +168,17 @@ class StreamingSession:
         """
         if max_new_tokens is not None:
             at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
-        started = time.perf_counter()
-        turn = self._take_in(frames, question)
-        reply: list[int] = []
-        try:
-            self._speak_(reply, max_new_tokens or self.sampling_config.max_new_tokens)
-        finally:  # after Ctrl-C, too: a turn that was opened is closed with what was said, and the next one can follow
-            self.decoder.close_(self.format.close_turn(turn, reply))
-            self.num_turns += 1
-        return self._turn_done(turn, started, self.format.spoken_text(reply), len(reply))
+        with self._lock.turn():
+            started = time.perf_counter()
+            turn = self._take_in(frames, question)
+            reply: list[int] = []
+            try:
+                limit = max_new_tokens or self.sampling_config.max_new_tokens
+                silence = self._speak_(reply, limit, is_asked=bool(question))
+            finally:  # after Ctrl-C, too: an opened turn is closed with what was said, and the next one can follow
+                self.decoder.close_(self.format.close_turn(turn, reply))
+                self.num_turns += 1
+            return self._turn_done(turn, started, self.format.spoken_text(reply), len(reply), silence)
 
     @torch.inference_mode()
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
@@ -174,16 +187,45 @@ class StreamingSession:
         The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
         in ``step``.
         """
-        started = time.perf_counter()
-        turn = self._take_in(frames, question)
-        try:
-            with self.stats.stage("prefill"):
-                self.decoder.hear_(*self.format.given_reply(turn, words))
-        finally:
-            self.num_turns += 1
-        return self._turn_done(turn, started, " ".join(words.split()), 0)
+        with self._lock.turn():
+            started = time.perf_counter()
+            turn = self._take_in(frames, question)
+            try:
+                with self.stats.stage("prefill"):
+                    self.decoder.hear_(*self.format.given_reply(turn, words))
+            finally:
+                self.num_turns += 1
+            return self._turn_done(turn, started, " ".join(words.split()), 0)
 
-    def _turn_done(self, turn: Turn, started: float, text: str, num_tokens: int) -> Commentary:
+    @torch.inference_mode()
+    def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
+        """Answer a question of what was seen and said so far; the stream goes on as if nobody had asked.
+
+        From any thread: the answer comes between two turns of a running ``stream``, which waits meanwhile and then goes
+        on token for token. max_new_tokens: by default as many as of a turn, for the sake of that wait. A question that
+        is to join the stream, answer and all, is ``step(question=...)``.
+        """
+        limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        at_least("max_new_tokens", limit, 1, "tokens an answer")
+        with self._lock.turn(), self.stats.stage("ask"):
+            return self._fork().answer(question, max_new_tokens=limit)
+
+    @torch.inference_mode()
+    def weigh(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
+        """How probable each choice is as the first word of the answer that ``ask`` would get; the rest is in between.
+
+        Raises ConfigError for choices that begin alike.
+        """
+        with self._lock.turn(), self.stats.stage("ask"):
+            return self._fork().weigh(question, choices)
+
+    def _fork(self) -> Fork:
+        prologue = self.format.prologue(self.previous_text)
+        return Fork(self.decoder, self.sampler, self.format, turn=self.num_turns, prologue=prologue)
+
+    def _turn_done(
+        self, turn: Turn, started: float, text: str, num_tokens: int, silence: float | None = None
+    ) -> Commentary:
         latency_s = time.perf_counter() - started
         self.stats.turn_done_(
             stream_s=turn.end_s - turn.start_s,
@@ -191,7 +233,7 @@ class StreamingSession:
             num_tokens=num_tokens,
             cache_tokens=self.decoder.num_tokens,
         )
-        return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s)
+        return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s, silence)
 
     def _next_second(self, frames: torch.Tensor) -> Second:
         chunk_s = self.video_config.chunk_s
@@ -203,14 +245,19 @@ class StreamingSession:
         with self.stats.stage("vision"):
             vision = self.vision.features(second.frames)
         turn = Turn(self.num_turns, second.start_s, second.end_s, vision.grid)
+        query = self.query  # other threads may set it at any moment
         with self.stats.stage("evict"):
-            opens = self._make_room(turn)
-            self._append(turn, self.query if opens else "", question)
+            opens = self._make_room(turn, query)
+            self._append(turn, query if opens or query != self._told_query else "", question)
             self.decoder.see_(turn.index, vision)
+            self._told_query = query
         return turn
 
-    def _make_room(self, turn: Turn) -> bool:
+    def _make_room(self, turn: Turn, query: str) -> bool:
         """Let go what the policy does not keep; return whether the stream opens, or opens anew, with this turn."""
+        if query != self._told_query:
+            self.decoder.evict_(without_query(self.layout))
+            self.stats.capacity_tokens = self._capacity_tokens()
         opens = not self.layout.segments
         if opens:
             self.decoder.extend_(self.format.prologue(self.previous_text))
@@ -228,19 +275,25 @@ class StreamingSession:
             self.decoder.extend_(self.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
         self.decoder.extend_(self.format.open_turn(turn, query, question))
 
-    def _speak_(self, reply: list[int], max_new_tokens: int):
-        """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one."""
+    def _speak_(self, reply: list[int], max_new_tokens: int, *, is_asked: bool) -> float:
+        """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one.
+
+        is_asked: whether a question waits for the answer, to which no threshold of silence applies. Returns how
+        probable silence was.
+        """
         with self.stats.stage("prefill"):
             self.sampler.see_only_(self.decoder.ids)
             self.decoder.max_reply_tokens = max_new_tokens
             logits = self.decoder.prefill_()
+            silence = silence_probability(logits, self.format)
+        given = () if is_asked else decide_silence_(logits, silence, self.sampling_config, self.format)
         said = ""
         with self.stats.stage("decode"):
             while True:
-                reply.append(self.sampler.choose_(logits))
+                reply.append(given[len(reply)] if given else self.sampler.choose_(logits))
                 said = self._tell(reply, said)
                 if reply[-1] in self.format.stop_ids or len(reply) == max_new_tokens:
-                    return
+                    return silence
                 logits = self.decoder.speak_(reply[-1])
 
     def _tell(self, reply: list[int], said: str) -> str:
@@ -252,6 +305,10 @@ class StreamingSession:
             return said
         self.on_token(text[len(said) :])
         return text
+
+    def _allocated_tokens(self) -> int | None:
+        bound = self._capacity_tokens()
+        return bound and bound + QUESTION_ROOM_TOKENS
 
     def _capacity_tokens(self) -> int | None:
         """The most tokens that the cache will hold, from the largest turn that these settings allow."""
