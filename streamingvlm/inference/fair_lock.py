@@ -46,6 +46,6 @@ class FairLock:
     def _check_outside(self, thread: int):
         if self._tickets and self._tickets[0].thread == thread:
             raise StreamingVLMError(
-                "the session is in the middle of a turn of this thread (in on_token?); wait for the end of the turn, or "
-                "call it from another thread"
+                "the session is in the middle of a turn of this thread (in on_token?); wait for its end, or call it "
+                "from another thread"
             )
