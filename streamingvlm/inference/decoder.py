@@ -68,6 +68,14 @@ class StreamingDecoder:
         """Tokens in sight, pending ones included."""
         return len(self.ids)
 
+    def restore_(
+        self, layout: CacheLayout, ids: list[int], positions: torch.Tensor, next_position: float, *, num_unread: int
+    ):
+        """Take up the picture of another stream; the keys, the values and what is seen are the caller's to put back."""
+        self.layout, self.ids, self.positions = layout, ids, positions
+        self.serials = list(self._new_serials(len(ids)))
+        self.next_position, self.num_unread = next_position, num_unread
+
     def evict_(self, eviction: Eviction):
         """Drop and move what the policy decided."""
         if self.config.recompute:

@@ -20,6 +20,7 @@ from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.fair_lock import FairLock
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.silence import decide_silence_, silence_probability
+from streamingvlm.inference.snapshot import SnapshotKeeper, read_settings, restore_
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
@@ -67,6 +68,7 @@ class StreamingSession:
     query: an instruction that stands for the whole stream; it may be set anew at any time, from any thread, and is told
     with the next turn, in which the one before it leaves the cache.
     previous_text: what was said before the stream began; on_token: called with each new piece of text as it is decoded.
+    autosave: a folder in which a snapshot is kept, up to date after every turn.
 
     One thread streams; others may ask, instruct and save meanwhile: they are let in between two turns.
     """
@@ -81,6 +83,7 @@ class StreamingSession:
         query: str = "",
         previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
+        autosave: str | Path | None = None,
     ):
         self.model = model
         self.cache_config = resolve(CacheConfig, cache, model.stream_defaults)
@@ -89,6 +92,7 @@ class StreamingSession:
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
+        self._keeper = None if autosave is None else SnapshotKeeper(autosave)
         self.reader: VideoReader | None = None
         self._lock = FairLock()
         self.vision = model.vision_encoder(
@@ -118,6 +122,31 @@ class StreamingSession:
         """
         return cls(load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION), **settings)
 
+    @classmethod
+    def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":
+        """Take up the stream of a snapshot: the tokens to come are those of a stream that was never stopped.
+
+        ``settings`` are those of the constructor that a snapshot does not hold (on_token, autosave); autosave may be
+        the folder itself. Raises SnapshotError for a snapshot of another model or version, and for a damaged one.
+        """
+        session = cls(model, **read_settings(path, model), **settings)
+        restore_(session, path)
+        return session
+
+    def save(self, path: str | Path):
+        """Write a snapshot of the stream into a folder, in place of the one that is there.
+
+        From any thread, between two turns. Raises SnapshotError where it cannot be written.
+        """
+        with self._lock.turn():
+            is_kept = self._keeper is not None and self._keeper.path.resolve() == Path(path).resolve()
+            (self._keeper if is_kept else SnapshotKeeper(path)).save_(self)
+
+    @property
+    def end_s(self) -> float:
+        """Stream time at which the last turn ended, 0 before the first."""
+        return self.layout.segments[-1].end_s if self.num_turns else 0.0
+
     def reset(self):
         """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start."""
         with self._lock.turn():
@@ -125,7 +154,7 @@ class StreamingSession:
             self.sampler.reset_()
             self.num_turns = 0
             self.stats = SessionStats(capacity_tokens=self._capacity_tokens())
-            self._told_query = ""
+            self.told_query = ""  # the query that the stream knows of
 
     @property
     def layout(self) -> CacheLayout:
@@ -233,6 +262,9 @@ class StreamingSession:
             num_tokens=num_tokens,
             cache_tokens=self.decoder.num_tokens,
         )
+        if self._keeper:
+            with self.stats.stage("autosave"):
+                self._keeper.save_(self)
         return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s, silence)
 
     def _next_second(self, frames: torch.Tensor) -> Second:
@@ -248,14 +280,14 @@ class StreamingSession:
         query = self.query  # other threads may set it at any moment
         with self.stats.stage("evict"):
             opens = self._make_room(turn, query)
-            self._append(turn, query if opens or query != self._told_query else "", question)
+            self._append(turn, query if opens or query != self.told_query else "", question)
             self.decoder.see_(turn.index, vision)
-            self._told_query = query
+            self.told_query = query
         return turn
 
     def _make_room(self, turn: Turn, query: str) -> bool:
         """Let go what the policy does not keep; return whether the stream opens, or opens anew, with this turn."""
-        if query != self._told_query:
+        if query != self.told_query:
             self.decoder.evict_(without_query(self.layout))
             self.stats.capacity_tokens = self._capacity_tokens()
         opens = not self.layout.segments
