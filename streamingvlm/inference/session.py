@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -60,6 +60,9 @@ class Commentary:
         hours, rest = divmod(int(self.start_s), 3600)
         clock = f"{rest // 60:02d}:{rest % 60:02d}"
         return f"[{hours}:{clock}] {self.text}" if hours else f"[{clock}] {self.text}"
+
+
+LineT = TypeVar("LineT", bound=Commentary)
 
 
 class StreamingSession:
@@ -161,27 +164,40 @@ class StreamingSession:
         """What the cache holds; printed, it is a table."""
         return self.decoder.layout
 
-    def stream(self, source: str | Path | Iterable[Second]) -> Iterator[Commentary]:
+    def stream(
+        self,
+        source: str | Path | Iterable[Second],
+        *,
+        start_s: float = 0.0,
+        step: Callable[[Second], LineT] | None = None,
+    ) -> Iterator[LineT]:
         """Watch a file, or seconds from any iterable, and yield a Commentary a turn, silent ones included.
 
-        Raises VideoError before the first turn where the file cannot be watched.
+        start_s: where in a file to begin, ``end_s`` for a stream that is taken up again; step: what to do with each
+        second, and what to yield, in place of the session's own ``step``. Raises VideoError before the first turn where
+        the file cannot be watched.
         """
         if not isinstance(source, str | Path):
-            yield from self._follow(iter(source))
+            yield from self._follow(iter(source), step or self.step)
             return
         config = self.video_config
         with open_video(
-            source, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch
+            source,
+            fps=config.fps,
+            chunk_s=config.chunk_s,
+            decoder=config.decoder,
+            prefetch=config.prefetch,
+            start_s=start_s,
         ) as self.reader:
-            yield from self._follow(self.reader)
+            yield from self._follow(self.reader, step or self.step)
 
-    def _follow(self, seconds: Iterator[Second]) -> Iterator[Commentary]:
+    def _follow(self, seconds: Iterator[Second], step: Callable[[Second], LineT]) -> Iterator[LineT]:
         while True:
             with self.stats.stage("video"):
                 second = next(seconds, None)
             if second is None:
                 return
-            yield self.step(second)
+            yield step(second)
 
     @torch.inference_mode()
     def step(
