@@ -5,8 +5,8 @@ attention are spelled out here a second time, token by token.
 """
 
 import math
-from copy import deepcopy
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -84,10 +84,11 @@ class NaiveStream:
 
     def ask(self, question: str) -> list[torch.Tensor]:
         """The logits before each token of the answer that a full copy of the stream gives; this one stays as it is."""
-        copy = deepcopy(self, {id(part): part for part in (self.text, self.head, self.vision, self.format)})
+        fork = copy(self)
+        fork.tokens = [replace(token, keys=list(token.keys), values=list(token.values)) for token in self.tokens]
         turn = Turn(self.turn, 0.0, 0.0, (0, 0, 0))
-        copy.append(self.format.line_feed(turn) + self.format.message(turn, question))
-        return copy.speak(turn)[1]
+        fork.append(self.format.line_feed(turn) + self.format.message(turn, question))
+        return fork.speak(turn)[1]
 
     def append(self, tokens: Tokens, vision=None, loose: Turn | None = None):
         kinds = [s for s in tokens.segments for _ in range(s.num_tokens)]
