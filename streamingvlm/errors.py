@@ -31,3 +31,7 @@ class EndpointError(StreamingVLMError):
 
 class SnapshotError(StreamingVLMError):
     """A snapshot of a stream cannot be written, or not be taken up here."""
+
+
+class EngineFull(StreamingVLMError):
+    """An engine has no room for another stream, or for more of one."""

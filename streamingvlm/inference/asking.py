@@ -7,69 +7,95 @@ answer, and the stream draws what it would have drawn.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from streamingvlm.cache.layout import Kind, Segment
 from streamingvlm.errors import ConfigError
-from streamingvlm.inference.decoder import StreamingDecoder
+from streamingvlm.inference.job import Job
 from streamingvlm.inference.sampling import Sampler
-from streamingvlm.turns import Turn, TurnFormat
+from streamingvlm.turns import Tokens, Turn, TurnFormat
 
-# Room of the cache past what the stream itself needs: a question and an answer of usual length find it there, a longer
+if TYPE_CHECKING:
+    from streamingvlm.inference.session import StreamingSession
+
+# Room of a cache past what the stream itself needs: a question and an answer of usual length find it there, a longer
 # one makes the cache grow, once.
-QUESTION_ROOM_TOKENS = 256
+QUESTION_ROOM_TOKENS = 128
 
 
-class Fork:
-    """A fork of one stream between two turns, to be asked once.
+class _ForkJob(Job):
+    """A question that leaves no trace."""
 
-    turn: the number that the next turn of the stream will have; prologue: what the stream opens with, for a question
-    before its first turn.
-    """
+    def __init__(self, session: "StreamingSession", question: str):
+        super().__init__(session)
+        self.question = question
+        self._spent_s = 0.0
 
-    def __init__(self, decoder: StreamingDecoder, sampler: Sampler, turn_format: TurnFormat, *, turn: int, prologue):
-        self._decoder = decoder
-        self._sampler = sampler
-        self._format = turn_format
-        self._turn = turn
-        self._prologue = prologue
+    def open_(self):
+        self._before = self.decoder.state
+        self.is_open = True
+        for tokens in self._message():
+            self.decoder.extend_(tokens)
 
-    def answer(self, question: str, *, max_new_tokens: int) -> str:
-        """What the model answers, in at most so many tokens."""
-        with self._asked(question, max_new_tokens) as logits:
-            sampler = self._sampler.fork()
-            sampler.see_only_(self._decoder.ids)
-            reply = [sampler.choose_(logits)]
-            while reply[-1] not in self._format.stop_ids and len(reply) < max_new_tokens:
-                reply.append(sampler.choose_(self._decoder.speak_(reply[-1])))
-        return self._format.spoken_text(reply)
+    def close_(self) -> Any:
+        self.decoder.state = self._before
+        self.session.stats.spent_("ask", self._spent_s)
+        return self._answer()
 
-    def weigh(self, question: str, choices: Sequence[str]) -> list[float]:
-        """How probable it is that the answer begins with each choice, as in `first_tokens`; nothing is drawn."""
-        ids = [first_tokens(self._format, choice, choices) for choice in choices]
-        with self._asked(question, 1) as logits:
-            probabilities = logits.float().softmax(-1)
-            return [float(probabilities[own].sum()) for own in ids]
+    def spent_(self, stage: str, spent_s: float):
+        self._spent_s += spent_s
 
-    @contextmanager
-    def _asked(self, question: str, max_new_tokens: int) -> Iterator[torch.Tensor]:
-        """Feed the question; give the logits [V] of the answer's first token."""
-        with self._decoder.fork():
-            for tokens in self._message(question):
-                self._decoder.extend_(tokens)
-            self._decoder.max_reply_tokens = max_new_tokens
-            yield self._decoder.prefill_()
-
-    def _message(self, question: str):
-        segments = self._decoder.layout.segments
+    def _message(self) -> Iterator[Tokens]:
+        turn_format, segments = self.session.format, self.decoder.layout.segments
         last = segments[-1] if segments else Segment(Kind.SYSTEM, 0)
         if not segments:
-            yield self._prologue
+            yield turn_format.prologue(self.session.previous_text)
         elif last.kind is Kind.REPLY_END:
-            yield self._format.line_feed(_moment(last.turn, last))
-        yield self._format.message(_moment(self._turn, last), question)
+            yield turn_format.line_feed(_moment(last.turn, last))
+        yield turn_format.message(_moment(self.session.num_turns, last), self.question)
+
+    def _answer(self) -> Any:
+        raise NotImplementedError
+
+
+class AskJob(_ForkJob):
+    """A question that is answered in at most ``max_new_tokens`` tokens; the result is the text."""
+
+    def __init__(self, session: "StreamingSession", question: str, max_new_tokens: int):
+        super().__init__(session, question)
+        self.max_new_tokens = max_new_tokens
+
+    def open_(self):
+        super().open_()
+        # The stream's row of what is in sight is made anew with each of its turns.
+        self._fork = self.session.sampler.fork()
+        self._fork.see_only_(self.decoder.ids)
+
+    @property
+    def sampler(self) -> Sampler:
+        """A copy of the stream's."""
+        return self._fork
+
+    def _answer(self) -> str:
+        return self.session.format.spoken_text(self.reply)
+
+
+class WeighJob(_ForkJob):
+    """A question of which only the first word of the answer matters; the result is how probable each choice is."""
+
+    def __init__(self, session: "StreamingSession", question: str, choices: Sequence[str]):
+        super().__init__(session, question)
+        self.first_ids = [first_tokens(session.format, choice, choices) for choice in choices]
+        self._weights: list[float] = []
+
+    def weighed_(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
+        self._weights = list(probabilities)
+        return False
+
+    def _answer(self) -> list[float]:
+        return self._weights
 
 
 def first_tokens(turn_format: TurnFormat, choice: str, choices: Sequence[str]) -> list[int]:

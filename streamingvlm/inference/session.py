@@ -1,38 +1,36 @@
 """One stream of video, watched second by second: the notebook's handle.
 
 The weights and the stream are two objects. A session holds all that changes while a stream runs, and nothing else does.
+It is a slot of an engine (engine.py): of one of its own, or of one that serves many streams.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from streamingvlm.cache.eviction import capacity_tokens, plan_eviction, without_query
-from streamingvlm.cache.layout import CacheLayout, Kind
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least, resolve
-from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, Fork
+from streamingvlm.cache.layout import CacheLayout
+from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
+from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.decoder import StreamingDecoder
-from streamingvlm.inference.fair_lock import FairLock
+from streamingvlm.inference.engine import Engine
+from streamingvlm.inference.job import HeardTurn, SpokenTurn
 from streamingvlm.inference.sampling import Sampler
-from streamingvlm.inference.silence import decide_silence_, silence_probability
-from streamingvlm.inference.snapshot import SnapshotKeeper, read_settings, restore_
+from streamingvlm.inference.setup import StreamSetup
+from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper, read_settings, restore_
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
-from streamingvlm.model.stream_settings import contradictions
-from streamingvlm.turns import Turn, TurnFormat
+from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
 from streamingvlm.video.reader import VideoReader, open_video
 
-_LOG = logging.getLogger(__name__)
-
-# The longest time label and turn number that a stream may reach: four months of seconds.
-_LAST_TURN_S = 9_999_999.0
+if TYPE_CHECKING:
+    from streamingvlm.inference.job import Job
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class Commentary:
     """What was said of one turn.
 
     start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
-    latency_s: seconds of work from the frames to the last word; silence: the probability that the model gave to saying
-    nothing, None where it was not asked.
+    latency_s: seconds from the frames to the last word, in an engine with those of waiting for other streams.
+    silence: the probability that the model gave to saying nothing, None where it was not asked.
     """
 
     start_s: float
@@ -70,10 +68,10 @@ class StreamingSession:
 
     query: an instruction that stands for the whole stream; it may be set anew at any time, from any thread, and is told
     with the next turn, in which the one before it leaves the cache.
-    previous_text: what was said before the stream began; on_token: called with each new piece of text as it is decoded.
+    previous_text: what was said before the stream began.
+    on_token: called with each new piece of text as it is decoded, in the thread that runs the model.
     autosave: a folder in which a snapshot is kept, up to date after every turn.
-
-    One thread streams; others may ask, instruct and save meanwhile: they are let in between two turns.
+    engine: the engine that serves the stream, by default one of its own; ``Engine.open`` gives it.
     """
 
     def __init__(
@@ -87,32 +85,26 @@ class StreamingSession:
         previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
         autosave: str | Path | None = None,
+        engine: Engine | None = None,
     ):
+        setup = StreamSetup.of(
+            model, cache=cache, video=video, sampling=sampling, query=query, previous_text=previous_text
+        )
         self.model = model
-        self.cache_config = resolve(CacheConfig, cache, model.stream_defaults)
-        self.video_config = resolve(VideoConfig, video, model.stream_defaults)
-        self.sampling_config = resolve(SamplingConfig, sampling, model.stream_defaults)
+        self.cache_config, self.video_config, self.sampling_config = setup.cache, setup.video, setup.sampling
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
-        self._keeper = None if autosave is None else SnapshotKeeper(autosave)
         self.reader: VideoReader | None = None
-        self._lock = FairLock()
-        self.vision = model.vision_encoder(
-            min_pixels=self.video_config.min_pixels,
-            max_pixels=self.video_config.max_pixels,
-            resize=self.video_config.resize,
-        )
-        self.format = TurnFormat.of(model.tokenizer, model.family, self.video_config)
-        if differing := contradictions(self.video_config, model.stream_defaults):
-            _LOG.warning("%s is shown turns unlike those of its training: %s", model.name, ", ".join(differing))
-        self.decoder = StreamingDecoder(
-            model,
-            self.cache_config,
-            capacity=self._allocated_tokens(),
-            max_reply_tokens=self.sampling_config.max_new_tokens,
-        )
-        self.sampler = Sampler(self.sampling_config, model.device)
+        self.vision = setup.vision
+        self.format = setup.format
+        self._setup = setup
+        self._capacity_tokens = setup.capacity_tokens()
+        self._keeper = None if autosave is None else SnapshotKeeper(autosave)
+        self.engine = Engine(model, num_slots=1) if engine is None else engine
+        kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
+        self.decoder = StreamingDecoder(model, self.cache_config, kv)
+        self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
         self.reset()
 
     @classmethod
@@ -129,11 +121,12 @@ class StreamingSession:
     def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":
         """Take up the stream of a snapshot: the tokens to come are those of a stream that was never stopped.
 
-        ``settings`` are those of the constructor that a snapshot does not hold (on_token, autosave); autosave may be
-        the folder itself. Raises SnapshotError for a snapshot of another model or version, and for a damaged one.
+        ``settings`` are those of the constructor that a snapshot does not hold: on_token, engine, and autosave, which
+        may be the folder itself. Raises SnapshotError for a snapshot of another model or version, and a damaged one.
         """
         session = cls(model, **read_settings(path, model), **settings)
-        restore_(session, path)
+        with session.engine.without(session):
+            restore_(session, path)
         return session
 
     def save(self, path: str | Path):
@@ -141,9 +134,8 @@ class StreamingSession:
 
         From any thread, between two turns. Raises SnapshotError where it cannot be written.
         """
-        with self._lock.turn():
-            is_kept = self._keeper is not None and self._keeper.path.resolve() == Path(path).resolve()
-            (self._keeper if is_kept else SnapshotKeeper(path)).save_(self)
+        is_kept = self._keeper is not None and self._keeper.path.resolve() == Path(path).resolve()
+        self._do(SaveJob(self, self._keeper if is_kept else SnapshotKeeper(path)))
 
     @property
     def end_s(self) -> float:
@@ -151,13 +143,26 @@ class StreamingSession:
         return self.layout.segments[-1].end_s if self.num_turns else 0.0
 
     def reset(self):
-        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start."""
-        with self._lock.turn():
+        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start.
+
+        What was submitted and is not done yet is cancelled.
+        """
+        with self.engine.without(self):
             self.decoder.clear_()
             self.sampler.reset_()
             self.num_turns = 0
-            self.stats = SessionStats(capacity_tokens=self._capacity_tokens())
             self.told_query = ""  # the query that the stream knows of
+            self.stats = SessionStats(capacity_tokens=self._capacity_tokens)
+
+    def close(self):
+        """Leave the engine: its memory is another stream's. What was submitted and is not done yet is cancelled."""
+        self.engine.dismiss_(self)
+
+    def __enter__(self) -> "StreamingSession":
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
 
     @property
     def layout(self) -> CacheLayout:
@@ -199,7 +204,6 @@ class StreamingSession:
                 return
             yield step(second)
 
-    @torch.inference_mode()
     def step(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
     ) -> Commentary:
@@ -211,38 +215,25 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        if max_new_tokens is not None:
-            at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
-        with self._lock.turn():
-            started = time.perf_counter()
-            turn = self._take_in(frames, question)
-            reply: list[int] = []
-            try:
-                limit = max_new_tokens or self.sampling_config.max_new_tokens
-                silence = self._speak_(reply, limit, is_asked=bool(question))
-            finally:  # after Ctrl-C, too: an opened turn is closed with what was said, and the next one can follow
-                self.decoder.close_(self.format.close_turn(turn, reply))
-                self.num_turns += 1
-            return self._turn_done(turn, started, self.format.spoken_text(reply), len(reply), silence)
+        return self._do(self._spoken_turn(frames, question, max_new_tokens))
 
-    @torch.inference_mode()
+    def submit(
+        self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
+    ) -> Future[Commentary]:
+        """Hand over one turn, as ``step`` does, and go on; turns of a stream are taken in the order of their coming.
+
+        The turn is done by the engine's worker, or where there is none by whoever next waits for the engine.
+        """
+        return self.engine.submit(self._spoken_turn(frames, question, max_new_tokens))
+
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
         """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
 
         The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
         in ``step``.
         """
-        with self._lock.turn():
-            started = time.perf_counter()
-            turn = self._take_in(frames, question)
-            try:
-                with self.stats.stage("prefill"):
-                    self.decoder.hear_(*self.format.given_reply(turn, words))
-            finally:
-                self.num_turns += 1
-            return self._turn_done(turn, started, " ".join(words.split()), 0)
+        return self._do(HeardTurn(self, frames, words, question))
 
-    @torch.inference_mode()
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
         """Answer a question of what was seen and said so far; the stream goes on as if nobody had asked.
 
@@ -252,25 +243,36 @@ class StreamingSession:
         """
         limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
         at_least("max_new_tokens", limit, 1, "tokens an answer")
-        with self._lock.turn(), self.stats.stage("ask"):
-            return self._fork().answer(question, max_new_tokens=limit)
+        return self._do(AskJob(self, question, limit))
 
-    @torch.inference_mode()
     def weigh(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
-        """How probable each choice is as the first word of the answer that ``ask`` would get; the rest is in between.
+        """How probable each choice is as the first word of the answer that ``ask`` would get; nothing is drawn.
 
-        Raises ConfigError for choices that begin alike.
+        From any thread, as ``ask``. Raises ConfigError for choices that begin alike.
         """
-        with self._lock.turn(), self.stats.stage("ask"):
-            return self._fork().weigh(question, choices)
+        return self._do(WeighJob(self, question, choices))
 
-    def _fork(self) -> Fork:
-        prologue = self.format.prologue(self.previous_text)
-        return Fork(self.decoder, self.sampler, self.format, turn=self.num_turns, prologue=prologue)
+    def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
+        if max_new_tokens is not None:
+            at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
+        return SpokenTurn(self, frames, question, max_new_tokens or self.sampling_config.max_new_tokens)
 
-    def _turn_done(
+    def _do(self, job: "Job") -> Any:
+        self.engine.submit(job)
+        return self.engine.wait_for(job)
+
+    def query_told_(self, query: str):
+        """Take note that the stream knows of a standing query, which may be longer than the one before."""
+        if query != self.told_query:
+            self._capacity_tokens = replace(self._setup, query=query).capacity_tokens()
+            self.stats.capacity_tokens = self._capacity_tokens
+        self.told_query = query
+
+    def turn_done_(
         self, turn: Turn, started: float, text: str, num_tokens: int, silence: float | None = None
     ) -> Commentary:
+        """Count a turn that was closed; ``started``: when it was handed over, by the performance counter."""
+        self.num_turns += 1
         latency_s = time.perf_counter() - started
         self.stats.turn_done_(
             stream_s=turn.end_s - turn.start_s,
@@ -282,93 +284,3 @@ class StreamingSession:
             with self.stats.stage("autosave"):
                 self._keeper.save_(self)
         return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s, silence)
-
-    def _next_second(self, frames: torch.Tensor) -> Second:
-        chunk_s = self.video_config.chunk_s
-        return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
-
-    def _take_in(self, frames: torch.Tensor | Second, question: str) -> Turn:
-        """From frames to a turn that awaits its reply: encode, evict, append."""
-        second = frames if isinstance(frames, Second) else self._next_second(frames)
-        with self.stats.stage("vision"):
-            vision = self.vision.features(second.frames)
-        turn = Turn(self.num_turns, second.start_s, second.end_s, vision.grid)
-        query = self.query  # other threads may set it at any moment
-        with self.stats.stage("evict"):
-            opens = self._make_room(turn, query)
-            self._append(turn, query if opens or query != self.told_query else "", question)
-            self.decoder.see_(turn.index, vision)
-            self.told_query = query
-        return turn
-
-    def _make_room(self, turn: Turn, query: str) -> bool:
-        """Let go what the policy does not keep; return whether the stream opens, or opens anew, with this turn."""
-        if query != self.told_query:
-            self.decoder.evict_(without_query(self.layout))
-            self.stats.capacity_tokens = self._capacity_tokens()
-        opens = not self.layout.segments
-        if opens:
-            self.decoder.extend_(self.format.prologue(self.previous_text))
-        eviction = plan_eviction(
-            self.layout, self.cache_config, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s
-        )
-        self.decoder.evict_(eviction)
-        if eviction.restart:
-            self.decoder.extend_(self.format.prologue(self.previous_text))
-        return opens or eviction.restart
-
-    def _append(self, turn: Turn, query: str, question: str):
-        last = self.layout.segments[-1]
-        if last.kind is Kind.REPLY_END:
-            self.decoder.extend_(self.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
-        self.decoder.extend_(self.format.open_turn(turn, query, question))
-
-    def _speak_(self, reply: list[int], max_new_tokens: int, *, is_asked: bool) -> float:
-        """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one.
-
-        is_asked: whether a question waits for the answer, to which no threshold of silence applies. Returns how
-        probable silence was.
-        """
-        with self.stats.stage("prefill"):
-            self.sampler.see_only_(self.decoder.ids)
-            self.decoder.max_reply_tokens = max_new_tokens
-            logits = self.decoder.prefill_()
-            silence = silence_probability(logits, self.format)
-        given = () if is_asked else decide_silence_(logits, silence, self.sampling_config, self.format)
-        said = ""
-        with self.stats.stage("decode"):
-            while True:
-                reply.append(given[len(reply)] if given else self.sampler.choose_(logits))
-                said = self._tell(reply, said)
-                if reply[-1] in self.format.stop_ids or len(reply) == max_new_tokens:
-                    return silence
-                logits = self.decoder.speak_(reply[-1])
-
-    def _tell(self, reply: list[int], said: str) -> str:
-        """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""
-        if self.on_token is None:
-            return said
-        text = self.format.spoken_text(reply)
-        if text == said or text.endswith("\ufffd"):
-            return said
-        self.on_token(text[len(said) :])
-        return text
-
-    def _allocated_tokens(self) -> int | None:
-        bound = self._capacity_tokens()
-        return bound and bound + QUESTION_ROOM_TOKENS
-
-    def _capacity_tokens(self) -> int | None:
-        """The most tokens that the cache will hold, from the largest turn that these settings allow."""
-        turn = Turn(0, _LAST_TURN_S, _LAST_TURN_S, self.vision.largest_grid(self.video_config.num_frames))
-        previous_tokens = len(self.format.encode_plain(self.previous_text))
-        markup_tokens = len(self.format.prologue()) + len(self.format.standing_query(turn, self.query))
-        reply_tokens = self.sampling_config.max_new_tokens + 1
-        turn_tokens = len(self.format.line_feed(turn) + self.format.open_turn(turn)) + reply_tokens
-        return capacity_tokens(
-            self.cache_config,
-            markup_tokens=markup_tokens,
-            previous_tokens=previous_tokens,
-            turn_tokens=turn_tokens,
-            chunk_s=self.video_config.chunk_s,
-        )

@@ -17,11 +17,12 @@ import torch
 from streamingvlm.cache.layout import CacheLayout, Kind, Segment
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, SnapshotError
+from streamingvlm.inference.decoder import StreamingDecoder, StreamState
+from streamingvlm.inference.job import Job
 from streamingvlm.inference.snapshot_folder import Part, SnapshotFolder, damaged, read_manifest, read_part
 from streamingvlm.model.vision import VisionFeatures
 
 if TYPE_CHECKING:
-    from streamingvlm.inference.decoder import StreamingDecoder
     from streamingvlm.inference.session import StreamingSession
     from streamingvlm.model.loading import StreamingModel
 
@@ -41,6 +42,22 @@ class _Home(NamedTuple):
 class _TokenFile:
     part: Part
     num_tokens: int
+
+
+class SaveJob(Job):
+    """A snapshot between two turns of a stream that may be running."""
+
+    is_fed = False
+
+    def __init__(self, session: "StreamingSession", keeper: "SnapshotKeeper"):
+        super().__init__(session)
+        self._keeper = keeper
+
+    def open_(self):
+        self._keeper.save_(self.session)
+
+    def close_(self):
+        pass
 
 
 class SnapshotKeeper:
@@ -76,7 +93,7 @@ class SnapshotKeeper:
         self._homes, self._files = homes, files
 
     def _write_new_tokens(
-        self, serials: Sequence[int], decoder: "StreamingDecoder"
+        self, serials: Sequence[int], decoder: StreamingDecoder
     ) -> tuple[dict[int, _Home], dict[str, _TokenFile]]:
         """Write what has no home yet; return where each token lies then, and the files that hold them."""
         homes = self._homes_to_keep(serials)
@@ -137,7 +154,7 @@ def _document(session: "StreamingSession") -> dict[str, Any]:
             "told_query": session.told_query,
             "stats": {name: getattr(session.stats, name) for name in _STATS},
             "next_position": decoder.next_position,
-            "num_unread": decoder.num_unread,
+            "unread": [decoder.unread.start, decoder.unread.stop],
             "layout": [_row_of(segment) for segment in decoder.layout.segments],
             "grids": {str(turn): vision.grid for turn, vision in decoder.vision.items()},
         },
@@ -175,7 +192,7 @@ def _state(session: "StreamingSession", rows: Sequence[tuple[int, int]]) -> dict
 
 
 def _restore_decoder_(
-    decoder: "StreamingDecoder",
+    decoder: StreamingDecoder,
     stream: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
     files: Sequence[Mapping[str, torch.Tensor]],
@@ -185,10 +202,6 @@ def _restore_decoder_(
     if not (len(ids) == layout.num_tokens == positions.shape[1] >= len(homes)):
         raise ValueError(f"{len(ids)} ids, {positions.shape[1]} positions, {layout.num_tokens} tokens in the layout")
     decoder.clear_()
-    decoder.restore_(layout, ids, positions, stream["next_position"], num_unread=stream["num_unread"])
-    decoder.vision = {
-        int(turn): _vision(int(turn), tuple(grid), state, decoder) for turn, grid in stream["grids"].items()
-    }
     decoder.kv.reserve_(len(homes), is_bounded=True)
     for number, file in enumerate(files):
         places = (homes[:, 0] == number).nonzero()[:, 0]
@@ -196,7 +209,16 @@ def _restore_decoder_(
             buffer = getattr(decoder.kv, kind)
             rows = file[kind].index_select(2, homes[places, 1]).to(buffer.device)
             buffer[:, :, places.to(buffer.device)] = rows
-    decoder.kv.num_tokens = len(homes)
+    decoder.state = StreamState(
+        layout=layout,
+        ids=tuple(ids),
+        positions=positions,
+        next_position=stream["next_position"],
+        num_cached=len(homes),
+        unread=range(*stream["unread"]),
+        vision={int(turn): _vision(turn, tuple(grid), state, decoder) for turn, grid in stream["grids"].items()},
+        serials=tuple(decoder.new_serials(len(ids))),
+    )
 
 
 def _restore_clock_(session: "StreamingSession", stream: Mapping[str, Any], random_state: torch.Tensor):
@@ -207,7 +229,7 @@ def _restore_clock_(session: "StreamingSession", stream: Mapping[str, Any], rand
     session.sampler.generator.set_state(random_state)
 
 
-def _vision(turn: int, grid, state: Mapping[str, torch.Tensor], decoder: "StreamingDecoder") -> VisionFeatures:
+def _vision(turn: str, grid, state: Mapping[str, torch.Tensor], decoder: StreamingDecoder) -> VisionFeatures:
     names = sorted((n for n in state if n.startswith(f"vision.{turn}.")), key=lambda name: int(name.rpartition(".")[2]))
     embeddings, *deepstack = (state[name].to(decoder.model.device) for name in names)
     return VisionFeatures(embeddings, grid, tuple(deepstack))

@@ -38,7 +38,10 @@ class SessionStats:
         """Time the block as one stage of a turn."""
         start = time.perf_counter()
         yield
-        spent_s = time.perf_counter() - start
+        self.spent_(name, time.perf_counter() - start)
+
+    def spent_(self, name: str, spent_s: float):
+        """Count the seconds that one stage of a turn took."""
         self._recent[name].append(spent_s)
         if name == "video":  # the other stages are parts of a turn's latency
             self.busy_s += spent_s

@@ -44,6 +44,10 @@ class VisionFeatures(NamedTuple):
     grid: Grid
     deepstack: tuple[torch.Tensor, ...] = ()
 
+    def rows(self, first: int, stop: int) -> tuple[torch.Tensor, ...]:
+        """The features of the tokens [first, stop): embeddings, then each level of deepstack."""
+        return tuple(level[first:stop] for level in (self.embeddings, *self.deepstack))
+
 
 def deepstack_inputs(is_vision: torch.Tensor, deepstack: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Name the arguments by which a text model takes deepstack features, each [V, D]; none where there are none.
@@ -86,22 +90,31 @@ class VisionEncoder:
 
         Raises VideoError for frames of another type or shape.
         """
-        pixels, grid = preprocess(
+        return self.features_of(*self.patches(frames))
+
+    def patches(self, frames: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+        """Preprocess uint8 frames [F, 3, H, W]: pixel values and their grid (t, h, w) in patches. Raises VideoError."""
+        return preprocess(
             frames, family=self.family, min_pixels=self.min_pixels, max_pixels=self.max_pixels, resize=self.resize
         )
-        return self.features_of(pixels, grid)
 
-    @torch.no_grad()
     def features_of(self, pixels: torch.Tensor, grid: Grid) -> VisionFeatures:
         """Encode what `preprocess` made of frames: pixel values and their grid (t, h, w) in patches."""
-        t, h, w = grid
+        return self.features_of_many([(pixels, grid)])[0]
+
+    @torch.no_grad()
+    def features_of_many(self, videos: Sequence[tuple[torch.Tensor, Grid]]) -> list[VisionFeatures]:
+        """Encode what `preprocess` made of several videos, of any sizes, in one pass through the tower."""
+        merge, device = self.family.merge_size, self.tower.device
         output = self.tower(
-            pixels.to(self.tower.device, self.tower.dtype),
-            grid_thw=torch.tensor([[t, h, w]], device=self.tower.device),
+            torch.cat([pixels for pixels, _ in videos]).to(device, self.tower.dtype, non_blocking=True),
+            grid_thw=torch.tensor([grid for _, grid in videos], device=device),
         )
-        merge = self.family.merge_size
-        deepstack = tuple(getattr(output, "deepstack_features", None) or ())
-        return VisionFeatures(output.pooler_output, (t, h // merge, w // merge), deepstack)
+        merged = [(t, h // merge, w // merge) for _, (t, h, w) in videos]
+        sizes = [math.prod(grid) for grid in merged]
+        levels = (output.pooler_output, *(getattr(output, "deepstack_features", None) or ()))
+        parts = zip(*(level.split(sizes) for level in levels), strict=True)
+        return [VisionFeatures(part[0], grid, part[1:]) for part, grid in zip(parts, merged, strict=True)]
 
 
 def preprocess(

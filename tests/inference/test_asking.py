@@ -2,7 +2,6 @@
 
 import random
 import threading
-from copy import deepcopy
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from naive_stream import NaiveStream
 from streamingvlm.cache.layout import Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, StreamingVLMError
-from streamingvlm.inference.sampling import Sampler
+from streamingvlm.inference.runner import Runner
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
@@ -61,14 +60,14 @@ def small(turn: int) -> torch.Tensor:
 
 @pytest.fixture
 def chosen_from(monkeypatch) -> list[torch.Tensor]:
-    """The logits before every token that any sampler chooses."""
-    seen, choose = [], Sampler.choose_
+    """The logits before every token that any session chooses."""
+    seen, choose = [], Runner.choose
 
-    def choose_and_keep(sampler, logits):
-        seen.append(logits.clone())
-        return choose(sampler, logits)
+    def choose_and_keep(runner, logits, *args, **rows):
+        seen.append(logits[0].clone())
+        return choose(runner, logits, *args, **rows)
 
-    monkeypatch.setattr(Sampler, "choose_", choose_and_keep)
+    monkeypatch.setattr(Runner, "choose", choose_and_keep)
     return seen
 
 
@@ -78,7 +77,7 @@ def state_of(session: StreamingSession) -> list:
     used = slice(0, decoder.kv.num_tokens)
     tensors = (decoder.kv.keys[:, :, used], decoder.kv.values[:, :, used], decoder.positions)
     random_state = session.sampler.generator.get_state()
-    host = (tuple(decoder.ids), decoder.layout, decoder.next_position, decoder.num_unread, set(decoder.vision))
+    host = (tuple(decoder.ids), decoder.layout, decoder.next_position, decoder.unread, set(decoder.vision))
     return [*(tensor.clone() for tensor in (*tensors, random_state)), host]
 
 
@@ -86,22 +85,38 @@ def is_equal(one: list, other: list) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True)) and one[-1] == other[-1]
 
 
+def copy_of(session: StreamingSession) -> StreamingSession:
+    """A full copy, tensors and all."""
+    copy = open_session(session.model, session.cache_config, session.sampling_config)
+    num_cached = session.decoder.kv.num_tokens
+    copy.decoder.kv.reserve_(num_cached)
+    for kind in ("keys", "values"):
+        getattr(copy.decoder.kv, kind)[:, :, :num_cached] = getattr(session.decoder.kv, kind)[:, :, :num_cached]
+    copy.decoder.state = session.decoder.state
+    copy.sampler.generator.set_state(session.sampler.generator.get_state())
+    copy.num_turns = session.num_turns
+    return copy
+
+
+@torch.inference_mode()
 def answer_of_a_copy(session: StreamingSession, question: str) -> str:
-    """Copy the whole session, tensors and all, and let the copy take the question in as its next turn, for good."""
-    shared = (session.model, session.vision, session._lock, session.format)
-    copy = deepcopy(session, {id(part): part for part in shared})
-    assert copy.decoder.kv.keys.data_ptr() != session.decoder.kv.keys.data_ptr()
-    turn = Turn(copy.num_turns, session.end_s, session.end_s, (0, 0, 0))
-    if not copy.num_turns:
-        copy.decoder.extend_(copy.format.prologue(copy.previous_text))
-    else:
+    """Let a full copy take the question in as it takes in its turns, for good, and say what it answers."""
+    copy = copy_of(session)
+    decoder, runner, turn_format = copy.decoder, copy.engine.runner, copy.format
+    if copy.num_turns:
         last = copy.layout.segments[-1]
-        copy.decoder.extend_(copy.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
-    copy.decoder.extend_(copy.format.message(turn, question))
-    reply = []
-    with torch.inference_mode():
-        copy._speak_(reply, copy.sampling_config.max_new_tokens, is_asked=True)
-    return copy.format.spoken_text(reply)
+        decoder.extend_(turn_format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
+    else:
+        decoder.extend_(turn_format.prologue(copy.previous_text))
+    decoder.extend_(turn_format.message(Turn(copy.num_turns, copy.end_s, copy.end_s, (0, 0, 0)), question))
+    copy.sampler.see_only_(decoder.ids)
+    decoder.prepare_(copy.sampling_config.max_new_tokens)
+    reply = runner.begin_([copy.sampler], runner.feed_([(decoder, decoder.waiting())]))
+    while reply[-1] not in turn_format.stop_ids and len(reply) < copy.sampling_config.max_new_tokens:
+        decoder.say_(reply[-1])
+        reply += runner.speak_([copy])
+        decoder.said_()
+    return turn_format.spoken_text(reply)
 
 
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
@@ -156,11 +171,11 @@ def test_a_stream_that_is_asked_goes_on_bit_for_bit(model, cache, sampling):
 
 def test_an_answer_costs_no_copy_of_the_cache(model):
     session = open_session(model)
-    memory = session.decoder.kv.keys.data_ptr()
+    memory, capacity = session.decoder.kv.keys.data_ptr(), session.decoder.kv.capacity
     for turn in range(8):
         session.step(small(turn))
         session.ask(QUESTION, max_new_tokens=20)
-    assert session.decoder.kv.keys.data_ptr() == memory
+    assert (session.decoder.kv.keys.data_ptr(), session.decoder.kv.capacity) == (memory, capacity)
 
 
 def test_the_same_question_at_the_same_moment_has_the_same_answer(model):
@@ -179,7 +194,7 @@ def test_after_an_interruption_a_question_leaves_no_trace(model, monkeypatch):
         for turn in range(4):
             session.step(small(turn))
         with monkeypatch.context() as patch:
-            patch.setattr(session.decoder, "_feed_pending", interrupt)
+            patch.setattr(model.text_model, "forward", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 session.step(small(4))
     asked.ask(QUESTION)
@@ -188,7 +203,7 @@ def test_after_an_interruption_a_question_leaves_no_trace(model, monkeypatch):
         assert is_equal(state_of(asked), state_of(other))
 
 
-def interrupt():
+def interrupt(**_inputs):
     raise KeyboardInterrupt
 
 

@@ -4,7 +4,6 @@ import threading
 
 import pytest
 
-from streamingvlm.errors import StreamingVLMError
 from streamingvlm.inference.fair_lock import FairLock
 
 
@@ -15,7 +14,7 @@ def start(task):
 
 
 def wait_until_queued(lock, number):
-    while len(lock._tickets) < number:
+    while len(lock._threads) < number:
         threading.Event().wait(0.001)
 
 
@@ -24,12 +23,12 @@ def test_whoever_waits_is_let_in_though_a_loop_never_rests():
 
     def loop():
         while not has_asked.is_set():
-            with lock.turn():
+            with lock:
                 rounds.append(1)
 
     looping = start(loop)
     for _ in range(20):
-        with lock.turn():
+        with lock:
             pass
     has_asked.set()
     looping.join(30)
@@ -41,10 +40,10 @@ def test_they_come_in_in_the_order_of_coming():
     lock, order = FairLock(), []
 
     def enter(number):
-        with lock.turn():
+        with lock:
             order.append(number)
 
-    with lock.turn():
+    with lock:
         threads = []
         for number in range(5):
             threads.append(start(lambda number=number: enter(number)))
@@ -54,19 +53,27 @@ def test_they_come_in_in_the_order_of_coming():
     assert order == list(range(5))
 
 
-def test_a_thread_cannot_enter_twice():
-    lock = FairLock()
-    with lock.turn(), pytest.raises(StreamingVLMError, match="another thread"), lock.turn():
-        pass
-    with lock.turn():
-        pass
+def test_a_thread_that_is_inside_may_enter_again_and_leaves_when_it_has_left_as_often():
+    lock, has_entered = FairLock(), threading.Event()
+
+    def enter():
+        with lock:
+            has_entered.set()
+
+    with lock:
+        with lock:
+            waiting = start(enter)
+            wait_until_queued(lock, 2)
+        assert not has_entered.is_set()
+    waiting.join(30)
+    assert has_entered.is_set()
 
 
 def test_an_error_inside_lets_the_next_one_in():
     lock = FairLock()
-    with pytest.raises(KeyError), lock.turn():
+    with pytest.raises(KeyError), lock:
         raise KeyError
-    with lock.turn():
+    with lock:
         pass
 
 
@@ -77,14 +84,14 @@ def test_who_gives_up_waiting_leaves_the_queue(monkeypatch):
         raise KeyboardInterrupt
 
     def enter():
-        with pytest.raises(KeyboardInterrupt), lock.turn():
+        with pytest.raises(KeyboardInterrupt), lock:
             pass
 
-    with lock.turn():
+    with lock:
         monkeypatch.setattr(lock._moved, "wait_for", interrupt)
         waiting = start(enter)
         waiting.join(30)
         monkeypatch.undo()
-        assert len(lock._tickets) == 1
-    with lock.turn():
+        assert len(lock._threads) == 1
+    with lock:
         pass

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from conftest import frames
+from steering import record_logits
 
 from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError
-from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
@@ -39,11 +39,9 @@ def replies(session: StreamingSession, num_turns: int) -> list[tuple[float, bool
     return told
 
 
-def test_the_probability_is_that_of_the_models_own_first_token(model, monkeypatch):
-    session, first = open_session(model, None), []
-    monkeypatch.setattr(
-        Sampler, "choose_", lambda sampler, logits: first.append(logits.clone()) or session.format.end_of_turn_id
-    )
+def test_the_probability_is_that_of_the_models_own_first_token(model):
+    session = open_session(model, None)
+    first = record_logits(session)
     silence = session.step(small(0)).silence
     silent = [session.format.encode(text)[0] for text in (" ...", "<|im_end|>", "<|endoftext|>")]
     assert silence == pytest.approx(float(first[0].softmax(-1)[silent].sum()), rel=1e-5)

@@ -158,14 +158,14 @@ def test_a_turn_that_was_interrupted_is_taken_up_with_what_it_saw(model, name, t
     session = open_session(model, CACHES[name])
     steps(session, 0, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(session.decoder, "_feed_pending", interrupt)
+        patch.setattr(model.text_model, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.step(second(3))
     session.save(tmp_path / "kept")
     assert steps(StreamingSession.load(tmp_path / "kept", model=model), 4, 7) == steps(session, 4, 7)
 
 
-def interrupt(*_):
+def interrupt(**_inputs):
     raise KeyboardInterrupt
 
 
