@@ -8,9 +8,11 @@ import torch
 from conftest import frames
 from naive_stream import NaiveStream
 
+from streamingvlm.cache.kv_cache import bytes_per_token
 from streamingvlm.cache.layout import Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
-from streamingvlm.errors import ConfigError, StreamingVLMError
+from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError
+from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.runner import Runner
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
@@ -288,6 +290,19 @@ def test_a_question_inside_a_turn_is_refused_in_words_and_the_turn_goes_on(model
     while not told:
         session.step(small(session.num_turns))
     assert session.ask(QUESTION, max_new_tokens=1) == session.ask(QUESTION, max_new_tokens=1)
+
+
+def test_a_question_for_which_an_engine_has_no_room_is_refused_and_the_stream_goes_on(model):
+    quiet = open_session(model)
+    size = bytes_per_token(model.text_model.config, model.dtype) * (quiet.decoder.kv.capacity + 1)
+    with Engine(model, memory_bytes=size) as engine:
+        session = engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED, **TEXTS)
+        for turn in range(5):
+            assert session.step(small(turn)).text == quiet.step(small(turn)).text
+            with pytest.raises(EngineFull, match="room"):
+                session.ask(QUESTION * 40)
+            session.ask(QUESTION)
+            assert is_equal(state_of(session), state_of(quiet))
 
 
 @pytest.mark.parametrize("wrong", [0, -3, "ten"])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.errors import SnapshotError
 from streamingvlm.inference import snapshot_folder
+from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
@@ -167,6 +168,19 @@ def test_a_turn_that_was_interrupted_is_taken_up_with_what_it_saw(model, name, t
 
 def interrupt(**_inputs):
     raise KeyboardInterrupt
+
+
+def test_a_stream_moves_into_an_engine_that_serves_others(model, tmp_path):
+    expected = steps(open_session(model), 0, 6)
+    alone = open_session(model, autosave=tmp_path)
+    said = steps(alone, 0, 3)
+    with Engine(model, num_slots=2) as engine:
+        other = engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED)
+        steps(other, 0, 2)
+        moved = StreamingSession.load(tmp_path, model=model, engine=engine, autosave=tmp_path)
+        said += steps(moved, 3, 5)
+        steps(other, 2, 4)
+    assert said + steps(StreamingSession.load(tmp_path, model=model), 5, 6) == expected
 
 
 def test_a_stream_that_has_not_begun_can_be_kept(model, tmp_path):
