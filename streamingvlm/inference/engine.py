@@ -180,6 +180,12 @@ class Engine:
             self._work.notify_all()
         return job.future
 
+    def do(self, job: Job) -> Any:
+        """Take a job on and wait for it, as ``wait_for`` does; in the middle of a turn it is not even taken on."""
+        self._check_outside()
+        self.submit(job)
+        return self.wait_for(job)
+
     def wait_for(self, job: Job) -> Any:
         """Wait until a job is done, and return its result or raise its error; without a worker, run the model here.
 

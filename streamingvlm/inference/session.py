@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,9 +28,6 @@ from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
 from streamingvlm.video.reader import VideoReader, open_video
-
-if TYPE_CHECKING:
-    from streamingvlm.inference.job import Job
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class StreamingSession:
         From any thread, between two turns. Raises SnapshotError where it cannot be written.
         """
         is_kept = self._keeper is not None and self._keeper.path.resolve() == Path(path).resolve()
-        self._do(SaveJob(self, self._keeper if is_kept else SnapshotKeeper(path)))
+        self.engine.do(SaveJob(self, self._keeper if is_kept else SnapshotKeeper(path)))
 
     @property
     def end_s(self) -> float:
@@ -215,7 +212,7 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        return self._do(self._spoken_turn(frames, question, max_new_tokens))
+        return self.engine.do(self._spoken_turn(frames, question, max_new_tokens))
 
     def submit(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
@@ -232,7 +229,7 @@ class StreamingSession:
         The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
         in ``step``.
         """
-        return self._do(HeardTurn(self, frames, words, question))
+        return self.engine.do(HeardTurn(self, frames, words, question))
 
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
         """Answer a question of what was seen and said so far; the stream goes on as if nobody had asked.
@@ -243,23 +240,19 @@ class StreamingSession:
         """
         limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
         at_least("max_new_tokens", limit, 1, "tokens an answer")
-        return self._do(AskJob(self, question, limit))
+        return self.engine.do(AskJob(self, question, limit))
 
     def weigh(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
         """How probable each choice is as the first word of the answer that ``ask`` would get; nothing is drawn.
 
         From any thread, as ``ask``. Raises ConfigError for choices that begin alike.
         """
-        return self._do(WeighJob(self, question, choices))
+        return self.engine.do(WeighJob(self, question, choices))
 
     def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
         if max_new_tokens is not None:
             at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
         return SpokenTurn(self, frames, question, max_new_tokens or self.sampling_config.max_new_tokens)
-
-    def _do(self, job: "Job") -> Any:
-        self.engine.submit(job)
-        return self.engine.wait_for(job)
 
     def query_told_(self, query: str):
         """Take note that the stream knows of a standing query, which may be longer than the one before."""

@@ -285,6 +285,7 @@ def test_a_question_inside_a_turn_is_refused_in_words_and_the_turn_goes_on(model
         with pytest.raises(StreamingVLMError, match="another thread"):
             session.ask(QUESTION)
         told.append(piece)
+        assert not session.engine._waiting, "nor is it asked later"
 
     session = open_session(model, on_token=ask_back)
     while not told:
