@@ -8,6 +8,8 @@ tower, whose windows it takes all at once.
 Shapes: T new tokens, of N runs, S cached tokens with the new ones, H heads, D head size.
 """
 
+import importlib.util
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -67,6 +69,12 @@ def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float
         )
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+@cache
+def has_flash_attn() -> bool:
+    """Whether flash-attn is installed, which training asks for; streams use the flash attention of torch."""
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def takes_runs_at_once(query: torch.Tensor) -> bool:

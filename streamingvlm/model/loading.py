@@ -27,6 +27,7 @@ from streamingvlm.model.checkpoint import (
 )
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.fingerprint import fingerprint
+from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
 
@@ -79,6 +80,11 @@ class StreamingModel:
     def fingerprint(self) -> str:
         """What tells this model from others, weights and settings."""
         return fingerprint(self)
+
+    @cached_property
+    def rotation(self) -> Rotation:
+        """The rotary angles of the text model."""
+        return Rotation(self.text_model, self.dtype)
 
     @property
     def vision(self) -> VisionEncoder:
