@@ -294,4 +294,3 @@ def test_an_alert_is_silent_and_says_what_the_model_does_not_know(stream_here, f
     rows = [json.loads(row) for row in (folder / "notes.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == ["", "", ""]
     assert all(row["yes"] + row["no"] < 0.5 for row in rows)
-    assert_one_line(*stream_here("alert=goal", "alert_threshold=2"), "alert_threshold")
