@@ -293,18 +293,21 @@ class Engine:
 
     def _prefill(self):
         """Feed what is waiting, the first come first, as much as a round may."""
-        room, meals, jobs = self.max_prefill_tokens, [], []
+        jobs, meals = [], []
+        room = self.max_prefill_tokens
         for job in self._feeding:
             if room > 0:
                 runs = job.decoder.waiting(room)
                 room -= sum(map(len, runs))
-                meals.append((job.decoder, runs))
                 jobs.append(job)
+                meals.append((job.decoder, runs))
         if not jobs:
             return
         with self._failing(jobs):
             logits = self.runner.feed_(meals)
             fed = [place for place, job in enumerate(jobs) if not job.decoder.waiting(1)]
+            if not fed:  # one with more than a round may feed: the next round is for the others
+                self._feeding.append(self._feeding.pop(0))
             self._begin([jobs[place] for place in fed], logits[fed] if len(fed) < len(jobs) else logits)
 
     def _begin(self, jobs: Sequence[Job], logits: torch.Tensor):
@@ -390,11 +393,11 @@ class Engine:
 
 
 def _tell(future: Future, result: Any, error: BaseException | None):
-    if isinstance(error, CancelledError) and future.cancel():
-        return
-    if future.cancelled() or future.done():
-        return
-    if error is None:
+    if isinstance(error, CancelledError):
+        future.cancel()  # has no effect on what runs already
+    if future.cancelled():
+        future.set_running_or_notify_cancel()
+    elif error is None:
         future.set_result(result)
     else:
         future.set_exception(error)
