@@ -16,10 +16,12 @@ from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import StreamingVLMError
 
 if TYPE_CHECKING:
+    from streamingvlm.inference.alert import Alert
     from streamingvlm.inference.session import Commentary, StreamingSession
     from streamingvlm.model.loading import load_model
 
 __all__ = [
+    "Alert",
     "CacheConfig",
     "Commentary",
     "SamplingConfig",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Alert": "streamingvlm.inference.alert",
     "Commentary": "streamingvlm.inference.session",
     "StreamingSession": "streamingvlm.inference.session",
     "load_model": "streamingvlm.model.loading",

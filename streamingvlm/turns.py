@@ -160,6 +160,16 @@ class TurnFormat:
             self._piece(Kind.REPLY_OPEN),
         )
 
+    def message(self, turn: Turn, words: str) -> Tokens:
+        """A user's message of words alone, without video, up to where the model begins to answer."""
+        return self._of_turn(
+            turn,
+            self._piece(Kind.USER_OPEN),
+            (Kind.QUESTION, self.encode_plain(words)),
+            self._piece(Kind.USER_CLOSE),
+            self._piece(Kind.REPLY_OPEN),
+        )
+
     def fill_video(self, chat_ids: Sequence[int], turn: Turn) -> tuple[int, ...]:
         """Put the vision of ``turn`` where an ordinary chat has the place of its one video, as the processors do.
 
@@ -214,6 +224,16 @@ class TurnFormat:
     def reply(self, turn: Turn, words: str) -> Tokens:
         """The reply that says ``words``; an empty string is a silent second."""
         return self.close_turn(turn, (*self.speech_ids(words), *self.ellipsis_ids, self.end_of_turn_id))
+
+    @property
+    def silent_reply(self) -> tuple[int, ...]:
+        """Ids of the reply of a silent second."""
+        return (*self.ellipsis_ids, self.end_of_turn_id)
+
+    @property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Ids with which a reply begins that says nothing; of a `` ...`` of several tokens the first."""
+        return (self.ellipsis_ids[0], *self.stop_ids)
 
     def given_reply(self, turn: Turn, words: str) -> tuple[Tokens, Tokens]:
         """The reply that says ``words``, in two parts: what a model that has said them has read, and the end."""

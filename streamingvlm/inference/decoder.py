@@ -26,6 +26,7 @@ class StreamState:
     """All that the host knows of what a stream's cache holds; with the tensors of its KVCache, the whole stream.
 
     layout, ids, positions [3, T]: the tokens in sight; next_position: where the token after them stands.
+    serials: a number for each token of the layout; under the same number stand the same key and value for ever.
     num_cached: how many of the tokens, the first ones, have keys.
     unread: tokens whose keys are to be made anew, because words have joined the previous text.
     vision: by turn, what is seen there and not fed yet; under ``recompute`` what is seen in any turn in sight.
@@ -38,6 +39,7 @@ class StreamState:
     num_cached: int
     unread: range
     vision: dict[int, VisionFeatures]
+    serials: tuple[int, ...] = ()
 
 
 class StreamingDecoder:
@@ -50,6 +52,7 @@ class StreamingDecoder:
         self.model = model
         self.config = config
         self.kv = kv
+        self._num_serials = 0
         self.clear_()
 
     def clear_(self):
@@ -67,6 +70,7 @@ class StreamingDecoder:
             num_cached=self.kv.num_tokens,
             unread=self.unread,
             vision=dict(self.vision),
+            serials=tuple(self.serials),
         )
 
     @state.setter
@@ -78,6 +82,7 @@ class StreamingDecoder:
         self.kv.num_tokens = state.num_cached
         self.unread = state.unread
         self.vision = dict(state.vision)
+        self.serials = list(state.serials)
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +94,7 @@ class StreamingDecoder:
         assert not self.moves_pending(eviction), "tokens that are to be moved must be fed first"
         if self.config.recompute:
             self.kv.clear_()
+            self.serials = self.new_serials(len(self.serials))
         else:
             self.kv.gather_([place for place in eviction.index if place < self.kv.num_tokens])
             if self.config.reread_text and eviction.layout.prologue != self.layout.prologue:
@@ -96,6 +102,7 @@ class StreamingDecoder:
                 first = min(num_in_place(eviction.index), self.unread.start if self.unread else len(self.ids))
                 self.unread = range(first, eviction.layout.prologue.num_tokens)
         self.ids = [self.ids[place] for place in eviction.index]
+        self.serials = [self.serials[place] for place in eviction.index]
         self.positions = self.positions[:, eviction.index]
         self.layout = eviction.layout
         turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is Kind.VISION}
@@ -115,6 +122,12 @@ class StreamingDecoder:
         self.next_position = max(self.next_position, next_position(new))
         self.layout = self.layout.append(tokens.segments)
         self.ids.extend(tokens.ids)
+        self.serials += self.new_serials(len(tokens))
+
+    def new_serials(self, num_tokens: int) -> list[int]:
+        """Numbers that no token has had."""
+        self._num_serials += num_tokens
+        return list(range(self._num_serials - num_tokens, self._num_serials))
 
     def see_(self, turn: int, vision: VisionFeatures):
         """Give what is seen in a turn whose tokens were appended; its vision tokens are all pending."""
@@ -151,6 +164,7 @@ class StreamingDecoder:
                 self.kv.num_tokens = run.stop
             else:
                 self.unread = range(run.stop, self.unread.stop)
+                self.serials[run.first : run.stop] = self.new_serials(len(run))
         if not self.config.recompute and self.kv.num_tokens == len(self.ids):
             self.vision.clear()
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from streamingvlm.cache.kv_cache import KVCache, KVPool, bytes_per_token
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
 from streamingvlm.errors import ConfigError, StreamingVLMError
+from streamingvlm.inference.fair_lock import FairLock
 from streamingvlm.inference.job import Job
 from streamingvlm.inference.runner import Runner
 from streamingvlm.inference.slots import Slots
@@ -73,7 +75,7 @@ class Engine:
         self._feeding: list[Job] = []
         self._speaking: list[Job] = []
         self._work = threading.Condition()  # guards what is waiting
-        self._turn = threading.RLock()  # held by the thread that runs the model
+        self._turn = FairLock()  # held by the thread that runs the model
         self._runs_in: threading.Thread | None = None  # the thread that is in the middle of a round
         self._worker: threading.Thread | None = None
         self._is_closed = False
@@ -89,6 +91,7 @@ class Engine:
         query: str = "",
         previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
+        autosave: str | Path | None = None,
     ) -> "StreamingSession":
         """Open a stream. Raises EngineFull where there is no room for it, ConfigError for wrong settings."""
         from streamingvlm.inference.session import StreamingSession
@@ -101,6 +104,7 @@ class Engine:
             query=query,
             previous_text=previous_text,
             on_token=on_token,
+            autosave=autosave,
             engine=self,
         )
 
@@ -155,6 +159,12 @@ class Engine:
             self._waiting.append(job)
             self._work.notify_all()
         return job.future
+
+    def do(self, job: Job) -> Any:
+        """Take a job on and wait for it, as ``wait_for`` does; in the middle of a turn it is not even taken on."""
+        self._check_outside()
+        self.submit(job)
+        return self.wait_for(job)
 
     def wait_for(self, job: Job) -> Any:
         """Wait until a job is done, and return its result or raise its error; without a worker, run the model here.
@@ -266,7 +276,7 @@ class Engine:
         with self._failing(jobs):
             for job, vision in zip(jobs, jobs[0].encoder.features_of_many(patches), strict=True):
                 job.vision = vision
-                job.session.stats.spent_("vision", time.perf_counter() - started)
+                job.spent_("vision", time.perf_counter() - started)
 
     def _open(self, job: Job):
         with self._work:
@@ -276,6 +286,8 @@ class Engine:
         self._feeding.append(job)
         with self._failing([job]):
             job.open_()
+            if not job.is_fed:
+                return self._finish(job)
             job.opened_at = time.perf_counter()
             job.decoder.prepare_(job.max_new_tokens)
 
@@ -299,7 +311,8 @@ class Engine:
             self._begin([jobs[place] for place in fed], logits[fed] if len(fed) < len(jobs) else logits)
 
     def _begin(self, jobs: Sequence[Job], logits: torch.Tensor):
-        """Choose the first token of each job that speaks; the others are done."""
+        """Choose the first token of each job that speaks; the others are done, or want to be fed again."""
+        jobs, logits = self._weigh(jobs, logits)
         speaking = [place for place, job in enumerate(jobs) if job.max_new_tokens]
         tokens = iter(())
         if speaking:
@@ -309,11 +322,22 @@ class Engine:
             self._feeding.remove(job)
             self._speaking.append(job)
             job.fed_at = time.perf_counter()
-            job.session.stats.spent_("prefill", job.fed_at - job.opened_at)
+            job.spent_("prefill", job.fed_at - job.opened_at)
             if job.max_new_tokens:
                 self._take(job, next(tokens))
             else:
                 self._finish(job)
+
+    def _weigh(self, jobs: Sequence[Job], logits: torch.Tensor) -> tuple[Sequence[Job], torch.Tensor]:
+        """Tell the jobs how their replies would begin; return those that begin now, with their logits."""
+        if not any(job.first_ids for job in jobs):
+            return jobs, logits
+        now = []
+        for place, weights in enumerate(self.runner.weigh(logits, [job.first_ids for job in jobs])):
+            with self._failing([jobs[place]]):
+                if not jobs[place].weighed_(weights, logits[place]):
+                    now.append(place)
+        return [jobs[place] for place in now], logits[now]
 
     def _decode(self):
         """One token more of each stream that speaks."""
@@ -331,7 +355,7 @@ class Engine:
         with self._failing([job]):
             job.take_(token)
             if job.is_done:
-                job.session.stats.spent_("decode", time.perf_counter() - job.fed_at)
+                job.spent_("decode", time.perf_counter() - job.fed_at)
                 self._finish(job)
 
     def _finish(self, job: Job, error: BaseException | None = None):

@@ -6,16 +6,17 @@ opened is closed whatever happens, so that the next one of its stream can follow
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from streamingvlm.cache.eviction import plan_eviction
+from streamingvlm.cache.eviction import plan_eviction, without_query
 from streamingvlm.cache.layout import Kind
 from streamingvlm.inference.forward import feed_all_
 from streamingvlm.model.vision import VisionEncoder, VisionFeatures
-from streamingvlm.turns import Turn
+from streamingvlm.turns import Tokens, Turn
 from streamingvlm.video.clock import Second
 
 if TYPE_CHECKING:
@@ -29,10 +30,14 @@ class Job(ABC):
 
     future: its result. frames: uint8 [F, 3, H, W] to be seen first, None for nothing. max_new_tokens: the most tokens
     of the reply, 0 for none. reply: what was said so far.
+    is_fed: whether there is anything to be fed; otherwise the job is done as soon as it is open.
+    first_ids: groups of tokens of which the job wants to know how probable they are as the first of the reply.
     """
 
     frames: torch.Tensor | None = None
     max_new_tokens = 0
+    is_fed = True
+    first_ids: Sequence[Sequence[int]] = ()
 
     def __init__(self, session: "StreamingSession"):
         self.session = session
@@ -72,9 +77,20 @@ class Job(ABC):
     def open_(self):
         """Append to the stream what is to be fed."""
 
+    def weighed_(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
+        """Take in how probable each group of ``first_ids`` is; ``logits`` [V], of the first token, may be changed.
+
+        Returns whether more is to be fed before the reply begins.
+        """
+        return False
+
     def take_(self, token: int):
         """Take in a token of the reply."""
         self.reply.append(token)
+
+    def spent_(self, stage: str, spent_s: float):
+        """Count the seconds that a stage of the job took."""
+        self.session.stats.spent_(stage, spent_s)
 
     @abstractmethod
     def close_(self) -> Any:
@@ -93,11 +109,16 @@ class _TurnJob(Job):
 
     def open_(self):
         session = self.session
+        query = session.query  # other threads may set it at any moment
         with session.stats.stage("evict"):
             self.turn = self._turn()
+            is_new = query != session.told_query
+            if is_new:
+                self.decoder.evict_(without_query(self.decoder.layout))
             opens = self._make_room()
-            self._append(session.query if opens else "")
+            self._append(query if opens or is_new else "")
             self.decoder.see_(self.turn.index, self.vision)
+            session.query_told_(query)
         self.frames = self.second = None
         self.is_open = True
 
@@ -133,16 +154,40 @@ class _TurnJob(Job):
 
 
 class SpokenTurn(_TurnJob):
-    """A turn that the model speaks to."""
+    """A turn that the model speaks to, or, under a threshold of silence, does not.
+
+    A threshold on the silent token is how VideoLLM-online (arXiv 2406.11816) corrects a model that is too quiet.
+    """
 
     def __init__(self, session: "StreamingSession", frames: torch.Tensor | Second, question: str, max_new_tokens: int):
         super().__init__(session, frames, question)
         self.max_new_tokens = max_new_tokens
+        self.first_ids = (session.format.silent_ids,)
+        self.silence: float | None = None
+        self._end: Tokens | None = None
         self._said = ""
 
     def open_(self):
         super().open_()
         self.sampler.see_only_(self.decoder.ids)
+
+    def weighed_(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
+        (self.silence,) = probabilities
+        threshold = self.session.sampling_config.silence_threshold
+        if threshold is None or self.question:  # a question is answered
+            return False
+        if self.silence >= threshold:
+            self._hush_()
+            return True
+        logits[list(self.session.format.silent_ids)] = -torch.inf
+        return False
+
+    def _hush_(self):
+        """Let the reply be the silent one: it is fed, and nothing is generated."""
+        said, self._end = self.session.format.given_reply(self.turn, "")
+        self.max_new_tokens, self.first_ids = 0, ()
+        self.decoder.extend_(said)
+        self.decoder.prepare_()
 
     def take_(self, token: int):
         super().take_(token)
@@ -150,9 +195,9 @@ class SpokenTurn(_TurnJob):
             self._tell()
 
     def close_(self):
-        self.decoder.close_(self.session.format.close_turn(self.turn, self.reply))
+        self.decoder.close_(self._end or self.session.format.close_turn(self.turn, self.reply))
         text = self.session.format.spoken_text(self.reply)
-        return self.session.turn_done_(self.turn, self.started, text, len(self.reply))
+        return self.session.turn_done_(self.turn, self.started, text, len(self.reply), self.silence)
 
     def _tell(self):
         """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""

@@ -49,6 +49,16 @@ class Runner:
         """Feed what is waiting of several streams; return the logits [streams, V] after the last token of each."""
         return feed_(self.model, self.pool, meals)
 
+    def weigh(self, logits: torch.Tensor, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        """How probable each group of tokens is in its row of ``logits`` [N, V], before any penalty or temperature.
+
+        groups: of each row its groups of ids.
+        """
+        places = [(row, token) for row, several in enumerate(groups) for ids in several for token in ids]
+        rows, ids = on_device(places, torch.long, self.model.device).unbind(1)
+        found = iter(logits.float().softmax(-1)[rows, ids].tolist())
+        return [[sum(next(found) for _ in ids) for ids in several] for several in groups]
+
     def begin_(self, samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
         """Choose the first token of several replies from ``logits`` [streams, V]."""
         choice = Choice.of(samplers)

@@ -55,6 +55,12 @@ class Sampler:
         self.generator.manual_seed(self.config.seed)
         self.see_only_(())
 
+    def fork(self) -> "Sampler":
+        """A sampler that draws what this one would draw, and leaves its random numbers as they are."""
+        other = Sampler(self.config, self.seen, self.slot)
+        other.generator.set_state(self.generator.get_state())
+        return other
+
     @property
     def is_random(self) -> bool:
         """Whether a token is drawn, not only the likeliest taken."""

@@ -5,30 +5,29 @@ It is a slot of an engine (engine.py): of one of its own, or of one that serves 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 
 from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
+from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.job import HeardTurn, SpokenTurn
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.setup import StreamSetup
+from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper, read_settings, restore_
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
 from streamingvlm.video.reader import VideoReader, open_video
-
-if TYPE_CHECKING:
-    from streamingvlm.inference.job import Job
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Commentary:
 
     start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
     latency_s: seconds from the frames to the last word, in an engine with those of waiting for other streams.
+    silence: the probability that the model gave to saying nothing, None where it was not asked.
     """
 
     start_s: float
@@ -44,6 +44,7 @@ class Commentary:
     text: str
     num_tokens: int = 0
     latency_s: float = 0.0
+    silence: float | None = None
 
     @property
     def is_silent(self) -> bool:
@@ -56,11 +57,17 @@ class Commentary:
         return f"[{hours}:{clock}] {self.text}" if hours else f"[{clock}] {self.text}"
 
 
+LineT = TypeVar("LineT", bound=Commentary)
+
+
 class StreamingSession:
     """Watches one stream with one model and says what happens, from a cache that stays within its bound.
 
-    query: an instruction that stands for the whole stream; previous_text: what was said before it began;
+    query: an instruction that stands for the whole stream; it may be set anew at any time, from any thread, and is told
+    with the next turn, in which the one before it leaves the cache.
+    previous_text: what was said before the stream began.
     on_token: called with each new piece of text as it is decoded, in the thread that runs the model.
+    autosave: a folder in which a snapshot is kept, up to date after every turn.
     engine: the engine that serves the stream, by default one of its own; ``Engine.open`` gives it.
     """
 
@@ -74,6 +81,7 @@ class StreamingSession:
         query: str = "",
         previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
+        autosave: str | Path | None = None,
         engine: Engine | None = None,
     ):
         setup = StreamSetup.of(
@@ -87,9 +95,11 @@ class StreamingSession:
         self.reader: VideoReader | None = None
         self.vision = setup.vision
         self.format = setup.format
+        self._setup = setup
         self._capacity_tokens = setup.capacity_tokens()
+        self._keeper = None if autosave is None else SnapshotKeeper(autosave)
         self.engine = Engine(model, num_slots=1) if engine is None else engine
-        kv, self.slot = self.engine.admit_(self, self._capacity_tokens)
+        kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
         self.reset()
@@ -104,6 +114,31 @@ class StreamingSession:
         """
         return cls(load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION), **settings)
 
+    @classmethod
+    def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":
+        """Take up the stream of a snapshot: the tokens to come are those of a stream that was never stopped.
+
+        ``settings`` are those of the constructor that a snapshot does not hold: on_token, engine, and autosave, which
+        may be the folder itself. Raises SnapshotError for a snapshot of another model or version, and a damaged one.
+        """
+        session = cls(model, **read_settings(path, model), **settings)
+        with session.engine.without(session):
+            restore_(session, path)
+        return session
+
+    def save(self, path: str | Path):
+        """Write a snapshot of the stream into a folder, in place of the one that is there.
+
+        From any thread, between two turns. Raises SnapshotError where it cannot be written.
+        """
+        is_kept = self._keeper is not None and self._keeper.path.resolve() == Path(path).resolve()
+        self.engine.do(SaveJob(self, self._keeper if is_kept else SnapshotKeeper(path)))
+
+    @property
+    def end_s(self) -> float:
+        """Stream time at which the last turn ended, 0 before the first."""
+        return self.layout.segments[-1].end_s if self.num_turns else 0.0
+
     def reset(self):
         """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start.
 
@@ -113,6 +148,7 @@ class StreamingSession:
             self.decoder.clear_()
             self.sampler.reset_()
             self.num_turns = 0
+            self.told_query = ""  # the query that the stream knows of
             self.stats = SessionStats(capacity_tokens=self._capacity_tokens)
 
     def close(self):
@@ -130,27 +166,40 @@ class StreamingSession:
         """What the cache holds; printed, it is a table."""
         return self.decoder.layout
 
-    def stream(self, source: str | Path | Iterable[Second]) -> Iterator[Commentary]:
+    def stream(
+        self,
+        source: str | Path | Iterable[Second],
+        *,
+        start_s: float = 0.0,
+        step: Callable[[Second], LineT] | None = None,
+    ) -> Iterator[LineT]:
         """Watch a file, or seconds from any iterable, and yield a Commentary a turn, silent ones included.
 
-        Raises VideoError before the first turn where the file cannot be watched.
+        start_s: where in a file to begin, ``end_s`` for a stream that is taken up again; step: what to do with each
+        second, and what to yield, in place of the session's own ``step``. Raises VideoError before the first turn where
+        the file cannot be watched.
         """
         if not isinstance(source, str | Path):
-            yield from self._follow(iter(source))
+            yield from self._follow(iter(source), step or self.step)
             return
         config = self.video_config
         with open_video(
-            source, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch
+            source,
+            fps=config.fps,
+            chunk_s=config.chunk_s,
+            decoder=config.decoder,
+            prefetch=config.prefetch,
+            start_s=start_s,
         ) as self.reader:
-            yield from self._follow(self.reader)
+            yield from self._follow(self.reader, step or self.step)
 
-    def _follow(self, seconds: Iterator[Second]) -> Iterator[Commentary]:
+    def _follow(self, seconds: Iterator[Second], step: Callable[[Second], LineT]) -> Iterator[LineT]:
         while True:
             with self.stats.stage("video"):
                 second = next(seconds, None)
             if second is None:
                 return
-            yield self.step(second)
+            yield step(second)
 
     def step(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
@@ -163,7 +212,7 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        return self._do(self._spoken_turn(frames, question, max_new_tokens))
+        return self.engine.do(self._spoken_turn(frames, question, max_new_tokens))
 
     def submit(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
@@ -180,18 +229,41 @@ class StreamingSession:
         The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
         in ``step``.
         """
-        return self._do(HeardTurn(self, frames, words, question))
+        return self.engine.do(HeardTurn(self, frames, words, question))
+
+    def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
+        """Answer a question of what was seen and said so far; the stream goes on as if nobody had asked.
+
+        From any thread: the answer comes between two turns of a running ``stream``, which waits meanwhile and then goes
+        on token for token. max_new_tokens: by default as many as of a turn, for the sake of that wait. A question that
+        is to join the stream, answer and all, is ``step(question=...)``.
+        """
+        limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        at_least("max_new_tokens", limit, 1, "tokens an answer")
+        return self.engine.do(AskJob(self, question, limit))
+
+    def weigh(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
+        """How probable each choice is as the first word of the answer that ``ask`` would get; nothing is drawn.
+
+        From any thread, as ``ask``. Raises ConfigError for choices that begin alike.
+        """
+        return self.engine.do(WeighJob(self, question, choices))
 
     def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
         if max_new_tokens is not None:
             at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
         return SpokenTurn(self, frames, question, max_new_tokens or self.sampling_config.max_new_tokens)
 
-    def _do(self, job: "Job") -> Any:
-        self.engine.submit(job)
-        return self.engine.wait_for(job)
+    def query_told_(self, query: str):
+        """Take note that the stream knows of a standing query, which may be longer than the one before."""
+        if query != self.told_query:
+            self._capacity_tokens = replace(self._setup, query=query).capacity_tokens()
+            self.stats.capacity_tokens = self._capacity_tokens
+        self.told_query = query
 
-    def turn_done_(self, turn: Turn, started: float, text: str, num_tokens: int) -> Commentary:
+    def turn_done_(
+        self, turn: Turn, started: float, text: str, num_tokens: int, silence: float | None = None
+    ) -> Commentary:
         """Count a turn that was closed; ``started``: when it was handed over, by the performance counter."""
         self.num_turns += 1
         latency_s = time.perf_counter() - started
@@ -201,4 +273,7 @@ class StreamingSession:
             num_tokens=num_tokens,
             cache_tokens=self.decoder.num_tokens,
         )
-        return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s)
+        if self._keeper:
+            with self.stats.stage("autosave"):
+                self._keeper.save_(self)
+        return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s, silence)

@@ -63,7 +63,7 @@ class SessionStats:
     @property
     def stages(self) -> dict[str, tuple[float, float]]:
         """Median and 95th percentile of each stage in seconds, over the recent turns."""
-        return {name: (percentile(list(v), 0.5), percentile(list(v), 0.95)) for name, v in self._recent.items()}
+        return {name: (percentile(list(v), 0.5), percentile(list(v), 0.95)) for name, v in list(self._recent.items())}
 
     def summary(self) -> str:
         """A few lines for people."""

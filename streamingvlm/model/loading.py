@@ -26,6 +26,7 @@ from streamingvlm.model.checkpoint import (
     read_config_json,
 )
 from streamingvlm.model.family import FAMILIES, Family
+from streamingvlm.model.fingerprint import fingerprint
 from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
@@ -74,6 +75,11 @@ class StreamingModel:
     def _head_columns(self) -> torch.Tensor:
         # Each decoded token reads the whole head: column by column a CPU does so 1.1 to 1.6 times as fast.
         return self.lm_head.weight.detach().t().contiguous()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from others, weights and settings."""
+        return fingerprint(self)
 
     @cached_property
     def rotation(self) -> Rotation:
