@@ -72,6 +72,11 @@ class Connection(PyAVSource):
         self.holds_one_back = name in HOLDING_FORMATS
 
     @property
+    def first_stamp_s(self) -> float:
+        """The source's own time of what is 0 in this connection."""
+        return self._clock.file_time_s(0.0)
+
+    @property
     def has_ended(self) -> bool:
         """Whether the pictures ended where the source had said that they would."""
         return self.is_recording and self.broken_by is None and self.skipped.missing_s == 0

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 GAP = math.inf
+MAX_OVERLAP_S = 60.0
+"""So much of what was there before HLS may give again after a break."""
+
 IDLE_S = 0.05
 """How often a source without pictures is asked whether the second is over."""
 
@@ -86,6 +89,7 @@ class ConnectionFeed:
         self._shown, self._stop = shown, stop
         self._backoff = Backoff(config.retry_min_s, config.retry_max_s)
         self._past = SkipCounts()
+        self._stamp_s = -math.inf  # the source's own stamp of the newest picture
         self.info = connection.info
         self.clock = clock
 
@@ -147,10 +151,22 @@ class ConnectionFeed:
             yield newest
 
     def _new_pictures(self) -> Iterator[Picture]:
-        """The pictures but for those of a recording that were seen before the connection broke."""
-        for picture in self._connection.pictures():
-            if not (self._connection.is_recording and picture.time_s <= self.clock.newest_s):
+        """The pictures but for those that were seen before the connection broke."""
+        connection = self._connection
+        seen_s, self._stamp_s = self._seen_stamp_s(), connection.first_stamp_s
+        for picture in connection.pictures():
+            self._stamp_s = max(self._stamp_s, connection.first_stamp_s + picture.time_s)
+            if connection.first_stamp_s + picture.time_s > seen_s:
                 yield picture
+
+    def _seen_stamp_s(self) -> float:
+        """Up to which of its own stamps this connection gives again what was there before: a recording, or HLS.
+
+        HLS begins some seconds back. Where its stamps lie elsewhere, the server has begun anew.
+        """
+        overlap_s = self._stamp_s - self._connection.first_stamp_s
+        is_again = self._connection.is_recording or (self._connection.is_paced and 0 <= overlap_s < MAX_OVERLAP_S)
+        return self._stamp_s if is_again else -math.inf
 
     def _stream_s(self, picture: Picture, now_s: float, held_s: float) -> float:
         has_clock = self._connection.has_clock or self.clock.early != "newest"
@@ -186,7 +202,7 @@ class ConnectionFeed:
         self._past = replace(_sum(self._past, self._connection.skipped), num_reconnects=self._past.num_reconnects + 1)
         self._connection = connection
         if connection.is_recording:
-            connection.seek(self.clock.newest_s)
+            connection.seek(self._stamp_s - connection.first_stamp_s)
         else:
             self.clock.reconnected()
 

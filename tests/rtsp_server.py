@@ -1,4 +1,4 @@
-"""A camera: a small RTSP server (RFC 2326) that shows an H.264 file for ever, in real time, over TCP (RFC 6184, 7826 §14).
+"""A camera: a small RTSP server (RFC 2326) that shows an H.264 file for ever, in real time, over TCP (RFC 6184).
 
     python rtsp_server.py clip.mp4 8554
 
