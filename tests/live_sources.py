@@ -19,11 +19,12 @@ def write_camera_file(path, images, fps):
     """Write images, uint8 [H, W, 3], as a camera codes them: H.264 without B-frames, a key picture every second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"tune": "zerolatency", "bf": "0", "g": str(fps)})
-        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 90_000)
         for index, image in enumerate(images):
-            stream.height, stream.width = image.shape[:2]
+            if index == 0:
+                stream.height, stream.width = image.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = index, stream.time_base
+            frame.pts, frame.time_base = index * 90_000 // fps, Fraction(1, 90_000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -70,10 +70,10 @@ def parse_address(source: str | Path) -> Address:
 
 
 def redacted(url: str) -> str:
-    """The address without what may be secret: user and password, the query, and what follows a `=` in the path; all of it
-    where it cannot be told apart.
+    """The address without what may be secret: user and password, the query, and what follows a `=` in the path.
 
-    A password with a `/` or `#` in it is hidden too, which splitting the address by its rules would show."""
+    A password with a `/` or `#` in it would look like a host and a path: then nothing but the scheme is shown.
+    """
     match = _URL.fullmatch(url)
     if not match:
         return url

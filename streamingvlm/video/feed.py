@@ -132,7 +132,7 @@ class ConnectionFeed:
         only the newest is kept.
         """
         is_beginning = self.clock.early == "newest"
-        newest, came_s, stamp_s = None, math.inf, math.inf
+        newest, came_s, stamp_s = None, -math.inf, -math.inf
         for picture in self._new_pictures():
             now_s = time.monotonic()
             interval_s = picture.time_s - stamp_s if newest else picture.duration_s
