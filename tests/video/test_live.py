@@ -274,7 +274,7 @@ def test_the_traps_are_traps(camera_clip, tmp_path):
         (tmp_path / name).write_text(text)
         options = {"protocol_whitelist": "file,http,tcp", "safe": "0", "allowed_extensions": "ALL"}
         with av.open(str(tmp_path / name), options=options | {"extension_picky": "0"}) as container:
-            assert container.duration
+            assert container.streams.video[0].width == 64
 
 
 def test_a_server_whose_certificate_nobody_vouches_for_is_refused(camera_clip, tmp_path):
@@ -304,23 +304,15 @@ def make_certificate(key, certificate):
     )
 
 
-WATCH_A_PIPE = """
-import sys
-from streamingvlm.video import open_source
-
-with open_source("-", fps=1, chunk_s=2) as video:
-    assert video.policy == "wait"
-    print(sum(1 for _ in video), video.info.codec)
-"""
-
-
 @pytest.mark.parametrize("container", ["mpegts", "matroska", "flv", "h264"])
-def test_a_pipe_is_read_to_its_end(container, camera_clip):
+def test_a_pipe_is_read_to_its_end(container, camera_clip, numbers, monkeypatch):
     with ffmpeg("-i", camera_clip, "-c", "copy", "-f", container, "-", stdout=subprocess.PIPE) as sender:
-        watcher = subprocess.run(
-            [sys.executable, "-c", WATCH_A_PIPE], stdin=sender.stdout, capture_output=True, text=True, timeout=120
-        )
-    assert watcher.stdout.split() == ["15", "h264"], watcher.stderr
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=sender.stdout))
+        with open_source("-", fps=1, chunk_s=2) as video:
+            assert (video.policy, video.info.codec) == ("wait", "h264")
+            seconds = list(video)
+    assert [s.start_s for s in seconds] == list(range(0, CLIP_S, 2))
+    assert watched_in_order(numbers(seconds))
 
 
 def test_a_pipe_that_says_nothing_can_be_left(monkeypatch, camera_clip):
