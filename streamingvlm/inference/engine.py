@@ -269,7 +269,7 @@ class Engine:
         started = time.perf_counter()
         for job in list(jobs):
             with self._failing([job]):
-                patches.append(job.encoder.patches(job.frames))
+                patches.append(job.encoder.patches(job.frames, detail=job.detail))
         jobs = [job for job in jobs if not job.future.done()]
         if not jobs:
             return

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,17 +25,21 @@ if TYPE_CHECKING:
     from streamingvlm.inference.sampling import Sampler
     from streamingvlm.inference.session import StreamingSession
 
+_GONE = torch.empty(0)
+
 
 class Job(ABC):
     """Something to be done for one stream, in its turn among the jobs of that stream.
 
-    future: its result. frames: uint8 [F, 3, H, W] to be seen first, None for nothing. max_new_tokens: the most tokens
+    future: its result. frames: uint8 [F, 3, H, W] to be seen first, None for nothing; detail: the share of their usual
+    pixels to spend on them. max_new_tokens: the most tokens
     of the reply, 0 for none. reply: what was said so far.
     is_fed: whether there is anything to be fed; otherwise the job is done as soon as it is open.
     first_ids: groups of tokens of which the job wants to know how probable they are as the first of the reply.
     """
 
     frames: torch.Tensor | None = None
+    detail = 1.0
     max_new_tokens = 0
     is_fed = True
     first_ids: Sequence[Sequence[int]] = ()
@@ -102,8 +107,10 @@ class _TurnJob(Job):
 
     def __init__(self, session: "StreamingSession", frames: torch.Tensor | Second, question: str):
         super().__init__(session)
-        self.second = frames if isinstance(frames, Second) else None
-        self.frames = frames.frames if isinstance(frames, Second) else frames
+        self.frames, self.second = frames, None
+        if isinstance(frames, Second):
+            self.frames, self.detail = frames.frames, frames.detail
+            self.second = replace(frames, frames=_GONE)  # frames are held no longer than they are needed
         self.question = question
         self.turn: Turn | None = None
 
@@ -119,7 +126,7 @@ class _TurnJob(Job):
             self._append(query if opens or is_new else "")
             self.decoder.see_(self.turn.index, self.vision)
             session.query_told_(query)
-        self.frames = self.second = None
+        self.frames = None
         self.is_open = True
 
     def _turn(self) -> Turn:
@@ -197,7 +204,9 @@ class SpokenTurn(_TurnJob):
     def close_(self):
         self.decoder.close_(self._end or self.session.format.close_turn(self.turn, self.reply))
         text = self.session.format.spoken_text(self.reply)
-        return self.session.turn_done_(self.turn, self.started, text, len(self.reply), self.silence)
+        return self.session.turn_done_(
+            self.turn, self.started, text, len(self.reply), silence=self.silence, shown=self.second
+        )
 
     def _tell(self):
         """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""
@@ -221,4 +230,4 @@ class HeardTurn(_TurnJob):
 
     def close_(self):
         self.decoder.extend_(self._end)
-        return self.session.turn_done_(self.turn, self.started, " ".join(self.words.split()), 0)
+        return self.session.turn_done_(self.turn, self.started, " ".join(self.words.split()), 0, shown=self.second)

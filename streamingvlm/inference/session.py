@@ -4,6 +4,7 @@ The weights and the stream are two objects. A session holds all that changes whi
 It is a slot of an engine (engine.py): of one of its own, or of one that serves many streams.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from streamingvlm.cache.layout import CacheLayout
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
+from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, at_least, resolve
 from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
@@ -27,7 +28,9 @@ from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
-from streamingvlm.video.reader import VideoReader, open_video
+from streamingvlm.video.live import LiveReader, open_source
+from streamingvlm.video.pushed import PushedFrames
+from streamingvlm.video.reader import VideoReader
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Commentary:
     start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
     latency_s: seconds from the frames to the last word, in an engine with those of waiting for other streams.
     silence: the probability that the model gave to saying nothing, None where it was not asked.
+    age_s: how old the newest frame of the turn was when the line was finished; None where it was not live.
+    dropped_s, coalesced_s: seconds of a live stream that went by unseen just before the turn, and that it stands for
+    beyond its own, as the model was late; detail: the share of pixels and tokens that was spent on it.
     """
 
     start_s: float
@@ -45,6 +51,10 @@ class Commentary:
     num_tokens: int = 0
     latency_s: float = 0.0
     silence: float | None = None
+    age_s: float | None = None
+    dropped_s: float = 0.0
+    coalesced_s: float = 0.0
+    detail: float = 1.0
 
     @property
     def is_silent(self) -> bool:
@@ -92,7 +102,7 @@ class StreamingSession:
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
-        self.reader: VideoReader | None = None
+        self.reader: VideoReader | LiveReader | None = None
         self.vision = setup.vision
         self.format = setup.format
         self._setup = setup
@@ -168,28 +178,32 @@ class StreamingSession:
 
     def stream(
         self,
-        source: str | Path | Iterable[Second],
+        source: str | Path | PushedFrames | Iterable[Second],
         *,
         start_s: float = 0.0,
+        live: LiveConfig | Mapping[str, Any] | None = None,
         step: Callable[[Second], LineT] | None = None,
     ) -> Iterator[LineT]:
-        """Watch a file, or seconds from any iterable, and yield a Commentary a turn, silent ones included.
+        """Watch a source and yield a Commentary a turn, silent ones included.
 
-        start_s: where in a file to begin, ``end_s`` for a stream that is taken up again; step: what to do with each
-        second, and what to yield, in place of the session's own ``step``. Raises VideoError before the first turn where
-        the file cannot be watched.
+        source: a file; an address (rtsp, rtsps, rtmp, http, https); "webcam"; "-", a pipe on standard input; frames
+        that are pushed; or seconds from any iterable. start_s: where in a file to begin, ``end_s`` for a stream that is
+        taken up again. live: how what does not wait is received, and what is done when the model is late. step: what to
+        do with each second, and what to yield, in place of the session's own ``step``. Raises VideoError before the
+        first turn where the source cannot be watched.
         """
-        if not isinstance(source, str | Path):
+        if not isinstance(source, str | Path | PushedFrames):
             yield from self._follow(iter(source), step or self.step)
             return
         config = self.video_config
-        with open_video(
+        with open_source(
             source,
             fps=config.fps,
             chunk_s=config.chunk_s,
             decoder=config.decoder,
             prefetch=config.prefetch,
             start_s=start_s,
+            live=resolve(LiveConfig, live, {}),
         ) as self.reader:
             yield from self._follow(self.reader, step or self.step)
 
@@ -250,9 +264,11 @@ class StreamingSession:
         return self.engine.do(WeighJob(self, question, choices))
 
     def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
-        if max_new_tokens is not None:
-            at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
-        return SpokenTurn(self, frames, question, max_new_tokens or self.sampling_config.max_new_tokens)
+        if max_new_tokens is None:
+            detail = frames.detail if isinstance(frames, Second) else 1.0
+            max_new_tokens = math.ceil(self.sampling_config.max_new_tokens * detail)
+        at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
+        return SpokenTurn(self, frames, question, max_new_tokens)
 
     def query_told_(self, query: str):
         """Take note that the stream knows of a standing query, which may be longer than the one before."""
@@ -262,18 +278,43 @@ class StreamingSession:
         self.told_query = query
 
     def turn_done_(
-        self, turn: Turn, started: float, text: str, num_tokens: int, silence: float | None = None
+        self,
+        turn: Turn,
+        started: float,
+        text: str,
+        num_tokens: int,
+        *,
+        silence: float | None = None,
+        shown: Second | None = None,
     ) -> Commentary:
-        """Count a turn that was closed; ``started``: when it was handed over, by the performance counter."""
+        """Count a turn that was closed.
+
+        started: when it was handed over, by the performance counter; shown: the Second that was seen, its frames gone.
+        """
         self.num_turns += 1
-        latency_s = time.perf_counter() - started
+        line = Commentary(
+            turn.start_s, turn.end_s, text, num_tokens, time.perf_counter() - started, silence, **_lag_of(shown)
+        )
         self.stats.turn_done_(
             stream_s=turn.end_s - turn.start_s,
-            latency_s=latency_s,
+            latency_s=line.latency_s,
             num_tokens=num_tokens,
             cache_tokens=self.decoder.num_tokens,
         )
+        self.stats.live_turn_done_(age_s=line.age_s, dropped_s=line.dropped_s, coalesced_s=line.coalesced_s)
         if self._keeper:
             with self.stats.stage("autosave"):
                 self._keeper.save_(self)
-        return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s, silence)
+        return line
+
+
+def _lag_of(shown: Second | None) -> dict[str, float | None]:
+    """What a line tells of how late it is."""
+    if shown is None:
+        return {}
+    return {
+        "age_s": None if shown.captured_s is None else time.monotonic() - shown.captured_s,
+        "dropped_s": shown.dropped_s,
+        "coalesced_s": shown.coalesced_s,
+        "detail": shown.detail,
+    }

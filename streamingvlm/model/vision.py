@@ -85,18 +85,25 @@ class VisionEncoder:
         num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
         return num_steps, 1, int(max_pixels) // self.family.size_factor**2
 
-    def features(self, frames: torch.Tensor) -> VisionFeatures:
+    def features(self, frames: torch.Tensor, *, detail: float = 1.0) -> VisionFeatures:
         """Encode uint8 frames [F, 3, H, W], with the deepstack features where the family has them.
 
+        detail: the share of its usual pixels that a frame gets; ``min_pixels`` does not hold below 1.
         Raises VideoError for frames of another type or shape.
         """
-        return self.features_of(*self.patches(frames))
+        return self.features_of(*self.patches(frames, detail=detail))
 
-    def patches(self, frames: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        """Preprocess uint8 frames [F, 3, H, W]: pixel values and their grid (t, h, w) in patches. Raises VideoError."""
-        return preprocess(
-            frames, family=self.family, min_pixels=self.min_pixels, max_pixels=self.max_pixels, resize=self.resize
-        )
+    def patches(self, frames: torch.Tensor, *, detail: float = 1.0) -> tuple[torch.Tensor, Grid]:
+        """Preprocess uint8 frames [F, 3, H, W]: pixel values and their grid (t, h, w) in patches; as ``features``."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        if detail < 1:
+            _check_frames(frames)
+            num_frames, _, *size = frames.shape
+            usual = resized_size(num_frames, *size, family=self.family, resize=self.resize, **limits)
+            # A frame of one token is the least that there is.
+            most = max(self.family.size_factor**2, int(math.prod(usual) * detail))
+            limits = {"min_pixels": self.family.size_factor**2, "max_pixels": most}
+        return preprocess(frames, family=self.family, resize=self.resize, **limits)
 
     def features_of(self, pixels: torch.Tensor, grid: Grid) -> VisionFeatures:
         """Encode what `preprocess` made of frames: pixel values and their grid (t, h, w) in patches."""

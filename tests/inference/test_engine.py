@@ -305,7 +305,7 @@ def test_a_worker_serves_many_threads(model):
 
 
 def test_without_a_worker_several_threads_may_wait(model):
-    engine, sessions = open_many(model, 3)
+    _, sessions = open_many(model, 3)
     results = {}
     threads = [
         threading.Thread(target=lambda s=s: results.update({s.slot: [s.step(frames(i)).text for i in range(4)]}))
@@ -346,7 +346,7 @@ def test_reset_and_close_cancel_what_a_stream_waits_for(model):
 
 
 def test_waiting_inside_a_turn_is_refused(model):
-    engine, (session, other) = open_many(model, 2, WORDY)
+    _, (session, other) = open_many(model, 2, WORDY)
     session.on_token = lambda _piece: other.step(frames(0))
     with pytest.raises(StreamingVLMError, match="in the middle of a turn"):
         session.step(frames(0))
