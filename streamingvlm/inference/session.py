@@ -16,6 +16,7 @@ import torch
 
 from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, at_least, resolve
+from streamingvlm.inference.ahead import follow_ahead
 from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
@@ -113,6 +114,7 @@ class StreamingSession:
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
         self.reset()
+        self.engine.warm_(self)
 
     @classmethod
     def from_pretrained(
@@ -193,7 +195,7 @@ class StreamingSession:
         first turn where the source cannot be watched.
         """
         if not isinstance(source, str | Path | PushedFrames):
-            yield from self._follow(iter(source), step or self.step)
+            yield from self._follow(iter(source), step)
             return
         config = self.video_config
         with open_source(
@@ -205,9 +207,13 @@ class StreamingSession:
             start_s=start_s,
             live=resolve(LiveConfig, live, {}),
         ) as self.reader:
-            yield from self._follow(self.reader, step or self.step)
+            yield from self._follow(self.reader, step)
 
-    def _follow(self, seconds: Iterator[Second], step: Callable[[Second], LineT]) -> Iterator[LineT]:
+    def _follow(self, seconds: Iterator[Second], step: Callable[[Second], LineT] | None) -> Iterator[LineT]:
+        if step is None and self.engine.looks_ahead:
+            yield from follow_ahead(self, seconds)
+            return
+        step = step or self.step
         while True:
             with self.stats.stage("video"):
                 second = next(seconds, None)
@@ -226,7 +232,7 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        return self.engine.do(self._spoken_turn(frames, question, max_new_tokens))
+        return self.engine.do(self.spoken_turn(frames, question, max_new_tokens))
 
     def submit(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
@@ -235,7 +241,7 @@ class StreamingSession:
 
         The turn is done by the engine's worker, or where there is none by whoever next waits for the engine.
         """
-        return self.engine.submit(self._spoken_turn(frames, question, max_new_tokens))
+        return self.engine.submit(self.spoken_turn(frames, question, max_new_tokens))
 
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
         """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
@@ -263,7 +269,10 @@ class StreamingSession:
         """
         return self.engine.do(WeighJob(self, question, choices))
 
-    def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
+    def spoken_turn(
+        self, frames: torch.Tensor | Second, question: str = "", max_new_tokens: int | None = None
+    ) -> SpokenTurn:
+        """Return the job of one turn, as ``step`` takes it, to be submitted to the engine."""
         if max_new_tokens is None:
             detail = frames.detail if isinstance(frames, Second) else 1.0
             max_new_tokens = math.ceil(self.sampling_config.max_new_tokens * detail)
