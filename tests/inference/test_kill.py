@@ -34,12 +34,16 @@ def stream_until_killed(words: list[str], log: Path, delay_s: float):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size > size):
-        time.sleep(0.01)
-    time.sleep(delay_s)
-    process.kill()
-    _, errors = process.communicate()
+    try:
+        deadline = time.monotonic() + 180
+        while (
+            process.poll() is None and time.monotonic() < deadline and not (log.exists() and log.stat().st_size > size)
+        ):
+            time.sleep(0.01)
+        time.sleep(delay_s)
+    finally:
+        process.kill()
+        _, errors = process.communicate()
     assert process.returncode == -9, errors[-2000:]
 
 
@@ -68,6 +72,7 @@ def test_after_a_kill_the_tokens_are_those_of_a_stream_that_was_never_stopped(ti
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # each start of a process loads torch and the model
 @pytest.mark.parametrize(("name", "num_kills"), [("reread", 20), ("native", 5), ("recompute", 5), ("window", 5)])
 def test_after_many_kills_they_still_are(tiny_checkpoint, tmp_path, name, num_kills):
     check_kills(tiny_checkpoint(), CACHES[name], tmp_path, num_kills)
