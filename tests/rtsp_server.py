@@ -1,6 +1,6 @@
 """A camera: a small RTSP server (RFC 2326) that shows an H.264 file for ever, in real time, over TCP (RFC 6184).
 
-    python rtsp_server.py clip.mp4 8554
+    python rtsp_server.py clip.mp4 8554 [epoch_s]
 
 What it shows follows the clock on the wall, whoever watches and however often it is restarted: picture n of the endless
 show appears at `epoch_s + n / fps`. A client begins with the newest picture from which decoding can begin.
@@ -233,6 +233,6 @@ def _nals(data, size_bytes):
 
 
 if __name__ == "__main__":
-    server = RtspServer(Path(sys.argv[1]), int(sys.argv[2]))
+    server = RtspServer(Path(sys.argv[1]), int(sys.argv[2]), epoch_s=float((sys.argv[3:] or [0])[0]))
     print(server.port, flush=True)
     server.serve_forever()

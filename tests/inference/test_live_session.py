@@ -86,10 +86,11 @@ def watch_slowly(session, camera, live, *, turn_s, watch_s):
     return watched, seen
 
 
+@pytest.mark.parametrize("watch_s", [5, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("policy", ["drop", "coalesce", "degrade"])
-def test_a_model_at_half_of_real_time_stays_near_and_tells_how_old_its_words_are(policy, session, camera):
+def test_a_model_at_half_of_real_time_stays_near_and_tells_how_old_its_words_are(policy, watch_s, session, camera):
     live = {"policy": policy, "max_lag_s": 1.0}
-    watched, seen = watch_slowly(session, camera, live, turn_s=1.0, watch_s=5)
+    watched, seen = watch_slowly(session, camera, live, turn_s=1.0, watch_s=watch_s)
     lines = [line for line, _ in watched]
     assert [line.age_s for line in lines] == pytest.approx([age_s for _, age_s in watched], abs=0.1)
     assert max(line.age_s for line in lines) < 5
