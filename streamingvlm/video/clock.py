@@ -36,6 +36,10 @@ class Second:
     end_s: float
     frames: torch.Tensor  # uint8 [F, 3, H, W], RGB, F = round(fps * chunk_s)
     num_repeated: int = 0  # frames that show the same picture as the frame before: a gap, a slow file, or its end
+    captured_s: float | None = None  # when its newest frame was captured, by time.monotonic(); None where nobody knows
+    dropped_s: float = 0.0  # seconds of a live stream that went by unseen before it, as the model was late
+    coalesced_s: float = 0.0  # seconds beyond its own that it stands for, as the model was late
+    detail: float = 1.0  # share of the pixels and tokens to spend on it; below 1 while the model is late
 
 
 class Timed(Protocol):
