@@ -1,5 +1,6 @@
 """What a user may set, as frozen dataclasses: units in the names, ranges checked when they are made."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
@@ -112,6 +113,57 @@ class VideoConfig:
 
 
 @dataclass(frozen=True)
+class LiveConfig:
+    """How a stream that does not wait is received, and what is done when the model is late.
+
+    policy: ``drop`` takes the newest second and lets the others go; ``coalesce`` makes one turn of all that was missed,
+        its frames thinned to those of a turn; ``degrade`` spends fewer pixels, frames and tokens while late, and drops
+        beyond ``max_lag_s``; ``wait`` takes every second and holds the source back. None: ``wait`` for what can be held
+        back or ends by itself (a pipe, a recording behind an address), ``drop`` for what is live.
+    max_lag_s: how far the model may fall behind under ``degrade`` before seconds are dropped.
+    max_frames, max_bytes: the most that waits in front of the model.
+    open_timeout_s: how long a connection may take to give its first picture.
+    stall_timeout_s: a connection that gives no picture for so long is broken.
+    retry_min_s, retry_max_s: the wait before a broken connection is tried again, doubled up to the largest.
+    retry_for_s: for how long it is tried before the stream ends with an error; None for ever.
+    rtsp_transport: ``tcp``, which loses nothing, or ``udp``.
+    verify_tls: refuse a server whose certificate is not vouched for; many cameras sign their own.
+    camera_size, camera_fps: what is asked of a webcam, "1280x720" and pictures a second; None leaves it to the driver.
+    """
+
+    policy: Literal["wait", "drop", "coalesce", "degrade"] | None = None
+    max_lag_s: float = 3.0
+    max_frames: int = 64
+    max_bytes: int = 512 * 2**20
+    open_timeout_s: float = 10.0
+    stall_timeout_s: float = 5.0
+    retry_min_s: float = 0.25
+    retry_max_s: float = 2.0
+    retry_for_s: float | None = None
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    verify_tls: bool = True
+    camera_size: str | None = None
+    camera_fps: float | None = None
+
+    def __post_init__(self):
+        if self.policy is not None:
+            one_of("live.policy", self.policy, ("wait", "drop", "coalesce", "degrade"))
+        one_of("live.rtsp_transport", self.rtsp_transport, ("tcp", "udp"))
+        at_least("live.max_lag_s", self.max_lag_s, 0, "seconds behind")
+        at_least("live.max_frames", self.max_frames, 1, "frames in front of the model")
+        at_least("live.max_bytes", self.max_bytes, 1, "bytes in front of the model")
+        for name in ("open_timeout_s", "stall_timeout_s", "retry_min_s"):
+            above(f"live.{name}", getattr(self, name), 0, "seconds")
+        at_least("live.retry_max_s", self.retry_max_s, self.retry_min_s, "never below live.retry_min_s")
+        if self.retry_for_s is not None:
+            at_least("live.retry_for_s", self.retry_for_s, 0, "seconds; null tries for ever")
+        if self.camera_fps is not None:
+            above("live.camera_fps", self.camera_fps, 0, "pictures a second")
+        if self.camera_size is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(self.camera_size)):
+            raise ConfigError(f"live.camera_size={self.camera_size} is no size; write width x height, as in 1280x720")
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How a token is chosen; the defaults are the released code's. ``temperature`` 0 is greedy."""
 
@@ -129,7 +181,7 @@ class SamplingConfig:
             raise ConfigError(f"sampling.top_p={self.top_p} is outside (0, 1]; 1 keeps every token")
 
 
-Config = TypeVar("Config", CacheConfig, VideoConfig, SamplingConfig)
+Config = TypeVar("Config", CacheConfig, VideoConfig, LiveConfig, SamplingConfig)
 
 
 def resolve(kind: type[Config], given: Config | Mapping[str, Any] | None, checkpoint: Mapping[str, Any]) -> Config:

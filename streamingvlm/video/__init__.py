@@ -1,10 +1,22 @@
-"""Files of video become seconds of frames.
+"""Files and live streams become seconds of frames.
 
-`open_video` gives a `VideoReader`; iterating it gives `Second` objects. No decoder is imported before a file is opened.
+`open_video` opens a file, `open_source` anything that can be watched; iterating what they give gives `Second` objects.
+No decoder is imported before a source is opened.
 """
 
 from streamingvlm.video.clock import Second
+from streamingvlm.video.live import LiveReader, open_source
+from streamingvlm.video.pushed import PushedFrames
 from streamingvlm.video.reader import VideoReader, open_video
 from streamingvlm.video.source import SkipCounts, VideoInfo
 
-__all__ = ["Second", "SkipCounts", "VideoInfo", "VideoReader", "open_video"]
+__all__ = [
+    "LiveReader",
+    "PushedFrames",
+    "Second",
+    "SkipCounts",
+    "VideoInfo",
+    "VideoReader",
+    "open_source",
+    "open_video",
+]

@@ -48,7 +48,7 @@ TEXT_DEMUXERS = frozenset({"tty"})
 
 def open_pyav(path: Path, *, start_s: float = 0.0) -> "PyAVSource":
     """Open a file for reading from `start_s`; VideoError where it holds no video that can be decoded."""
-    source = PyAVSource(path)
+    source = PyAVSource(_open_container(path), repr(str(path)))
     if start_s > 0:
         source.seek(start_s)
     return source
@@ -57,17 +57,20 @@ def open_pyav(path: Path, *, start_s: float = 0.0) -> "PyAVSource":
 class PyAVSource:
     """The pictures of the main video stream of a file (a `PictureSource`)."""
 
-    def __init__(self, path: Path):
-        self._container = _open_container(path)
+    thread_type = "AUTO"
+
+    def __init__(self, container: "av.container.InputContainer", shown: str):
+        """`shown` names the source in messages; the container is closed with this object, or where this fails."""
+        self._container = container
         try:
-            self._stream = _main_stream(path, self._container)
-            self._start(path)
+            self._stream = _main_stream(container, shown)
+            self._start(shown)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, path: Path) -> None:
-        self._stream.thread_type = "AUTO"
+    def _start(self, shown: str) -> None:
+        self._stream.thread_type = self.thread_type
         self._stream.codec_context.thread_count = min(MAX_THREADS, os.cpu_count() or 1)
         self._reformatter = VideoReformatter()
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -81,7 +84,7 @@ class PyAVSource:
         self._pictures = self._decode()
         self._first = next(self._pictures, None)
         if self._first is None:
-            raise VideoError(f"{str(path)!r} holds no picture that can be decoded; copy or download it again")
+            raise VideoError(f"{shown} holds no picture that can be decoded; copy or download it again")
         self.info = self._describe()
 
     def pictures(self) -> Iterator[Picture]:
@@ -211,22 +214,26 @@ def _unreadable(path: Path, reason: str) -> VideoError:
             f"{str(path)!r} is cut off: the index (moov) that stands at the end of an mp4 is missing; "
             "copy or download it again, or repair it with untrunc"
         )
-    return VideoError(f"{str(path)!r} is not a video, or too damaged to be opened ({reason}); name a video file")
+    return _no_video(repr(str(path)), reason)
 
 
-def _main_stream(path: Path, container: "av.container.InputContainer") -> "av.VideoStream":
+def _no_video(shown: str, reason: str) -> VideoError:
+    return VideoError(f"{shown} is not a video, or too damaged to be opened ({reason}); name a video file")
+
+
+def _main_stream(container: "av.container.InputContainer", shown: str) -> "av.VideoStream":
     """The best video stream that is not a cover picture, in FFmpeg's opinion, else the largest."""
     if container.format.name in TEXT_DEMUXERS:
-        raise _unreadable(path, "text")
+        raise _no_video(shown, "text")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams and container.streams.audio:
-        raise VideoError(f"{str(path)!r} holds audio alone; name a file with pictures")
+        raise VideoError(f"{shown} holds audio alone; name a file with pictures")
     if not streams:
-        raise _unreadable(path, "no video stream")
+        raise _no_video(shown, "no video stream")
     best = container.streams.best("video")
     stream = best if best in streams else max(streams, key=lambda stream: stream.width * stream.height)
     if stream.codec_context is None:
-        raise VideoError(f"{str(path)!r} is coded in a way that PyAV does not know; convert it to H.264 first")
+        raise VideoError(f"{shown} is coded in a way that PyAV does not know; convert it to H.264 first")
     return stream
 
 

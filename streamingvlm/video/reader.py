@@ -8,18 +8,17 @@ with open_video("match.mp4") as video:
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise, takewhile
+from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
-import torch
-from torch.nn.functional import interpolate
-
 from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.video.address import redacted
 from streamingvlm.video.clock import SamplingGrid, Second, sample
+from streamingvlm.video.frames import make_second
 from streamingvlm.video.prefetch import Prefetch
-from streamingvlm.video.source import Picture, PictureSource, SkipCounts, VideoInfo
+from streamingvlm.video.source import PictureSource, SkipCounts, VideoInfo
 
 
 def open_video(
@@ -41,9 +40,7 @@ def open_video(
     grid = SamplingGrid(fps=fps, chunk_s=chunk_s, start_s=start_s)
     if prefetch < 1:
         raise ConfigError(f"prefetch is {prefetch}, but at least 1 chunk must be decoded ahead; the usual number is 2")
-    open_source = _source_opener(decoder)
-    _check_file(path)
-    source = open_source(Path(path), start_s=start_s)
+    source = open_pictures(path, decoder, start_s=start_s)
     if start_s and source.info.duration_s is not None and source.info.duration_s <= start_s:
         source.close()
         raise _starts_too_late(path, start_s)
@@ -88,6 +85,13 @@ def _shut_down(prefetch: Prefetch, source: PictureSource) -> None:
     source.close()
 
 
+def open_pictures(path: str | Path, decoder: str = "pyav", *, start_s: float = 0.0) -> PictureSource:
+    """Open a file for its pictures, from `start_s` on. Raises VideoError and ConfigError as `open_video` does."""
+    opener = _source_opener(decoder)
+    _check_file(path)
+    return opener(Path(path), start_s=start_s)
+
+
 def _source_opener(decoder: str) -> Callable[..., PictureSource]:
     if decoder == "pyav":
         from streamingvlm.video.pyav import open_pyav
@@ -104,7 +108,7 @@ def _check_file(path: str | Path) -> None:
     """Say in plain words what a decoder would say in codes."""
     name = repr(os.fspath(path))
     if "://" in name:
-        raise VideoError(f"{name} is an address, but only files can be read; download it first")
+        raise VideoError(f"{redacted(os.fspath(path))} is an address, but only files can be read here; use open_source")
     path = Path(path)
     if not path.exists():
         raise VideoError(f"{name} does not exist; check the path to the video")
@@ -124,24 +128,7 @@ def _seconds(path: Path, source: PictureSource, grid: SamplingGrid, stop: thread
     pictures = takewhile(lambda _: not stop.is_set(), source.pictures())
     newest = None
     for index, shown in enumerate(sample(pictures, grid, tick_s=source.tick_s)):
-        yield _second(index, shown, newest, grid)
+        yield make_second(index, shown, newest, grid)
         newest = shown[-1]
     if newest is None and not stop.is_set():
         raise _starts_too_late(path, grid.start_s)
-
-
-def _second(index: int, shown: Sequence[Picture], before: Picture | None, grid: SamplingGrid) -> Second:
-    """Convert the pictures of one chunk; `before` is the last picture of the chunk before."""
-    pixels = {picture: picture.rgb() for picture in shown}
-    height, width = pixels[shown[-1]].shape[1:]
-    frames = [_fit(pixels[picture], height, width) for picture in shown]
-    num_repeated = sum(picture is earlier for earlier, picture in pairwise([before, *shown]))
-    start_s, end_s = grid.chunk_start_s(index), grid.chunk_start_s(index + 1)
-    return Second(index, start_s, end_s, torch.stack(frames), num_repeated)
-
-
-def _fit(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize a frame, uint8 [3, H, W], from before a change of resolution to the size after it."""
-    if frame.shape[1:] == (height, width):
-        return frame
-    return interpolate(frame[None], size=(height, width), mode="bilinear", antialias=True)[0]

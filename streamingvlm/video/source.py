@@ -6,6 +6,12 @@ from typing import Protocol
 
 import torch
 
+from streamingvlm.errors import VideoError
+
+
+class BrokenStreamError(VideoError):
+    """A live source does not answer, or no longer: it may be tried again."""
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -29,6 +35,8 @@ class SkipCounts:
     num_clock_jumps: int = 0  # breaks of the file's clock, closed so that stream time goes on
     gap_s: float = 0.0  # time for which the file has no picture and the newest one is shown again
     missing_s: float = 0.0  # time between the last picture and the end that the file announces
+    num_reconnects: int = 0  # times a live source broke off and came back
+    lost_s: float = 0.0  # time for which a live source had no picture; stream time went on without them
 
     def describe(self) -> str | None:
         """One line to show the user, or None where nothing was lost."""
@@ -38,6 +46,8 @@ class SkipCounts:
             (self.gap_s, f"repeated the newest picture over gaps of {self.gap_s:.1f} s"),
             (self.num_clock_jumps, f"closed {_count(self.num_clock_jumps, 'jump')} of the clock"),
             (self.num_resolution_changes, f"picture size changed {_count(self.num_resolution_changes, 'time')}"),
+            (self.num_reconnects, f"connected again {_count(self.num_reconnects, 'time')}"),
+            (self.lost_s, f"no picture for {self.lost_s:.1f} s"),
             (self.missing_s, f"file ends {self.missing_s:.1f} s before its announced end"),
         ]
         return "; ".join(text for value, text in facts if value) or None

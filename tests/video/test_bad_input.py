@@ -63,7 +63,7 @@ def test_an_mp4_cut_off_before_its_index(tmp_path, write_clip, regular_times, cu
 
 
 def test_an_address_is_not_a_file():
-    assert "download it first" in refusal("https://example.org/match.mp4")
+    assert "open_source" in refusal("https://example.org/match.mp4")
 
 
 def test_pictures_of_which_none_can_be_decoded(tmp_path, write_clip, regular_times):

@@ -1,0 +1,27 @@
+"""Chosen pictures become the frames of a second."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch.nn.functional import interpolate
+
+from streamingvlm.video.clock import SamplingGrid, Second
+from streamingvlm.video.source import Picture
+
+
+def make_second(index: int, shown: Sequence[Picture], before: Picture | None, grid: SamplingGrid) -> Second:
+    """Convert the pictures of one chunk; `before` is the last picture of the chunk before."""
+    pixels = {picture: picture.rgb() for picture in shown}
+    height, width = pixels[shown[-1]].shape[1:]
+    frames = [fit(pixels[picture][None], height, width) for picture in shown]
+    num_repeated = sum(picture is earlier for earlier, picture in pairwise([before, *shown]))
+    start_s, end_s = grid.chunk_start_s(index), grid.chunk_start_s(index + 1)
+    return Second(index, start_s, end_s, torch.cat(frames), num_repeated)
+
+
+def fit(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize frames, uint8 [F, 3, H, W], from before a change of resolution to the size after it."""
+    if frames.shape[2:] == (height, width):
+        return frames
+    return interpolate(frames, size=(height, width), mode="bilinear", antialias=True)

@@ -1,0 +1,122 @@
+"""Frames pushed from Python are a source like a camera."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.video.source import Picture
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class PushedFrames:
+    """A source that is fed by calls, from any thread, and watched by `session.stream(frames)`.
+
+        camera = PushedFrames()
+        camera.push(picture)       # in one thread, as often as there is a picture
+        for line in session.stream(camera): ...  # in another
+
+    At most `max_frames` frames wait to be looked at, `max_bytes` in all; beyond that the oldest is let go and counted
+    in `num_dropped`, or the call waits where it was told to.
+    """
+
+    def __init__(self, *, max_frames: int = 64, max_bytes: int = 256 * 2**20):
+        for name, value in (("max_frames", max_frames), ("max_bytes", max_bytes)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}, but at least 1 must fit; leave it out for the usual number")
+        self.max_frames, self.max_bytes = max_frames, max_bytes
+        self.num_dropped = 0
+        self._frames: deque[tuple[torch.Tensor, float]] = deque()
+        self._num_bytes = 0
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def push(self, frame: "torch.Tensor | np.ndarray", *, captured_s: float | None = None, wait: bool = False) -> None:
+        """Hand over one frame, uint8 RGB: a tensor [3, H, W] or an array [H, W, 3]; it must not be written to after.
+
+        captured_s: when it was captured, by `time.monotonic()`; by default now. wait: block until there is room.
+        Raises VideoError for another shape, for a frame that can never fit, and after `close`.
+        """
+        frame = _channels_first(frame)
+        if frame.nbytes > self.max_bytes:
+            raise VideoError(f"a frame of {frame.nbytes:,} bytes never fits; raise max_bytes = {self.max_bytes:,}")
+        captured_s = time.monotonic() if captured_s is None else captured_s
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._is_closed or self._fits(frame))
+            if self._is_closed:
+                raise VideoError("a frame was pushed after close(); open another PushedFrames")
+            while not self._fits(frame):
+                self._pop()
+                self.num_dropped += 1
+            self._frames.append((frame, captured_s))
+            self._num_bytes += frame.nbytes
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """No more frames will come; those that wait are still seen. Safe to call twice, and from any thread."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def take(self, timeout_s: float) -> tuple[torch.Tensor, float] | None:
+        """The oldest frame and when it was captured, within some time; None where none has come.
+
+        Raises EOFError once all is closed and taken.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames or self._is_closed, timeout_s)
+            if self._frames:
+                taken = self._pop()
+                self._changed.notify_all()
+                return taken
+            if self._is_closed:
+                raise EOFError
+            return None
+
+    def _fits(self, frame: torch.Tensor) -> bool:
+        return len(self._frames) < self.max_frames and self._num_bytes + frame.nbytes <= self.max_bytes
+
+    def _pop(self) -> tuple[torch.Tensor, float]:
+        frame, captured_s = self._frames.popleft()
+        self._num_bytes -= frame.nbytes
+        return frame, captured_s
+
+
+def pictures_of(frames: PushedFrames, idle_s: float) -> Iterator[tuple[Picture, float] | None]:
+    """Yield each pushed frame with the real time of its capture, and None whenever nothing has come for `idle_s`."""
+    first_s = None
+    while True:
+        try:
+            taken = frames.take(idle_s)
+        except EOFError:
+            return
+        if taken is None:
+            yield None
+            continue
+        frame, captured_s = taken
+        first_s = captured_s if first_s is None else first_s
+        yield Picture(captured_s - first_s, 0.0, partial(_same, frame)), captured_s
+
+
+def _same(frame: torch.Tensor) -> torch.Tensor:
+    return frame
+
+
+def _channels_first(frame: "torch.Tensor | np.ndarray") -> torch.Tensor:
+    if not isinstance(frame, torch.Tensor):
+        frame = torch.as_tensor(frame)
+        frame = frame.permute(2, 0, 1) if frame.ndim == 3 else frame
+    if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
+        raise VideoError(
+            f"a frame is {str(frame.dtype).removeprefix('torch.')} {list(frame.shape)} with its channels first, "
+            "expected uint8 [3, H, W] as a tensor or [H, W, 3] as an array; give RGB frames of values 0 to 255"
+        )
+    return frame.contiguous()
