@@ -20,7 +20,7 @@ class Limits:
     max_body_bytes, max_frame_bytes, max_clip_bytes: of a request, a JPEG, a request with a clip in it;
         max_frame_pixels: of a picture, told by its header before it is decoded.
     max_frames_per_s: pictures that a session looks at; more are dropped unread.
-    max_waiting_s: seconds of video that wait for the model, a session.
+    max_waiting_s, max_waiting_bytes: video that waits for the model, a session.
     requests_per_s, burst_requests: of one address; a wrong key costs a fifth of the burst.
     max_subscribers: listeners of a session; backlog_lines: lines kept for listeners that are slow or come back.
     max_questions: that wait for an answer, a session; max_answer_tokens: of an answer.
@@ -38,6 +38,7 @@ class Limits:
     max_frame_pixels: int = 3840 * 2160
     max_frames_per_s: float = 60.0
     max_waiting_s: float = 8.0
+    max_waiting_bytes: int = 256 * 1024 * 1024
     requests_per_s: float = 50.0
     burst_requests: int = 200
     max_subscribers: int = 16

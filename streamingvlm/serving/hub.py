@@ -14,7 +14,7 @@ from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolv
 from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.places import Addresses, Resolve, allowed_file, resolve_host
-from streamingvlm.serving.pushed import PushedFrames
+from streamingvlm.serving.pushed import PushedSeconds
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.requests import SessionAsked, check_no_more
 from streamingvlm.serving.sessions import About, LiveSession, Source
@@ -152,11 +152,15 @@ class Hub:
         if asked.source.url is not None:
             self.addresses.check(asked.source.url)
             raise Refusal(501, "addresses cannot be watched by this version; push the frames")
-        return PushedFrames(
+        limits = self.config.limits
+        return PushedSeconds(
             fps=self.video.fps,
             chunk_s=self.video.chunk_s,
             policy=asked.lag or "drop",
-            max_waiting_s=self.config.limits.max_waiting_s,
+            max_lag_s=self.live.max_lag_s,
+            max_waiting_s=limits.max_waiting_s,
+            max_waiting_bytes=limits.max_waiting_bytes,
+            max_frame_bytes=3 * limits.max_frame_pixels,
         )
 
     async def _open_session(self, asked: SessionAsked, source: Source, owner: str) -> LiveSession:

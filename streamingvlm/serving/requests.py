@@ -67,7 +67,7 @@ class SessionAsked(Asked):
     source: SourceAsked = Field(default_factory=lambda: SourceAsked(push=True))
     query: Text = ""
     previous_text: Text = ""
-    lag: Literal["wait", "drop", "coalesce"] | None = None
+    lag: Literal["wait", "drop", "coalesce", "degrade"] | None = None
     cache: CacheAsked = Field(default_factory=CacheAsked)
     sampling: SamplingAsked = Field(default_factory=SamplingAsked)
 

@@ -16,7 +16,7 @@ from streamingvlm.errors import StreamingVLMError
 from streamingvlm.inference.session import Commentary
 from streamingvlm.serving.commentary import CommentaryLog
 from streamingvlm.serving.pictures import decode_jpeg, encode_jpeg
-from streamingvlm.serving.pushed import PushedFrames
+from streamingvlm.serving.pushed import PushedSeconds
 from streamingvlm.serving.rates import Bucket
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.streams import ClosedError, Stream
@@ -90,7 +90,7 @@ class LiveSession:
     @property
     def is_pushed(self) -> bool:
         """Whether its frames are sent by clients."""
-        return isinstance(self._source, PushedFrames)
+        return isinstance(self._source, PushedSeconds)
 
     def check_takes_frames(self):
         """Raise Refusal where no frame can be pushed."""

@@ -45,6 +45,7 @@ async def settings(request: Request) -> dict:
     allowed = hub.config.allowed
     return {
         "object": "settings",
+        "model": hub.streams.model.name,
         **settings_of(hub),
         "files": allowed.folder is not None,
         "addresses": bool(allowed.hosts),
