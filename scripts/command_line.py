@@ -39,6 +39,7 @@ _FLAGS_WITH_VALUE = {
     "-cd",
 }
 _OVERRIDE = re.compile(r"(?P<mark>[+~]{0,2})(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -64,6 +65,8 @@ class CommandLine:
         for word in words:
             if word == "--":
                 plain.extend(words)
+            elif word == "-" or _ADDRESS.fullmatch(word):
+                plain.append(word)
             elif word.startswith("-"):
                 kept.append(_flag(word))
                 kept.extend([next(words, "")] if word in _FLAGS_WITH_VALUE else [])
@@ -72,8 +75,11 @@ class CommandLine:
             else:
                 plain.append(word)
         if len(plain) > 1:
+            from streamingvlm.video.address import redacted  # takes a second to import, and only this needs it
+
+            first, second = (redacted(word) for word in plain[:2])
             raise ConfigError(
-                f"{plain[1]}: a second {self.plain} beside {plain[0]}; give one, in quotes where it has spaces"
+                f"{second}: a second {self.plain} beside {first}; give one, in quotes where it has spaces"
             )
         return kept + [f"{self.plain}={quote(word)}" for word in plain]
 

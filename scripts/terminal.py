@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.stats import SessionStats
 
 
 class PlainView:
@@ -44,11 +45,14 @@ class LiveView:
             TextColumn("{task.fields[clock]}", style="cyan"),
             BarColumn(),
             TextColumn("{task.fields[pace]}", style="bold"),
+            TextColumn("{task.fields[lag]}", style="yellow"),
             TextColumn("{task.fields[cache]}", style="dim"),
             console=console,
         )
         self._duration = f" / {_clock(duration_s)}" if duration_s else ""
-        self._task = self._bar.add_task("stream", total=duration_s, clock="00:00" + self._duration, pace="", cache="")
+        self._task = self._bar.add_task(
+            "stream", total=duration_s, clock="00:00" + self._duration, pace="", lag="", cache=""
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -65,6 +69,7 @@ class LiveView:
             completed=line.end_s,
             clock=_clock(line.end_s) + self._duration,
             pace=f"{stats.realtime_factor:.1f}x real time",
+            lag=_lag(line, stats),
             cache=_fill(stats.cache_tokens, stats.capacity_tokens),
         )
         if line.text:
@@ -91,6 +96,14 @@ def _clock(time_s: float) -> str:
     minutes, seconds = divmod(int(time_s), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
+
+
+def _lag(line: Commentary, stats: SessionStats) -> str:
+    """Of a live stream: how old the newest picture is, and what the model was too late for; else nothing."""
+    if line.age_s is None:
+        return ""
+    counts = {"dropped": stats.dropped_s, "coalesced": stats.coalesced_s}
+    return ", ".join([f"{line.age_s:.1f} s behind", *(f"{s:.0f} s {what}" for what, s in counts.items() if s)])
 
 
 def _fill(num_tokens: int, capacity: int | None) -> str:

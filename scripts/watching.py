@@ -1,6 +1,7 @@
-"""What ``stream.py`` does once its command line is understood: watch a video, to the terminal and into files."""
+"""What ``stream.py`` does once its command line is understood: watch a source, to the terminal and into files."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from terminal import LiveView, PlainView, open_view
 
 import streamingvlm
 from streamingvlm import StreamingSession
+from streamingvlm.config import LiveConfig, resolve
 from streamingvlm.inference.writers import MultiWriter, open_writers
+from streamingvlm.video.address import Address, parse_address
+from streamingvlm.video.live import LiveReader
 from streamingvlm.video.reader import VideoReader, open_video
 
 BUNDLED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
@@ -17,26 +21,36 @@ BUNDLED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match
 
 def watch(options: dict[str, Any]):
     """Check what was given before the model loads, then watch."""
-    source = Path(options["source"] or BUNDLED_MATCH).expanduser()
-    duration_s = video_duration_s(source, options["video"]["decoder"])
+    resolve(LiveConfig, options["live"], {})
+    address = parse_address(os.path.expanduser(options["source"] or str(BUNDLED_MATCH)))
+    duration_s = video_duration_s(address, options["video"]["decoder"])
     limit_s = options["duration_s"] or math.inf
-    with open_output(source, options) as output:
+    with open_output(address, options) as output:
         session = open_session(options)
-        follow(session, source, limit_s, open_view(duration_s and min(duration_s, limit_s)), output)
+        follow(session, address, options["live"], limit_s, open_view(duration_s and min(duration_s, limit_s)), output)
 
 
-def video_duration_s(source: Path, decoder: str) -> float | None:
-    """Open the video and close it: what is wrong with it shows now, not after minutes of loading weights."""
-    with open_video(source, decoder=decoder) as reader:
+def video_duration_s(address: Address, decoder: str) -> float | None:
+    """Open a file and close it: what is wrong with it shows now, not after minutes of loading weights.
+
+    What is live is connected to once, when the model is ready: a pipe cannot be opened twice, nor can some cameras.
+    """
+    if address.kind != "file":
+        return None
+    with open_video(address.target, decoder=decoder) as reader:
         return reader.info.duration_s
 
 
-def open_output(source: Path, options: dict[str, Any]) -> MultiWriter:
-    """The files to write. The bundled match gets none unless a path is named: they would land in the installation."""
+def open_output(address: Address, options: dict[str, Any]) -> MultiWriter:
+    """The files to write: beside a video, and for what is live in the folder where the command was given.
+
+    The bundled match gets none unless a path is named: they would land in the installation.
+    """
     output = options["output"]
     if not (options["source"] or output["path"]):
         output = {**output, "formats": []}
-    return open_writers(source, **output)
+    # A suffix of its own, as what follows the last point of an address is none.
+    return open_writers(address.target if address.kind == "file" else f"{address.name}.live", **output)
 
 
 def open_session(options: dict[str, Any]) -> StreamingSession:
@@ -58,12 +72,19 @@ def previous_text(options: dict[str, Any]) -> str:
     return options["previous_text"] or ""
 
 
-def follow(session: StreamingSession, source: Path, limit_s: float, view: LiveView | PlainView, output: MultiWriter):
+def follow(
+    session: StreamingSession,
+    address: Address,
+    live: dict[str, Any],
+    limit_s: float,
+    view: LiveView | PlainView,
+    output: MultiWriter,
+):
     """Stream to the terminal and the files, and sum up however it ends."""
     reader = None
     try:
         with view:
-            for line in session.stream(source):
+            for line in session.stream(address.source, live=live):
                 reader = session.reader or reader
                 output.write(line)
                 view.show(line, session)
@@ -74,7 +95,9 @@ def follow(session: StreamingSession, source: Path, limit_s: float, view: LiveVi
             view.note(note)
 
 
-def closing_notes(session: StreamingSession, reader: VideoReader | None, output: MultiWriter) -> Iterator[str]:
+def closing_notes(
+    session: StreamingSession, reader: VideoReader | LiveReader | None, output: MultiWriter
+) -> Iterator[str]:
     """How it went, what of the video could not be shown, where the commentary is; nothing where no second was seen."""
     if session.stats.num_turns:
         yield session.stats.summary()

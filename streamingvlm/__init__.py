@@ -12,16 +12,19 @@ Importing the package loads no model and touches no device; the names below load
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import StreamingVLMError
 
 if TYPE_CHECKING:
     from streamingvlm.inference.session import Commentary, StreamingSession
     from streamingvlm.model.loading import load_model
+    from streamingvlm.video.pushed import PushedFrames
 
 __all__ = [
     "CacheConfig",
     "Commentary",
+    "LiveConfig",
+    "PushedFrames",
     "SamplingConfig",
     "StreamingSession",
     "StreamingVLMError",
@@ -31,6 +34,7 @@ __all__ = [
 
 _HOMES = {
     "Commentary": "streamingvlm.inference.session",
+    "PushedFrames": "streamingvlm.video.pushed",
     "StreamingSession": "streamingvlm.inference.session",
     "load_model": "streamingvlm.model.loading",
 }

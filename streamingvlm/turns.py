@@ -188,10 +188,13 @@ class TurnFormat:
         """The label is the mean time of the patch's first and last frame, as the processor of Qwen3-VL writes it."""
         num_patches, height, width = turn.grid
         num_frames = round((turn.end_s - turn.start_s) * self.fps)
+        num_shown = min(num_frames, num_patches * self.frames_per_patch)
         for first in range(0, num_patches * self.frames_per_patch, self.frames_per_patch):
-            # An incomplete patch is filled with its last frame, which is shown at its own time.
-            last = max(first, min(first + self.frames_per_patch, num_frames) - 1)
-            first_s, last_s = (turn.start_s + frame / self.fps for frame in (first, last))
+            # An incomplete patch is filled with its last frame, which is shown at its own time. Of a turn that stands
+            # for several seconds, the last frame of each of `num_shown` equal parts is shown.
+            last = max(first, min(first + self.frames_per_patch, num_shown) - 1)
+            frames = ((place + 1) * num_frames / num_shown - 1 for place in (first, last))
+            first_s, last_s = (turn.start_s + frame / self.fps for frame in frames)
             yield f"<{(first_s + last_s) / 2:.1f} seconds>", (1, height, width)
 
     def standing_query(self, turn: Turn, query: str) -> Tokens:

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
+from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, resolve
 from streamingvlm.endpoint import EndpointConfig
 from streamingvlm.evaluation.candidates.candidates import EndpointView
 
@@ -69,7 +69,7 @@ def test_the_command_composes_with_every_value_known(file):
 )
 def test_the_options_of_a_stream_are_those_of_the_library(words):
     config = OmegaConf.to_container(compose_command("stream", words))
-    for kind in (CacheConfig, VideoConfig, SamplingConfig):
+    for kind in (CacheConfig, VideoConfig, LiveConfig, SamplingConfig):
         given = config[kind.__name__.removesuffix("Config").lower()]
         assert set(given) == {field.name for field in fields(kind)}
         resolve(kind, given, {})

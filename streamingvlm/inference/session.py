@@ -4,6 +4,7 @@ The weights and the stream are two objects. A session holds all that changes whi
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 
 from streamingvlm.cache.eviction import capacity_tokens, plan_eviction
 from streamingvlm.cache.layout import CacheLayout, Kind
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least, resolve
+from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, at_least, resolve
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.stats import SessionStats
@@ -23,7 +24,9 @@ from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.model.stream_settings import contradictions
 from streamingvlm.turns import Turn, TurnFormat
 from streamingvlm.video.clock import Second
-from streamingvlm.video.reader import VideoReader, open_video
+from streamingvlm.video.live import LiveReader, open_source
+from streamingvlm.video.pushed import PushedFrames
+from streamingvlm.video.reader import VideoReader
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +40,9 @@ class Commentary:
 
     start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
     latency_s: seconds of work from the frames to the last word.
+    age_s: how old the newest frame of the turn was when the line was finished; None where it was not live.
+    dropped_s, coalesced_s: seconds of a live stream that went by unseen just before the turn, and that it stands for
+    beyond its own, as the model was late; detail: the share of pixels and tokens that was spent on it.
     """
 
     start_s: float
@@ -44,6 +50,10 @@ class Commentary:
     text: str
     num_tokens: int = 0
     latency_s: float = 0.0
+    age_s: float | None = None
+    dropped_s: float = 0.0
+    coalesced_s: float = 0.0
+    detail: float = 1.0
 
     @property
     def is_silent(self) -> bool:
@@ -81,7 +91,7 @@ class StreamingSession:
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
-        self.reader: VideoReader | None = None
+        self.reader: VideoReader | LiveReader | None = None
         self.vision = model.vision_encoder(
             min_pixels=self.video_config.min_pixels,
             max_pixels=self.video_config.max_pixels,
@@ -121,17 +131,29 @@ class StreamingSession:
         """What the cache holds; printed, it is a table."""
         return self.decoder.layout
 
-    def stream(self, source: str | Path | Iterable[Second]) -> Iterator[Commentary]:
-        """Watch a file, or seconds from any iterable, and yield a Commentary a turn, silent ones included.
+    def stream(
+        self,
+        source: str | Path | PushedFrames | Iterable[Second],
+        *,
+        live: LiveConfig | Mapping[str, Any] | None = None,
+    ) -> Iterator[Commentary]:
+        """Watch a source and yield a Commentary a turn, silent ones included.
 
-        Raises VideoError before the first turn where the file cannot be watched.
+        source: a file; an address (rtsp, rtsps, rtmp, http, https); "webcam"; "-", a pipe on standard input; frames
+        that are pushed; or seconds from any iterable. live: how what does not wait is received, and what is done when
+        the model is late. Raises VideoError before the first turn where the source cannot be watched.
         """
-        if not isinstance(source, str | Path):
+        if not isinstance(source, str | Path | PushedFrames):
             yield from self._follow(iter(source))
             return
         config = self.video_config
-        with open_video(
-            source, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch
+        with open_source(
+            source,
+            fps=config.fps,
+            chunk_s=config.chunk_s,
+            decoder=config.decoder,
+            prefetch=config.prefetch,
+            live=resolve(LiveConfig, live, {}),
         ) as self.reader:
             yield from self._follow(self.reader)
 
@@ -158,14 +180,15 @@ class StreamingSession:
         if max_new_tokens is not None:
             at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
         started = time.perf_counter()
-        turn = self._take_in(frames, question)
+        second = self._as_second(frames)
+        turn = self._take_in(second, question)
         reply: list[int] = []
         try:
-            self._speak_(reply, max_new_tokens or self.sampling_config.max_new_tokens)
+            self._speak_(reply, max_new_tokens or math.ceil(self.sampling_config.max_new_tokens * second.detail))
         finally:  # after Ctrl-C, too: a turn that was opened is closed with what was said, and the next one can follow
             self.decoder.close_(self.format.close_turn(turn, reply))
             self.num_turns += 1
-        return self._turn_done(turn, started, self.format.spoken_text(reply), len(reply))
+        return self._turn_done(second, started, self.format.spoken_text(reply), len(reply))
 
     @torch.inference_mode()
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
@@ -175,33 +198,46 @@ class StreamingSession:
         in ``step``.
         """
         started = time.perf_counter()
-        turn = self._take_in(frames, question)
+        second = self._as_second(frames)
+        turn = self._take_in(second, question)
         try:
             with self.stats.stage("prefill"):
                 self.decoder.hear_(*self.format.given_reply(turn, words))
         finally:
             self.num_turns += 1
-        return self._turn_done(turn, started, " ".join(words.split()), 0)
+        return self._turn_done(second, started, " ".join(words.split()), 0)
 
-    def _turn_done(self, turn: Turn, started: float, text: str, num_tokens: int) -> Commentary:
-        latency_s = time.perf_counter() - started
+    def _turn_done(self, second: Second, started: float, text: str, num_tokens: int) -> Commentary:
+        line = Commentary(
+            second.start_s,
+            second.end_s,
+            text,
+            num_tokens,
+            latency_s=time.perf_counter() - started,
+            age_s=None if second.captured_s is None else time.monotonic() - second.captured_s,
+            dropped_s=second.dropped_s,
+            coalesced_s=second.coalesced_s,
+            detail=second.detail,
+        )
         self.stats.turn_done_(
-            stream_s=turn.end_s - turn.start_s,
-            latency_s=latency_s,
+            stream_s=line.end_s - line.start_s,
+            latency_s=line.latency_s,
             num_tokens=num_tokens,
             cache_tokens=self.decoder.num_tokens,
         )
-        return Commentary(turn.start_s, turn.end_s, text, num_tokens, latency_s)
+        self.stats.live_turn_done_(age_s=line.age_s, dropped_s=line.dropped_s, coalesced_s=line.coalesced_s)
+        return line
 
-    def _next_second(self, frames: torch.Tensor) -> Second:
+    def _as_second(self, frames: torch.Tensor | Second) -> Second:
+        if isinstance(frames, Second):
+            return frames
         chunk_s = self.video_config.chunk_s
         return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
 
-    def _take_in(self, frames: torch.Tensor | Second, question: str) -> Turn:
+    def _take_in(self, second: Second, question: str) -> Turn:
         """From frames to a turn that awaits its reply: encode, evict, append."""
-        second = frames if isinstance(frames, Second) else self._next_second(frames)
         with self.stats.stage("vision"):
-            vision = self.vision.features(second.frames)
+            vision = self.vision.features(second.frames, detail=second.detail)
         turn = Turn(self.num_turns, second.start_s, second.end_s, vision.grid)
         with self.stats.stage("evict"):
             opens = self._make_room(turn)

@@ -22,6 +22,8 @@ class SessionStats:
 
     num_turns, num_tokens: turns taken and tokens generated; stream_s, busy_s: seconds of video, and of work on it or
     of waiting for its next frames.
+    dropped_s, coalesced_s: seconds of a live stream that went by unseen, and that shared a turn with others, as the
+    model was late.
     cache_tokens, capacity_tokens: fill of the cache after the last turn; capacity is None where it is unbounded.
     """
 
@@ -31,6 +33,9 @@ class SessionStats:
     stream_s: float = 0.0
     busy_s: float = 0.0
     cache_tokens: int = 0
+    dropped_s: float = 0.0
+    coalesced_s: float = 0.0
+    _ages_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_TURNS))
     _recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=_RECENT_TURNS)))
 
     @contextmanager
@@ -52,6 +57,18 @@ class SessionStats:
         self.cache_tokens = cache_tokens
         self._recent["turn"].append(latency_s)
 
+    def live_turn_done_(self, *, age_s: float | None, dropped_s: float, coalesced_s: float):
+        """Count what a lag policy did before one turn, and how old its newest frame was at the end of it."""
+        self.dropped_s += dropped_s
+        self.coalesced_s += coalesced_s
+        if age_s is not None:
+            self._ages_s.append(age_s)
+
+    @property
+    def age_s(self) -> tuple[float, float] | None:
+        """Median and 95th percentile of the age of what was spoken of, over the recent turns; None if not live."""
+        return (percentile(list(self._ages_s), 0.5), percentile(list(self._ages_s), 0.95)) if self._ages_s else None
+
     @property
     def realtime_factor(self) -> float:
         """Seconds of stream a second of work and waiting; above 1 the model keeps up with live video."""
@@ -68,6 +85,13 @@ class SessionStats:
         pace = f"{self.stream_s:.0f} s of stream, {self.realtime_factor:.1f}x real time"
         head = f"{pace}, {self.num_tokens} tokens, cache {fill}"
         rows = (f"  {n:<8} p50 {p50 * 1e3:7.1f} ms   p95 {p95 * 1e3:7.1f} ms" for n, (p50, p95) in self.stages.items())
-        return "\n".join((head, *rows))
+        return "\n".join((head, *self._live_facts(), *rows))
+
+    def _live_facts(self) -> Iterator[str]:
+        if self.age_s is None:
+            return
+        p50, p95 = self.age_s
+        late = f"{self.dropped_s:.0f} s dropped, {self.coalesced_s:.0f} s coalesced"
+        yield f"live: {late}, frames {p50:.1f} s old when the line was finished (p95 {p95:.1f} s)"
 
     __str__ = summary

@@ -81,15 +81,21 @@ class VisionEncoder:
         num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
         return num_steps, 1, int(max_pixels) // self.family.size_factor**2
 
-    def features(self, frames: torch.Tensor) -> VisionFeatures:
+    def features(self, frames: torch.Tensor, *, detail: float = 1.0) -> VisionFeatures:
         """Encode uint8 frames [F, 3, H, W], with the deepstack features where the family has them.
 
+        detail: the share of its usual pixels that a frame gets; ``min_pixels`` does not hold below 1.
         Raises VideoError for frames of another type or shape.
         """
-        pixels, grid = preprocess(
-            frames, family=self.family, min_pixels=self.min_pixels, max_pixels=self.max_pixels, resize=self.resize
-        )
-        return self.features_of(pixels, grid)
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        if detail < 1:
+            _check_frames(frames)
+            num_frames, _, *size = frames.shape
+            usual = resized_size(num_frames, *size, family=self.family, resize=self.resize, **limits)
+            # A frame of one token is the least that there is.
+            most = max(self.family.size_factor**2, int(math.prod(usual) * detail))
+            limits = {"min_pixels": self.family.size_factor**2, "max_pixels": most}
+        return self.features_of(*preprocess(frames, family=self.family, resize=self.resize, **limits))
 
     @torch.no_grad()
     def features_of(self, pixels: torch.Tensor, grid: Grid) -> VisionFeatures:

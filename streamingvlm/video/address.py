@@ -40,6 +40,11 @@ class Address:
     shown: str
     name: str
 
+    @property
+    def source(self) -> str | Path:
+        """What names this source again."""
+        return {"file": Path(self.target), "webcam": f"webcam:{self.target}"}.get(self.kind, self.target)
+
     def __repr__(self) -> str:
         return f"Address({self.shown})"
 
