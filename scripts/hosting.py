@@ -1,9 +1,11 @@
 """What ``serve.py`` does once its command line is understood: take the port, load the model, serve."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from streamingvlm.config import LiveConfig, resolve
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
@@ -17,7 +19,7 @@ except ImportError as error:
 
 from streamingvlm.serving.config import Allowed, ServerConfig, limits_from, read_keys
 from streamingvlm.serving.logs import log_json
-from streamingvlm.serving.server import bind, serve
+from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.streams import Streams
 
 
@@ -25,12 +27,15 @@ def host(options: dict[str, Any]):
     """Check what was given before the model loads, then serve until told to stop."""
     config = server_config(options)
     listener = bind(config)
+    # FFmpeg would go past the gateway to the hosts that are listed there.
+    os.environ.pop("no_proxy", None)
     log_json(options["log_level"])
     model = load_model(**options["model"], attention=STREAMING_ATTENTION)
     streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")})
     port = listener.getsockname()[1]
     try:
-        serve(create_app(streams, config), config, listener, on_ready=lambda: announce(config.host, port))
+        app = create_app(streams, config)
+        DrainingServer(app, config, on_ready=lambda: announce(config.host, port)).run(sockets=[listener])
     finally:
         streams.close()
 
@@ -49,6 +54,7 @@ def server_config(options: dict[str, Any]) -> ServerConfig:
         ice_servers=tuple(options["ice_servers"]),
         limits=limits_from(options["limits"]),
         allowed=Allowed(folder or None, tuple(options["hosts"])),
+        live=resolve(LiveConfig, options["live"], {}),
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from streamingvlm.errors import StreamingVLMError
 from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.gate import Gate
+from streamingvlm.serving.gateway import Gateway
 from streamingvlm.serving.hub import Hub
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.places import Resolve, resolve_host
@@ -48,7 +49,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     hub: Hub = app.state.hub
     sweeping = asyncio.create_task(hub.run())
     try:
-        yield
+        async with AsyncExitStack() as stack:
+            if hub.config.allowed.hosts:
+                hub.gateway = await stack.enter_async_context(Gateway(hub.addresses))
+            yield
     finally:
         sweeping.cancel()
         await app.state.cameras.close()
@@ -78,7 +82,9 @@ def _first_fault(error: RequestValidationError) -> str:
     """The first of the faults in one line: where, and what was expected."""
     faults = error.errors()
     fault = faults[0]
-    place = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "header", "path"))
+    if fault["type"] == "json_invalid":
+        return "the request is no JSON; send one object"
+    place = ".".join(str(part) for part in fault["loc"][1:])  # the first says in which part of the request
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{place or 'the request'}: {message[:1].lower()}{message[1:]}{more}"

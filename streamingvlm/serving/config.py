@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.config import above, at_least
+from streamingvlm.config import LiveConfig, above, at_least
 from streamingvlm.errors import ConfigError
 
 LEAST_KEY_CHARACTERS = 16
@@ -91,6 +91,7 @@ class ServerConfig:
         machine are served.
     proxies: addresses of reverse proxies whose word on the client's address is taken.
     ice_servers: STUN and TURN servers for WebRTC; none are needed on one network.
+    live: how addresses are watched, and what is done when the model is late, where a session does not say.
     """
 
     host: str = "127.0.0.1"
@@ -100,6 +101,7 @@ class ServerConfig:
     ice_servers: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     allowed: Allowed = field(default_factory=Allowed)
+    live: LiveConfig = field(default_factory=LiveConfig)
 
     def __post_init__(self):
         if not 0 <= self.port < 65536:

@@ -7,11 +7,13 @@ checked, so that a name that changes its mind in between reaches nothing.
 
 import asyncio
 import logging
+import os
 import secrets
 from base64 import b64encode
 from typing import Self
 from urllib.parse import urlsplit
 
+from streamingvlm.errors import ConfigError
 from streamingvlm.serving.places import PORTS, Addresses, Place
 from streamingvlm.serving.refusals import Refusal
 
@@ -34,6 +36,8 @@ class Gateway:
         self._credentials = b"Basic " + b64encode(f"gateway:{self._password}".encode())
 
     async def __aenter__(self) -> Self:
+        if os.environ.get("no_proxy"):
+            raise ConfigError("no_proxy is set, by which FFmpeg would go past the gateway; unset it")
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_MAX_HEAD_BYTES)
         return self
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
 from streamingvlm.serving.config import ServerConfig
+from streamingvlm.serving.gateway import Gateway
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.places import Addresses, Resolve, allowed_file, resolve_host
 from streamingvlm.serving.pushed import PushedSeconds
@@ -19,7 +21,8 @@ from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.requests import SessionAsked, check_no_more
 from streamingvlm.serving.sessions import About, LiveSession, Source
 from streamingvlm.serving.streams import Stream, Streams
-from streamingvlm.video.reader import open_video
+from streamingvlm.video.address import redacted
+from streamingvlm.video.live import open_source
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,11 @@ class Hub:
     ):
         self.streams, self.config, self.metrics = streams, config, metrics
         self.addresses = Addresses(config.allowed, resolve_name)
+        self.gateway: Gateway | None = None  # the way to addresses, where any are allowed
         self.is_draining = False
         self.started_at = int(time.time())
+        # Opening a source may take as long as a far server likes: in threads of their own, one a session.
+        self.openers = ThreadPoolExecutor(config.limits.max_sessions, thread_name_prefix="open")
         self.decoders = ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="decode")
         self._sessions: dict[str, LiveSession] = {}
         self._num_opening = self._num_clips = 0
@@ -70,11 +76,12 @@ class Hub:
         """Open a session and begin to watch. Raises Refusal and StreamingVLMError."""
         self._check_asked(asked)
         with self._place():
-            source = await asyncio.to_thread(self._open_source, asked)
+            loop = asyncio.get_running_loop()
+            source = await loop.run_in_executor(self.openers, self._open_source, asked)
             try:
                 session = await self._open_session(asked, source, owner)
             except BaseException:
-                source.close()
+                loop.run_in_executor(self.openers, source.close)
                 raise
         self._sessions[session.id] = session
         session.start()
@@ -108,6 +115,7 @@ class Hub:
         """End everything at once."""
         for session in self._sessions.values():
             session.close(_SHUTTING_DOWN)
+        self.openers.shutdown(wait=False, cancel_futures=True)
         self.decoders.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
@@ -139,28 +147,30 @@ class Hub:
     def _check_asked(self, asked: SessionAsked):
         check_no_more(asked.cache.given(), asdict(self.cache), "cache")
         check_no_more(asked.sampling.given(), asdict(self.sampling), "sampling")
-        if asked.source.file is not None and asked.lag not in (None, "wait"):
-            raise Refusal(400, "a file waits for the model; leave lag out")
 
     def _open_source(self, asked: SessionAsked) -> Source:
         if asked.source.file is not None:
-            path = allowed_file(asked.source.file, self.config.allowed)
-            video = self.video
-            return open_video(
-                path, fps=video.fps, chunk_s=video.chunk_s, decoder=video.decoder, prefetch=video.prefetch
-            )
+            return self._open_live(allowed_file(asked.source.file, self.config.allowed), asked)
         if asked.source.url is not None:
             self.addresses.check(asked.source.url)
-            raise Refusal(501, "addresses cannot be watched by this version; push the frames")
+            return self._open_live(asked.source.url, asked)
         limits = self.config.limits
         return PushedSeconds(
             fps=self.video.fps,
             chunk_s=self.video.chunk_s,
             policy=asked.lag or "drop",
-            max_lag_s=self.live.max_lag_s,
+            max_lag_s=self.config.live.max_lag_s,
             max_waiting_s=limits.max_waiting_s,
             max_waiting_bytes=limits.max_waiting_bytes,
             max_frame_bytes=3 * limits.max_frame_pixels,
+        )
+
+    def _open_live(self, place: Path | str, asked: SessionAsked) -> Source:
+        proxy = self.gateway and self.gateway.url
+        live = replace(self.config.live, policy=asked.lag or self.config.live.policy, http_proxy=proxy)
+        video = self.video
+        return open_source(
+            place, fps=video.fps, chunk_s=video.chunk_s, decoder=video.decoder, prefetch=video.prefetch, live=live
         )
 
     async def _open_session(self, asked: SessionAsked, source: Source, owner: str) -> LiveSession:
@@ -175,9 +185,9 @@ class Hub:
         )
         stream: Stream = await asyncio.to_thread(open_stream)
         about = About(
-            source=asked.source.file or asked.source.url or "pushed frames",
+            source=asked.source.file or (asked.source.url and redacted(asked.source.url)) or "pushed frames",
             query=asked.query,
-            lag=asked.lag or ("drop" if asked.source.push else "wait"),
+            lag=getattr(source, "policy", "wait"),
             fps=self.video.fps,
             chunk_s=self.video.chunk_s,
         )

@@ -57,14 +57,14 @@ class Metrics:
         """Tell the state of these sessions from now on."""
         self.registry.register(_SessionsCollector(sessions))
 
-    def line_said(self, line: Commentary, *, age_s: float | None, dropped_s: float):
+    def line_said(self, line: Commentary):
         """Count one line."""
         self.lines.inc()
         self.tokens.inc(line.num_tokens)
-        self.dropped_s.inc(dropped_s)
+        self.dropped_s.inc(line.dropped_s)
         self.turn_s.observe(line.latency_s)
-        if age_s is not None:
-            self.frame_to_text_s.observe(age_s)
+        if line.age_s is not None:
+            self.frame_to_text_s.observe(line.age_s)
 
     def exposition(self) -> bytes:
         """The figures as Prometheus reads them."""

@@ -33,6 +33,7 @@ class PushedSeconds:
         max_waiting_bytes: int,
         max_frame_bytes: int,
     ):
+        self.policy = policy
         self._fps, self._chunk_s = fps, chunk_s
         self._num_frames = round(fps * chunk_s)
         self._largest_bytes = self._num_frames * max_frame_bytes

@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
 
 import uvicorn
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 _MAX_CONNECTIONS = 1024
 _PING_S = 20.0
 _MESSAGE_SLACK_BYTES = 1024
+_MAX_QUEUED_MESSAGES = 4
+_SHUTDOWN_S = 2
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -34,31 +37,16 @@ def bind(config: ServerConfig) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, config: ServerConfig, listener: socket.socket, *, on_ready: Callable[[], None]):
-    """Serve until SIGTERM or Ctrl-C; then drain, and return. A second signal ends it at once."""
-    limits = config.limits
-    settings = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=bool(config.proxies),
-        forwarded_allow_ips=list(config.proxies),
-        ws_max_size=limits.max_frame_bytes + _MESSAGE_SLACK_BYTES,
-        ws_max_queue=4,
-        ws_ping_interval=_PING_S,
-        ws_ping_timeout=_PING_S,
-        limit_concurrency=_MAX_CONNECTIONS,
-        timeout_graceful_shutdown=2,
-    )
-    _DrainingServer(settings, app, on_ready).run(sockets=[listener])
+class DrainingServer(uvicorn.Server):
+    """Serves until SIGTERM or Ctrl-C, then lets its sessions end; a second signal does not wait for them.
 
+    on_ready: called once requests are taken.
+    """
 
-class _DrainingServer(uvicorn.Server):
-    def __init__(self, settings: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]):
-        super().__init__(settings)
+    def __init__(self, app: FastAPI, config: ServerConfig, on_ready: Callable[[], None]):
+        super().__init__(_settings(app, config))
         self._app, self._on_ready = app, on_ready
-        self._draining: asyncio.Task | None = None
+        self._draining: Future | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None):
@@ -69,7 +57,7 @@ class _DrainingServer(uvicorn.Server):
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None):
-        """The first signal lets the sessions end; the second does not wait for them."""
+        """Drain at the first signal, leave at the second."""
         if self._draining is not None or self._loop is None:
             super().handle_exit(sig, frame)
             return
@@ -79,3 +67,20 @@ class _DrainingServer(uvicorn.Server):
     async def _drain(self):
         await self._app.state.hub.drain()
         self.should_exit = True
+
+
+def _settings(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(config.proxies),
+        forwarded_allow_ips=list(config.proxies),
+        ws_max_size=config.limits.max_frame_bytes + _MESSAGE_SLACK_BYTES,
+        ws_max_queue=_MAX_QUEUED_MESSAGES,
+        ws_ping_interval=_PING_S,
+        ws_ping_timeout=_PING_S,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )

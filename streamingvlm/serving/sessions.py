@@ -69,7 +69,7 @@ class LiveSession:
         self.newest_frame: torch.Tensor | None = None
         self.lag_s = self.seen_s = 0.0
         self._stream, self._source, self._limits, self._metrics = stream, source, limits, hub.metrics
-        self._decoders = hub.decoders
+        self._decoders, self._openers = hub.decoders, hub.openers
         self._pushing, self._room = asyncio.Lock(), asyncio.Event()
         self._first_frame_s: float | None = None
         self._frame_rate = Bucket(limits.max_frames_per_s, max(1.0, limits.max_frames_per_s))
@@ -160,15 +160,17 @@ class LiveSession:
     def finish(self, reason: str = "finished"):
         """Nothing more is fed; what came is still spoken of."""
         self._reason = reason
-        finish = getattr(self._source, "finish", self._source.close)
-        finish()
+        if self.is_pushed:
+            self._source.finish()
+        else:
+            self._close_source()
 
     def close(self, reason: str):
         """End at once."""
         if self.is_live:
             self._reason = reason
-        self._source.close()
         self._stream.close()
+        self._close_source()
 
     def hear_words(self, piece: str):
         """Called in the model's thread with each new piece of what is being said."""
@@ -186,7 +188,7 @@ class LiveSession:
             "num_turns": state.num_turns,
             "num_tokens": state.num_tokens,
             "lag_s": round(self.lag_s, 3),
-            "dropped_s": round(getattr(self._source, "dropped_s", 0.0), 3),
+            "dropped_s": round(state.dropped_s, 3),
             "realtime_factor": round(state.realtime_factor, 2),
             "cache": {
                 "num_tokens": state.cache_tokens,
@@ -213,12 +215,19 @@ class LiveSession:
         if not self.is_live:
             raise Refusal(409, f"the session has ended ({self._reason}); open another")
 
+    def _close_source(self):
+        if self.is_pushed:
+            self._source.close()
+            return
+        # It may be in the middle of a read, which is not waited for here.
+        self._loop.run_in_executor(self._openers, self._source.close)
+
     def _watch(self):
         reason = None
         try:
             for second in self._source:
                 line = self._stream.submit(second).result()
-                self._on_loop(self._tell, second, line, time.monotonic())
+                self._on_loop(self._tell, second, line)
         except (CancelledError, ClosedError):
             pass  # whoever closed the stream has said why
         except StreamingVLMError as error:
@@ -235,22 +244,14 @@ class LiveSession:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *args)
 
-    def _tell(self, second: Second, line: Commentary, now_s: float):
-        age_s = None if second.captured_s is None else now_s - second.captured_s
+    def _tell(self, second: Second, line: Commentary):
         self.newest_frame, self._said = second.frames[-1], ""
         self._room.set()
         self.seen_s = second.end_s
-        self.lag_s = max(0.0, getattr(self._source, "pushed_s", second.end_s) - second.end_s)
-        self.log.say(
-            {
-                **asdict(line),
-                "age_s": None if age_s is None else round(age_s, 4),
-                "dropped_s": second.dropped_s,
-                "coalesced_s": second.coalesced_s,
-            },
-            self.state(),
-        )
-        self._metrics.line_said(line, age_s=age_s, dropped_s=second.dropped_s)
+        is_pushed = isinstance(self._source, PushedSeconds)
+        self.lag_s = max(0.0, self._source.pushed_s - second.end_s) if is_pushed else line.age_s or 0.0
+        self.log.say(asdict(line), self.state())
+        self._metrics.line_said(line)
 
     def _utter(self, piece: str):
         self._said += piece

@@ -134,6 +134,7 @@ class StreamState:
     num_turns: int
     num_tokens: int
     realtime_factor: float
+    dropped_s: float
     cache_tokens: int
     capacity_tokens: int | None
     runs: tuple[Run, ...]
@@ -146,6 +147,7 @@ class StreamState:
             num_turns=stats.num_turns,
             num_tokens=stats.num_tokens,
             realtime_factor=stats.realtime_factor,
+            dropped_s=stats.dropped_s,
             cache_tokens=stats.cache_tokens,
             capacity_tokens=stats.capacity_tokens,
             runs=tuple(cache_picture(session.layout, session.cache_config)),
