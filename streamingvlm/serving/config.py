@@ -21,7 +21,7 @@ class Limits:
         max_frame_pixels: of a picture, told by its header before it is decoded.
     max_frames_per_s: pictures that a session looks at; more are dropped unread.
     max_waiting_s, max_waiting_bytes: video that waits for the model, a session.
-    requests_per_s, burst_requests: of one address; a wrong key costs a fifth of the burst.
+    requests_per_s, burst_requests: of one address.
     max_subscribers: listeners of a session; backlog_lines: lines kept for listeners that are slow or come back.
     max_questions: that wait for an answer, a session; max_answer_tokens: of an answer.
     idle_s: a session that nothing is fed to ends after so long; session_s: any session does (None: never).

@@ -22,7 +22,6 @@ OPEN_FOLDERS = ("/static/", "/sample/")
 """The page asks for the key itself; nothing in these is anybody's own."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_WRONG_KEYS_A_BURST = 5
 _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
@@ -72,7 +71,6 @@ class Gate:
             raise Refusal(403, "pages of other sites may not use this server; send the request from its own page")
         owner = self._keys.owner(presented_key(headers, scope.get("subprotocols", [])))
         if owner is None and not _is_open(scope["path"]):
-            bucket.pay(self._config.limits.burst_requests / _WRONG_KEYS_A_BURST)
             raise Refusal(401, "the key is missing or wrong; send it as the header Authorization: Bearer KEY")
         return owner or ""
 

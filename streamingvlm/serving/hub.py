@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
+from streamingvlm.errors import VideoError
 from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.gateway import Gateway
 from streamingvlm.serving.metrics import Metrics
@@ -150,7 +151,11 @@ class Hub:
 
     def _open_source(self, asked: SessionAsked) -> Source:
         if asked.source.file is not None:
-            return self._open_live(allowed_file(asked.source.file, self.config.allowed), asked)
+            path = allowed_file(asked.source.file, self.config.allowed)
+            try:
+                return self._open_live(path, asked)
+            except VideoError as error:  # where the folder lies is nobody's business
+                raise VideoError(str(error).replace(repr(str(path)), repr(asked.source.file))) from None
         if asked.source.url is not None:
             self.addresses.check(asked.source.url)
             return self._open_live(asked.source.url, asked)

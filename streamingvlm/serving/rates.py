@@ -27,11 +27,6 @@ class Bucket:
         self._level -= cost
         return 0.0
 
-    def pay(self, cost: float):
-        """Take tokens even where there are not enough."""
-        self.take(0.0)
-        self._level -= cost
-
 
 class AddressRates:
     """A bucket for each address; the addresses that were silent longest are forgotten first."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -156,6 +156,7 @@ class LiveSession:
         """Change the standing instruction."""
         self._check_live()
         await asyncio.wrap_future(self._stream.instruct(query))
+        self.about = replace(self.about, query=query)
 
     def finish(self, reason: str = "finished"):
         """Nothing more is fed; what came is still spoken of."""

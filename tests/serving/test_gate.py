@@ -79,8 +79,8 @@ def test_a_socket_takes_the_key_as_a_header_or_as_a_browser_can(locked):
             pass
 
 
-def test_guessing_keys_ends_soon(serving):
-    with serving(api_keys=(KEY,), limits={"requests_per_s": 0.1, "burst_requests": 20}) as server:
+def test_keys_are_guessed_no_faster_than_anything(serving):
+    with serving(api_keys=(KEY,), limits={"requests_per_s": 0.1, "burst_requests": 5}) as server:
         statuses = [
             httpx.get(server.url + "/v1/models", headers={"Authorization": "Bearer guess"}).status_code
             for _ in range(8)
