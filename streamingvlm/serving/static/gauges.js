@@ -1,6 +1,7 @@
 // How the model keeps up, and what it keeps in mind, drawn to scale.
 
 const HISTORY = 60;
+const GAP_PX = 1;
 const NAMES = {
   prompt: "Instructions",
   sink: "First words",
@@ -51,18 +52,25 @@ class CacheBar {
     this.bar.replaceChildren();
     this.legend.replaceChildren();
     this.blocks.clear();
+    this.drawn = null;
     this.fill.textContent = "nothing yet";
     this.bar.setAttribute("aria-label", "The cache is empty");
   }
 
-  draw({ num_tokens: numTokens, capacity_tokens: capacityTokens, runs }) {
+  redraw() {
+    if (this.drawn) this.draw(this.drawn);
+  }
+
+  draw(cache) {
+    this.drawn = cache;
+    const { num_tokens: numTokens, capacity_tokens: capacityTokens, runs } = cache;
     const width = this.bar.clientWidth;
     const scale = width / Math.max(capacityTokens ?? 0, numTokens, 1);
     const kept = new Set();
     let start = 0;
     for (const [name, block] of named(runs)) {
       kept.add(name);
-      this.#place(name, block, start * scale, block.tokens * scale);
+      this.#place(name, block, start * scale, Math.max(1, block.tokens * scale - GAP_PX));
       start += block.tokens;
     }
     for (const [name, element] of this.blocks) if (!kept.has(name)) this.#leave(name, element);
@@ -74,12 +82,14 @@ class CacheBar {
     if (!element) {
       element = document.createElement("i");
       element.className = what;
-      element.style.transform = `translateX(${this.bar.clientWidth}px) scaleX(${width})`;
+      element.style.transform = `translateX(${this.bar.clientWidth}px)`;
+      element.style.width = `${width}px`;
       this.bar.append(element);
       this.blocks.set(name, element);
       element.getBoundingClientRect(); // laid out where it comes from, before it is sent where it belongs
     }
-    element.style.transform = `translateX(${left}px) scaleX(${width})`;
+    element.style.transform = `translateX(${left}px)`;
+    element.style.width = `${width}px`;
   }
 
   #leave(name, element) {
@@ -133,5 +143,5 @@ function figure(element, number, unit) {
 
 function polyline(values) {
   const most = Math.max(...values, 0.05);
-  return values.map((value, index) => `${HISTORY - values.length + index},${(15 - (14 * value) / most).toFixed(1)}`).join(" ");
+  return values.map((value, index) => `${index},${(15 - (14 * value) / most).toFixed(1)}`).join(" ");
 }

@@ -4,11 +4,13 @@ import { call, fetchBlob, key, ServerError } from "./api.js";
 import { listen } from "./commentary.js";
 import { download } from "./exports.js";
 import { Gauges } from "./gauges.js";
+import { Player } from "./player.js";
 import { AddressSource, CameraSource, FileSource } from "./sources.js";
 import { Transcript } from "./transcript.js";
 
 const byId = (id) => document.getElementById(id);
 const video = byId("video");
+const player = new Player(video, byId("stage"), byId);
 const gauges = new Gauges(byId);
 const transcript = new Transcript({
   list: byId("lines"),
@@ -16,7 +18,11 @@ const transcript = new Transcript({
   newest: byId("newest"),
   caption: byId("caption"),
   onSeek: seek,
+  onLines: (count) => document.querySelectorAll("[data-export]").forEach((button) => (button.disabled = !count)),
 });
+
+// What suits a source where nobody says otherwise; null leaves it to the server.
+const LAG = { file: "wait", camera: "drop", address: null };
 
 let settings = null;
 let source = null;
@@ -40,7 +46,7 @@ async function watch(chosen, previousText) {
   phase("opening", "Opening …");
   try {
     await source.open();
-    if (source.kind !== "address") asked.lag = byId("lag").value;
+    asked.lag = byId("lag").value || LAG[source.kind];
     session = await call("POST", "/v1/sessions", { source: source.sourceAsked(), ...asked });
     begin();
     await source.start(session, settings);
@@ -55,7 +61,7 @@ async function watch(chosen, previousText) {
 function begin() {
   transcript.clear(source.canSeek);
   gauges.clear();
-  byId("stage").classList.toggle("with-controls", source.canSeek);
+  player.show(source.canSeek);
   let wasLost = false;
   stopListening = listen(session.id, {
     line: takeLine,
@@ -91,6 +97,7 @@ async function giveUp(error) {
   source.forget();
   if (session) call("DELETE", `/v1/sessions/${session.id}`).catch(() => {});
   stopListening();
+  player.hide();
   session = null;
   video.hidden = true;
   phase("idle", "Nothing is being watched");
@@ -119,10 +126,10 @@ async function stop() {
 
 function reset() {
   stopListening();
+  player.hide();
   source.forget();
   session = null;
   video.hidden = true;
-  byId("stage").classList.remove("with-controls");
   transcript.clear(false);
   gauges.clear();
   phase("idle", "Nothing is being watched");
@@ -178,7 +185,9 @@ async function enter() {
   }
   byId("key-dialog").close();
   byId("model").textContent = settings.model;
-  byId("use-address").hidden = !(settings.addresses || settings.files);
+  const isOpen = settings.addresses || settings.files;
+  byId("use-address").disabled = !isOpen;
+  byId("address-note").textContent = isOpen ? "a stream, a playlist" : "closed by the operator";
 }
 
 async function useKey(event) {
@@ -209,7 +218,7 @@ for (const button of document.querySelectorAll("[data-export]")) {
   button.addEventListener("click", () => download(button.dataset.export, transcript.lines));
 }
 video.addEventListener("timeupdate", () => source?.canSeek && transcript.showAt(video.currentTime));
-window.addEventListener("resize", () => gauges.cache.redraw?.());
+window.addEventListener("resize", () => gauges.cache.redraw());
 window.addEventListener("pagehide", () => source?.close());
 
 enter();

@@ -23,7 +23,6 @@ export class FileSource {
   async open() {
     this.video.srcObject = null;
     this.video.src = this.url;
-    this.video.controls = true;
     this.video.hidden = false;
     await new Promise((resolve, reject) => {
       this.video.onloadeddata = resolve;
@@ -93,7 +92,6 @@ export class CameraSource {
     } catch (error) {
       throw new Error(error.name === "NotAllowedError" ? "The camera was not allowed." : "There is no camera to use.");
     }
-    this.video.controls = false;
     this.video.srcObject = this.stream;
     this.video.hidden = false;
     await this.video.play();

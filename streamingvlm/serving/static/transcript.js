@@ -13,8 +13,9 @@ export function clockText(timeS) {
 
 export class Transcript {
   // onSeek: called with the stream time of a line that was chosen; null where the source cannot go back.
-  constructor({ list, scroll, newest, caption, onSeek }) {
-    Object.assign(this, { list, scroll, newest, caption, onSeek });
+  // onLines: called whenever there are lines to save, or none any more.
+  constructor({ list, scroll, newest, caption, onSeek, onLines }) {
+    Object.assign(this, { list, scroll, newest, caption, onSeek, onLines });
     this.clear(false);
     scroll.addEventListener("scroll", () => this.#noteScroll());
     newest.addEventListener("click", () => this.#follow());
@@ -26,15 +27,17 @@ export class Transcript {
     this.canSeek = canSeek;
     this.lines = [];
     this.spoken = [];
+    this.onLines(0);
     this.isFollowing = true;
     this.current = null;
     this.list.replaceChildren();
-    this.caption.textContent = "";
+    this.caption.classList.remove("shown");
     this.newest.hidden = true;
   }
 
   add(line) {
     this.lines.push(line);
+    this.onLines(this.lines.length);
     if (!line.text) return;
     const item = document.createElement("li");
     const row = document.createElement(this.canSeek ? "button" : "div");
@@ -77,7 +80,8 @@ export class Transcript {
     const index = this.#lastBefore(timeS);
     const entry = this.spoken[index];
     const isRecent = entry && timeS - entry.line.end_s < CAPTION_STAYS_S;
-    this.caption.textContent = isRecent ? entry.line.text : "";
+    if (isRecent) this.caption.textContent = entry.line.text;
+    this.caption.classList.toggle("shown", Boolean(isRecent));
     this.#mark(isRecent ? entry.row : null);
   }
 
