@@ -139,8 +139,7 @@ function reset() {
 function seek(timeS) {
   if (!source?.canSeek) return;
   video.currentTime = timeS + 0.01;
-  // The caption of a second stands from its end on.
-  transcript.showAt(timeS + 1);
+  transcript.showAt(video.currentTime);
 }
 
 async function ask(event) {

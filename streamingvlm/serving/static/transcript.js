@@ -87,7 +87,7 @@ export class Transcript {
 
   #lastBefore(timeS) {
     let index = this.spoken.length - 1;
-    while (index >= 0 && this.spoken[index].line.end_s > timeS + 0.25) index -= 1;
+    while (index >= 0 && this.spoken[index].line.start_s > timeS) index -= 1;
     return index;
   }
 
