@@ -79,9 +79,12 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
 
 
 def _first_fault(error: RequestValidationError) -> str:
-    """The first of the faults in one line: where, and what was expected."""
+    """The first of the faults in one line: where, and what was expected.
+
+    Where a value may be of several kinds, each has its fault: the deepest is of the kind that was meant.
+    """
     faults = error.errors()
-    fault = faults[0]
+    fault = max(faults, key=lambda fault: len(fault["loc"]))
     if fault["type"] == "json_invalid":
         return "the request is no JSON; send one object"
     place = ".".join(str(part) for part in fault["loc"][1:])  # the first says in which part of the request

@@ -106,12 +106,12 @@ class Completion:
             yield self._chunk({"content": piece})
         yield self._chunk({}, finish_reason=self._finish_reason)
         if self._asked.stream_options and self._asked.stream_options.include_usage:
-            yield _event({**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage})
+            yield as_event({**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage})
         yield DONE
 
     def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return _event({**self._head("chat.completion.chunk"), "choices": [choice]})
+        return as_event({**self._head("chat.completion.chunk"), "choices": [choice]})
 
     @property
     def _finish_reason(self) -> str:
@@ -130,5 +130,6 @@ class Completion:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._hub.streams.model.name}
 
 
-def _event(document: dict[str, Any]) -> str:
+def as_event(document: dict[str, Any]) -> str:
+    """A document as a server-sent event."""
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"

@@ -107,15 +107,16 @@ def seconds_of(asked: ChatAsked, folder: Path, video: VideoConfig, limits: Limit
     if videos:
         path = folder / "clip"
         path.write_bytes(_from_data_url(videos[0], "video/"))
-        return _limited(_of_file(path, video), limits)
+        return _limited(_of_file(path, video, limits), limits)
     if len(images) > _MAX_FRAMES_OF_IMAGES:
         raise Refusal(400, f"a clip has at most {_MAX_FRAMES_OF_IMAGES} frames; send fewer")
     return _limited(_of_images(images, video, limits), limits)
 
 
-def _of_file(path: Path, video: VideoConfig) -> Iterator[Second]:
+def _of_file(path: Path, video: VideoConfig, limits: Limits) -> Iterator[Second]:
     try:
         with open_video(path, fps=video.fps, chunk_s=video.chunk_s, decoder="pyav", prefetch=1) as reader:
+            _check_length(reader.info.duration_s or 0.0, limits)
             yield from reader
     except VideoError as error:
         raise VideoError(str(error).replace(repr(str(path)), "the clip")) from None
@@ -133,12 +134,15 @@ def _of_images(links: Sequence[str], video: VideoConfig, limits: Limits) -> Iter
 
 
 def _limited(seconds: Iterator[Second], limits: Limits) -> Iterator[Second]:
+    """The seconds as they come: a file may say that it is shorter than it is."""
     for second in seconds:
-        if second.end_s > limits.max_clip_s + 1:
-            raise Refusal(
-                400, f"the clip is longer than {limits.max_clip_s:g} s; send a shorter one, or open a session"
-            )
+        _check_length(second.start_s, limits)
         yield second
+
+
+def _check_length(length_s: float, limits: Limits):
+    if length_s > limits.max_clip_s:
+        raise Refusal(400, f"the clip is longer than {limits.max_clip_s:g} s; cut it, or open a session")
 
 
 def _from_data_url(url: str, kind: str) -> bytes:

@@ -33,6 +33,7 @@ class Gateway:
         self._addresses = addresses
         self._password = secrets.token_urlsafe(24)
         self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task] = set()
         self._credentials = b"Basic " + b64encode(f"gateway:{self._password}".encode())
 
     async def __aenter__(self) -> Self:
@@ -43,7 +44,9 @@ class Gateway:
 
     async def __aexit__(self, *_):
         self._server.close()
-        self._server.close_clients()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def url(self) -> str:
@@ -52,6 +55,9 @@ class Gateway:
         return f"http://gateway:{self._password}@127.0.0.1:{port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_S)
             await self._pass_on(head, reader, writer)

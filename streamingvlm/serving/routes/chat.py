@@ -1,13 +1,15 @@
 """One-shot clips in the manner of OpenAI."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from streamingvlm.serving.chat import Completion
+from streamingvlm.errors import StreamingVLMError
+from streamingvlm.serving.chat import Completion, as_event
 from streamingvlm.serving.clips import ChatAsked
-from streamingvlm.serving.refusals import Refusal
+from streamingvlm.serving.refusals import Refusal, error_body
 from streamingvlm.serving.routes import hub_of
 
 router = APIRouter()
@@ -29,8 +31,13 @@ async def complete(request: Request, asked: ChatAsked) -> dict[str, Any] | Strea
     return StreamingResponse(_after(first, events), media_type="text/event-stream")
 
 
-async def _after(first: list[str], events):
+async def _after(first: list[str], events: AsyncIterator[str]) -> AsyncIterator[str]:
     for event in first:
         yield event
-    async for event in events:
-        yield event
+    try:
+        async for event in events:
+            yield event
+    except Refusal as refusal:
+        yield as_event(error_body(refusal.status_code, refusal.detail))
+    except StreamingVLMError as error:
+        yield as_event(error_body(400, str(error)))
