@@ -128,6 +128,7 @@ class LiveConfig:
     retry_for_s: for how long it is tried before the stream ends with an error; None for ever.
     rtsp_transport: ``tcp``, which loses nothing, or ``udp``.
     verify_tls: refuse a server whose certificate is not vouched for; many cameras sign their own.
+    http_proxy: the proxy that http and https go through, password and all; None for the direct way.
     camera_size, camera_fps: what is asked of a webcam, "1280x720" and pictures a second; None leaves it to the driver.
     """
 
@@ -142,6 +143,7 @@ class LiveConfig:
     retry_for_s: float | None = None
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     verify_tls: bool = True
+    http_proxy: str | None = None
     camera_size: str | None = None
     camera_fps: float | None = None
 

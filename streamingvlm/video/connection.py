@@ -22,7 +22,12 @@ from streamingvlm.video.address import Address
 from streamingvlm.video.pyav import PyAVSource
 from streamingvlm.video.source import BrokenStreamError
 
-PROTOCOLS = {"rtsp": "rtsp,rtp,tcp,udp,tls", "rtmp": "rtmp,tcp", "http": "http,https,tcp,tls,crypto", "pipe": "pipe"}
+PROTOCOLS = {
+    "rtsp": "rtsp,rtp,tcp,udp,tls",
+    "rtmp": "rtmp,tcp",
+    "http": "http,https,httpproxy,tcp,tls,crypto",
+    "pipe": "pipe",
+}
 """What FFmpeg may open for a kind of address; `crypto` decrypts HLS, over http and https alone."""
 
 _CONTAINERS = (
@@ -163,6 +168,8 @@ def _options(address: Address, config: LiveConfig) -> dict[str, str]:
         options |= {"timeout": _microseconds(config.stall_timeout_s), "probesize": RTSP_PROBE_BYTES}
     else:
         options["rw_timeout"] = _microseconds(config.stall_timeout_s)
+    if config.http_proxy:
+        options["http_proxy"] = config.http_proxy
     if kind == "rtmp":
         options["rtmp_live"] = "live"
     if config.verify_tls:

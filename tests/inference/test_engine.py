@@ -177,7 +177,7 @@ def test_memory_bounds_what_is_admitted(model):
 
 
 def test_a_stream_that_outgrows_the_memory_fails_alone(model):
-    engine = Engine(model, memory_bytes=4300 * StreamingSession(model).decoder.kv.pool.bytes_per_token)
+    engine = Engine(model, memory_bytes=4400 * StreamingSession(model).decoder.kv.pool.bytes_per_token)
     unbounded = engine.open(cache={"policy": "full"}, video=VIDEO, sampling=GREEDY)
     bounded = engine.open(cache={**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}, video=VIDEO, sampling=GREEDY)
     refused = unbounded.submit(frames(0), question="word " * 4000)

@@ -1,0 +1,64 @@
+"""What ``serve.py`` does once its command line is understood: take the port, load the model, serve."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from streamingvlm.config import LiveConfig, resolve
+from streamingvlm.errors import ConfigError
+from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.loading import load_model
+
+try:
+    from streamingvlm.serving.app import create_app
+except ImportError as error:
+    raise ConfigError(
+        f'{error.name} is missing, which the server needs; run: pip install "streamingvlm[serve]"'
+    ) from error
+
+from streamingvlm.serving.config import Allowed, ServerConfig, limits_from, read_keys
+from streamingvlm.serving.logs import log_json
+from streamingvlm.serving.server import DrainingServer, bind
+from streamingvlm.serving.streams import Streams
+
+
+def host(options: dict[str, Any]):
+    """Check what was given before the model loads, then serve until told to stop."""
+    config = server_config(options)
+    listener = bind(config)
+    # FFmpeg would go past the gateway to the hosts that are listed there.
+    os.environ.pop("no_proxy", None)
+    log_json(options["log_level"])
+    model = load_model(**options["model"], attention=STREAMING_ATTENTION)
+    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")})
+    port = listener.getsockname()[1]
+    try:
+        app = create_app(streams, config)
+        DrainingServer(app, config, on_ready=lambda: announce(config.host, port)).run(sockets=[listener])
+    finally:
+        streams.close()
+
+
+def server_config(options: dict[str, Any]) -> ServerConfig:
+    """What the options say of the server. Raises ConfigError."""
+    keys = (options["api_key"],) if options["api_key"] else ()
+    if options["api_key_file"]:
+        keys += read_keys(options["api_key_file"])
+    folder = options["folder"] and Path(str(options["folder"])).expanduser()
+    return ServerConfig(
+        host=options["host"],
+        port=options["port"],
+        api_keys=keys,
+        proxies=tuple(options["proxies"]),
+        ice_servers=tuple(options["ice_servers"]),
+        limits=limits_from(options["limits"]),
+        allowed=Allowed(folder or None, tuple(options["hosts"])),
+        live=resolve(LiveConfig, options["live"], {}),
+    )
+
+
+def announce(host_name: str, port: int):
+    """Tell people where to look."""
+    shown = f"[{host_name}]" if ":" in host_name else host_name
+    print(f"http://{shown}:{port} is ready; Ctrl-C ends it", file=sys.stdout, flush=True)

@@ -1,0 +1,29 @@
+"""How a request is refused: a status and one line, in the shape that OpenAI's clients read."""
+
+from typing import Any
+
+from fastapi import HTTPException
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    501: "not_implemented_error",
+    503: "unavailable_error",
+}
+
+
+class Refusal(HTTPException):
+    """A request that is not served; the message is one line and names the remedy."""
+
+    def __init__(self, status: int, message: str, *, retry_after_s: float | None = None):
+        headers = None if retry_after_s is None else {"Retry-After": f"{max(1, round(retry_after_s))}"}
+        super().__init__(status, message, headers)
+
+
+def error_body(status: int, message: str) -> dict[str, Any]:
+    """The body of a refusal."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": " ".join(message.split()), "type": kind, "param": None, "code": status}}

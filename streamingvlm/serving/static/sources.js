@@ -1,0 +1,235 @@
+// What can be watched: a camera, a file, an address. Each is opened, started with a session, and stopped.
+
+import { call, fetchBlob } from "./api.js";
+import { FramePusher } from "./frames.js";
+
+const CONNECT_MS = 6000;
+const GATHER_MS = 2000;
+const LEAST_SENT_PIXELS = 640 * 360;
+const PREVIEW_MS = 500;
+const CATCH_UP_S = 1;
+const TOO_LATE_S = 3;
+
+// A file is played here and its frames are sent: the file itself never leaves the browser.
+export class FileSource {
+  kind = "file";
+  canSeek = true;
+
+  constructor(video, blob) {
+    this.video = video;
+    this.url = URL.createObjectURL(blob);
+  }
+
+  async open() {
+    this.video.srcObject = null;
+    this.video.src = this.url;
+    this.video.hidden = false;
+    await new Promise((resolve, reject) => {
+      this.video.onloadeddata = resolve;
+      this.video.onerror = () => reject(new Error("This browser cannot play the file; choose an MP4 or WebM."));
+    });
+  }
+
+  sourceAsked() {
+    return { push: true };
+  }
+
+  timeS() {
+    return this.video.currentTime;
+  }
+
+  async start(session, settings) {
+    const clock = (mediaTime) => mediaTime ?? this.video.currentTime;
+    this.pusher = new FramePusher(session.id, this.video, { ...rate(settings), clock });
+    this.holdsBack = session.lag === "wait";
+    await this.pusher.start();
+    this.video.onended = () => this.finish();
+    await this.video.play();
+  }
+
+  // The model is late: hold the video back until it has caught up.
+  onState({ lag_s: lagS }) {
+    if (!this.holdsBack) return;
+    if (lagS > TOO_LATE_S && !this.video.paused) {
+      this.isHeld = true;
+      this.video.pause();
+    } else if (this.isHeld && lagS < CATCH_UP_S) {
+      this.isHeld = false;
+      this.video.play();
+    }
+  }
+
+  finish() {
+    this.pusher?.finish();
+  }
+
+  close() {
+    this.pusher?.stop();
+    this.video.onended = null;
+    this.video.pause();
+  }
+
+  forget() {
+    this.video.removeAttribute("src");
+    this.video.load();
+    URL.revokeObjectURL(this.url);
+  }
+}
+
+// A camera goes by WebRTC where the way is open, else as JPEGs.
+export class CameraSource {
+  kind = "camera";
+  canSeek = false;
+
+  constructor(video) {
+    this.video = video;
+  }
+
+  async open() {
+    if (!navigator.mediaDevices) throw new Error("Cameras need a page from https or from localhost.");
+    try {
+      this.stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } }, audio: false });
+    } catch (error) {
+      throw new Error(error.name === "NotAllowedError" ? "The camera was not allowed." : "There is no camera to use.");
+    }
+    this.video.srcObject = this.stream;
+    this.video.hidden = false;
+    await this.video.play();
+  }
+
+  sourceAsked() {
+    return { push: true };
+  }
+
+  timeS() {
+    return this.startedMs === undefined ? 0 : (performance.now() - this.startedMs) / 1000;
+  }
+
+  async start(session, settings) {
+    this.startedMs = performance.now();
+    if (await this.#connect(session, settings)) return;
+    this.way = "JPEG";
+    this.pusher = new FramePusher(session.id, this.video, { ...rate(settings), clock: () => this.timeS() });
+    await this.pusher.start();
+  }
+
+  onState() {}
+
+  finish() {
+    this.pusher?.finish();
+    this.peer?.close();
+  }
+
+  close() {
+    this.pusher?.stop();
+    this.peer?.close();
+    for (const track of this.stream?.getTracks() ?? []) track.stop();
+  }
+
+  forget() {
+    this.video.srcObject = null;
+  }
+
+  async #connect(session, settings) {
+    if (!window.RTCPeerConnection) return false;
+    const peer = new RTCPeerConnection({ iceServers: settings.ice_servers.map((urls) => ({ urls })) });
+    try {
+      for (const track of this.stream.getVideoTracks()) peer.addTrack(track, this.stream);
+      await peer.setLocalDescription(await peer.createOffer());
+      await gathered(peer);
+      const answer = await call("POST", `/v1/sessions/${session.id}/webrtc`, { sdp: peer.localDescription.sdp });
+      await peer.setRemoteDescription(answer);
+      await connected(peer);
+    } catch {
+      peer.close();
+      return false;
+    }
+    this.way = "WebRTC";
+    this.peer = peer;
+    return true;
+  }
+}
+
+// An address, or a file of the server's: the server fetches it, and the page shows what the model was shown.
+export class AddressSource {
+  kind = "address";
+  canSeek = false;
+
+  constructor(image, address) {
+    this.image = image;
+    this.address = address;
+    this.seenS = 0;
+  }
+
+  async open() {}
+
+  sourceAsked() {
+    return /^[a-z][a-z0-9+.-]*:\/\//i.test(this.address) ? { url: this.address } : { file: this.address };
+  }
+
+  timeS() {
+    return this.seenS;
+  }
+
+  async start(session) {
+    this.path = `/v1/sessions/${session.id}/frame`;
+    this.image.hidden = false;
+    this.timer = setInterval(() => this.#show(), PREVIEW_MS);
+  }
+
+  onState() {
+    this.hasNew = true;
+  }
+
+  onLine(line) {
+    this.seenS = line.end_s;
+  }
+
+  finish() {}
+
+  close() {
+    clearInterval(this.timer);
+  }
+
+  forget() {
+    this.image.hidden = true;
+    this.image.removeAttribute("src");
+    URL.revokeObjectURL(this.shown);
+  }
+
+  async #show() {
+    if (!this.hasNew) return;
+    this.hasNew = false;
+    try {
+      const url = URL.createObjectURL(await fetchBlob(this.path));
+      URL.revokeObjectURL(this.shown);
+      this.image.src = this.shown = url;
+    } catch {
+      this.hasNew = true; // tried again with the next tick
+    }
+  }
+}
+
+function rate(settings) {
+  // Twice the model's size on each side leaves its own resize something to work with.
+  const maxPixels = Math.max(4 * settings.video.max_pixels, LEAST_SENT_PIXELS);
+  return { fps: settings.video.fps, maxPixels };
+}
+
+function gathered(peer) {
+  if (peer.iceGatheringState === "complete") return Promise.resolve();
+  return new Promise((resolve) => {
+    setTimeout(resolve, GATHER_MS);
+    peer.addEventListener("icegatheringstatechange", () => peer.iceGatheringState === "complete" && resolve());
+  });
+}
+
+function connected(peer) {
+  return new Promise((resolve, reject) => {
+    setTimeout(reject, CONNECT_MS);
+    peer.addEventListener("connectionstatechange", () => {
+      if (peer.connectionState === "connected") resolve();
+      if (peer.connectionState === "failed") reject();
+    });
+  });
+}

@@ -1,0 +1,151 @@
+// The transcript: lines and questions as they come, followed until the reader scrolls back.
+
+const MAX_SHOWN = 2000;
+const NEAR_END_PX = 48;
+const CAPTION_STAYS_S = 4;
+
+export function clockText(timeS) {
+  const whole = Math.floor(timeS);
+  const [hours, minutes, seconds] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const tail = `${String(seconds).padStart(2, "0")}`;
+  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${tail}` : `${minutes}:${tail}`;
+}
+
+export class Transcript {
+  // onSeek: called with the stream time of a line that was chosen; null where the source cannot go back.
+  // onLines: called whenever there are lines to save, or none any more.
+  constructor({ list, scroll, newest, caption, onSeek, onLines }) {
+    Object.assign(this, { list, scroll, newest, caption, onSeek, onLines });
+    this.clear(false);
+    scroll.addEventListener("scroll", () => this.#noteScroll());
+    newest.addEventListener("click", () => this.#follow());
+    list.addEventListener("click", (event) => this.#choose(event));
+    list.addEventListener("keydown", (event) => this.#walk(event));
+  }
+
+  clear(canSeek) {
+    this.canSeek = canSeek;
+    this.lines = [];
+    this.spoken = [];
+    this.onLines(0);
+    this.isFollowing = true;
+    this.current = null;
+    this.list.replaceChildren();
+    this.caption.classList.remove("shown");
+    this.newest.hidden = true;
+  }
+
+  add(line) {
+    this.lines.push(line);
+    this.onLines(this.lines.length);
+    if (!line.text) return;
+    const item = document.createElement("li");
+    const row = document.createElement(this.canSeek ? "button" : "div");
+    if (this.canSeek) row.type = "button";
+    row.className = "line";
+    row.append(time(line.start_s), span(line.text));
+    item.append(row);
+    this.spoken.push({ line, row });
+    this.#append(item);
+  }
+
+  remark(text) {
+    const item = document.createElement("li");
+    item.className = "remark";
+    item.textContent = text;
+    this.#append(item);
+  }
+
+  // Returns how to settle the answer: with a text, or with why there is none.
+  ask(question, timeS) {
+    const item = document.createElement("li");
+    item.className = "exchange";
+    const asked = document.createElement("p");
+    asked.className = "question";
+    asked.append(time(timeS), question);
+    const answer = document.createElement("p");
+    answer.className = "answer waiting";
+    answer.textContent = "Thinking …";
+    item.append(asked, answer);
+    this.#append(item);
+    return (text, hasFailed = false) => {
+      answer.className = hasFailed ? "answer failed" : "answer";
+      answer.textContent = text;
+      this.#keepUp();
+    };
+  }
+
+  // What was being said at this time stands over the video, and is marked in the list.
+  showAt(timeS) {
+    const index = this.#lastBefore(timeS);
+    const entry = this.spoken[index];
+    const isRecent = entry && timeS - entry.line.end_s < CAPTION_STAYS_S;
+    if (isRecent) this.caption.textContent = entry.line.text;
+    this.caption.classList.toggle("shown", Boolean(isRecent));
+    this.#mark(isRecent ? entry.row : null);
+  }
+
+  #lastBefore(timeS) {
+    let index = this.spoken.length - 1;
+    while (index >= 0 && this.spoken[index].line.start_s > timeS) index -= 1;
+    return index;
+  }
+
+  #mark(row) {
+    if (row === this.current) return;
+    this.current?.removeAttribute("aria-current");
+    row?.setAttribute("aria-current", "true");
+    this.current = row;
+  }
+
+  #append(item) {
+    this.list.append(item);
+    while (this.list.childElementCount > MAX_SHOWN) this.list.firstElementChild.remove();
+    if (this.spoken.length > MAX_SHOWN) this.spoken.shift();
+    this.#keepUp();
+  }
+
+  #keepUp() {
+    if (this.isFollowing) this.scroll.scrollTop = this.scroll.scrollHeight;
+    this.newest.hidden = this.isFollowing;
+  }
+
+  #noteScroll() {
+    const { scrollTop, clientHeight, scrollHeight } = this.scroll;
+    this.isFollowing = scrollTop + clientHeight > scrollHeight - NEAR_END_PX;
+    this.newest.hidden = this.isFollowing || !this.list.childElementCount;
+  }
+
+  #follow() {
+    this.isFollowing = true;
+    this.#keepUp();
+    this.scroll.focus();
+  }
+
+  #choose(event) {
+    const row = event.target.closest("button.line");
+    const entry = this.spoken.find((spoken) => spoken.row === row);
+    if (entry) this.onSeek(entry.line.start_s);
+  }
+
+  #walk(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step || !event.target.matches("button.line")) return;
+    const rows = this.spoken.map((spoken) => spoken.row);
+    rows[rows.indexOf(event.target) + step]?.focus();
+    event.preventDefault();
+  }
+}
+
+function time(timeS) {
+  const element = document.createElement("time");
+  element.dateTime = `PT${timeS.toFixed(1)}S`;
+  element.textContent = clockText(timeS);
+  return element;
+}
+
+function span(text) {
+  const element = document.createElement("span");
+  element.textContent = text;
+  return element;
+}

@@ -1,0 +1,116 @@
+"""A real server on loopback, and a client for it."""
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from PIL import Image
+from websockets.sync.client import ClientConnection, connect
+
+import streamingvlm
+from streamingvlm.model.loading import StreamingModel
+from streamingvlm.serving.app import create_app
+from streamingvlm.serving.config import ServerConfig
+from streamingvlm.serving.places import resolve_host
+from streamingvlm.serving.server import DrainingServer, bind
+from streamingvlm.serving.streams import Streams
+
+MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
+KEY = "a key of more than sixteen".replace(" ", "-")
+OTHER_KEY = "another key, just as long".replace(" ", "-")
+
+
+@dataclass
+class Running:
+    """A server that runs, and how to talk to it."""
+
+    app: FastAPI
+    url: str
+    http: httpx.Client
+
+    def open(self, **asked: Any) -> str:
+        """Open a session; returns its id."""
+        response = self.http.post("/v1/sessions", json=asked)
+        assert response.status_code == 201, response.text
+        return response.json()["id"]
+
+    @contextmanager
+    def socket(self, path: str, **options: Any) -> Iterator[ClientConnection]:
+        with connect(self.url.replace("http", "ws") + path, **options) as socket:
+            yield socket
+
+    def lines(self, session: str, after: int = 0) -> tuple[list[dict], dict]:
+        """All lines of a session up to its end, by WebSocket, and the end."""
+        lines = []
+        with self.socket(f"/v1/sessions/{session}/commentary?after={after}") as socket:
+            for message in map(json.loads, socket):
+                if message["type"] == "line":
+                    lines.append(message)
+                if message["type"] == "end":
+                    return lines, message
+        raise AssertionError("the commentary broke off")
+
+    def events(self, session: str, **headers: str) -> Iterator[tuple[str, str | None, dict]]:
+        """Kind, id and data of server-sent events, up to the end."""
+        with self.http.stream("GET", f"/v1/sessions/{session}/commentary", headers=headers) as response:
+            assert response.status_code == 200, response.read()
+            event: dict[str, str] = {}
+            for row in response.iter_lines():
+                if row:
+                    name, _, value = row.partition(": ")
+                    event[name] = value
+                elif "data" in event:
+                    yield event["event"], event.get("id"), json.loads(event["data"])
+                    event = {}
+
+    def wait_for(self, session: str, num_lines: int) -> dict:
+        """The session, once it has said so many lines."""
+        deadline_s = time.monotonic() + 120
+        while (state := self.http.get(f"/v1/sessions/{session}").json())["num_lines"] < num_lines:
+            assert time.monotonic() < deadline_s, state
+            time.sleep(0.02)
+        return state
+
+
+@contextmanager
+def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve_host, **settings) -> Iterator[Running]:
+    """Serve in a thread of this process, as the script does in its own."""
+    streams = Streams(model, settings)
+    app = create_app(streams, config, resolve_name=resolve_name)
+    listener = bind(replace(config, port=0))
+    is_ready = threading.Event()
+    server = DrainingServer(app, config, on_ready=is_ready.set)
+    run = threading.Thread(target=server.run, args=([listener],))
+    run.start()
+    assert is_ready.wait(60)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    headers = {"Authorization": f"Bearer {config.api_keys[0]}"} if config.api_keys else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
+            yield Running(app, url, http)
+    finally:
+        server.should_exit = True
+        run.join(30)
+        streams.close()
+        assert not run.is_alive()
+
+
+def as_jpeg(frame) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def error_of(response: httpx.Response) -> str:
+    """The one clear line of a refusal."""
+    message = response.json()["error"]["message"]
+    assert message and "\n" not in message
+    return message

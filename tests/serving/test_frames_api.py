@@ -1,0 +1,202 @@
+"""Frames pushed as JPEG: the lines are those of the model itself, and what is no frame harms nobody."""
+
+import contextlib
+import io
+import json
+import math
+import struct
+import time
+
+import pytest
+import torch
+from PIL import Image
+from running_server import error_of
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+
+from streamingvlm import StreamingSession
+from streamingvlm.serving.pictures import decode_jpeg
+from streamingvlm.video.clock import Second
+
+
+def at(time_s, jpeg):
+    return struct.pack(">d", time_s) + jpeg
+
+
+def jpeg_of(width, height, **options):
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "green").save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def expected(pitch, match_jpegs):
+    """What the embedded model itself says of the first ten seconds."""
+    session = StreamingSession(pitch)
+    frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in match_jpegs[:20]]
+    seconds = [Second(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(10)]
+    return [session.step(second).text for second in seconds]
+
+
+def test_frames_by_socket_are_spoken_of_as_the_model_does(server, match_jpegs, expected):
+    session = server.open(lag="wait")
+    with server.socket(f"/v1/sessions/{session}/frames") as socket:
+        for index, jpeg in enumerate(match_jpegs[:20]):
+            socket.send(at(index / 2, jpeg))
+        socket.send(json.dumps({"type": "finish"}))
+        lines, end = server.lines(session)
+    assert [line["text"] for line in lines] == expected
+    assert any(expected)
+    assert end["reason"] == "finished"
+    assert all(line["age_s"] > 0 for line in lines)
+
+
+def test_frames_by_request_are_spoken_of_as_the_model_does(server, match_jpegs, expected):
+    session = server.open(lag="wait")
+    path = f"/v1/sessions/{session}/frames"
+    for index, jpeg in enumerate(match_jpegs[:20]):
+        while (response := server.http.post(path, content=jpeg, params={"time_s": index / 2})).status_code == 503:
+            assert response.headers["Retry-After"] == "1"
+            time.sleep(0.05)
+        assert response.json() == {"object": "frame", "taken": True}
+    server.http.post(f"/v1/sessions/{session}/finish")
+    assert [line["text"] for line in server.lines(session)[0]] == expected
+
+
+def test_a_frame_that_comes_too_late_is_not_taken(server, match_jpegs):
+    path = f"/v1/sessions/{server.open()}/frames"
+    for time_s, taken in ((4.0, True), (4.1, False), (2.0, False), (4.5, True)):
+        response = server.http.post(path, content=match_jpegs[0], params={"time_s": time_s})
+        assert response.json()["taken"] is taken
+
+
+def test_frames_without_a_time_are_shown_when_they_come(server, match_jpegs):
+    session = server.open()
+    with server.socket(f"/v1/sessions/{session}/frames") as socket:
+        for jpeg in match_jpegs[:4]:
+            socket.send(jpeg)
+            time.sleep(0.5)
+        server.wait_for(session, 1)
+        socket.send(json.dumps({"type": "finish"}))
+        lines, _ = server.lines(session)
+    assert lines[0]["start_s"] == 0
+    assert lines[-1]["end_s"] <= 3
+
+
+def test_the_newest_frame_can_be_looked_at(server, match_jpegs):
+    session = server.open()
+    assert server.http.get(f"/v1/sessions/{session}/frame").status_code == 404
+    for index, jpeg in enumerate(match_jpegs[:2]):
+        server.http.post(f"/v1/sessions/{session}/frames", content=jpeg, params={"time_s": index / 2})
+    server.wait_for(session, 1)
+    response = server.http.get(f"/v1/sessions/{session}/frame")
+    assert response.headers["content-type"] == "image/jpeg"
+    shown = decode_jpeg(response.content, max_pixels=10**6).float()
+    assert (shown - decode_jpeg(match_jpegs[1], max_pixels=10**6).float()).abs().mean() < 10
+
+
+BAD = {
+    "nothing": b"",
+    "text": b"hello",
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "a header alone": jpeg_of(64, 64)[:20],
+    "cut off": jpeg_of(64, 64)[:300],
+    "wrong bytes": b"\xff\xd8\xff" + bytes(5000),
+    "too many pixels": jpeg_of(3000, 3000),
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_what_is_no_frame_is_told_in_one_line(serving, data):
+    with serving(limits={"max_frame_pixels": 4_000_000}) as server:
+        session = server.open()
+        response = server.http.post(f"/v1/sessions/{session}/frames", content=data)
+        assert response.status_code == 400
+        assert "frame" in error_of(response)
+        with server.socket(f"/v1/sessions/{session}/frames") as socket:
+            socket.send(data if len(data) < 8 else at(1.0, data))
+            assert "frame" in json.loads(socket.recv(timeout=30))["message"]
+            socket.send(at(1.0, jpeg_of(64, 64)))
+            socket.send(at(1.5, jpeg_of(64, 64)))
+        server.wait_for(session, 1)
+
+
+def test_who_sends_nothing_but_bad_frames_is_hung_up_on(server):
+    session = server.open()
+    with server.socket(f"/v1/sessions/{session}/frames") as socket:
+        for _ in range(10):
+            socket.send(b"hello, world")
+        messages = [json.loads(message) for message in iter_until_closed(socket)]
+    assert [message["type"] for message in messages] == ["error"] * 10
+    assert socket.close_code == 1008
+    assert server.http.get(f"/v1/sessions/{session}").json()["status"] == "live"
+
+
+def iter_until_closed(socket):
+    with contextlib.suppress(ConnectionClosedError):
+        yield from socket
+
+
+@pytest.mark.parametrize("time_s", [math.nan, math.inf, -1.0, 1e12])
+def test_a_time_that_is_none_is_refused(server, match_jpegs, time_s):
+    session = server.open()
+    response = server.http.post(
+        f"/v1/sessions/{session}/frames", content=match_jpegs[0], params={"time_s": str(time_s)}
+    )
+    assert response.status_code == 400
+    assert "time_s" in error_of(response)
+    with server.socket(f"/v1/sessions/{session}/frames") as socket:
+        socket.send(at(time_s, match_jpegs[0]))
+        assert "time_s" in json.loads(socket.recv(timeout=30))["message"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "dance"}', "[" * 60_000])
+def test_a_text_that_means_nothing_is_told_so(server, text):
+    with server.socket(f"/v1/sessions/{server.open()}/frames") as socket:
+        socket.send(text)
+        assert "neither a frame nor" in json.loads(socket.recv(timeout=30))["message"]
+
+
+def test_a_message_beyond_the_limit_ends_the_socket_and_not_the_session(serving, match_jpegs):
+    with serving(limits={"max_frame_bytes": 20_000}) as server:
+        session = server.open()
+        with server.socket(f"/v1/sessions/{session}/frames") as socket:
+            socket.send(bytes(30_000))
+            assert list(iter_until_closed(socket)) == []
+        assert socket.close_code == 1009
+        assert server.http.get(f"/v1/sessions/{session}").json()["status"] == "live"
+
+
+def test_frames_beyond_the_rate_are_let_go(serving, match_jpegs):
+    with serving(limits={"max_frames_per_s": 2}) as server:
+        session = server.open()
+        with server.socket(f"/v1/sessions/{session}/frames") as socket:
+            for index in range(20):
+                socket.send(at(index / 2, match_jpegs[index]))
+            socket.send(json.dumps({"type": "finish"}))
+            server.lines(session)
+        assert 'streamingvlm_frames_total{how="over the rate"}' in server.http.get("/metrics").text
+
+
+def test_a_pusher_that_vanishes_leaves_its_session_alone(server, match_jpegs):
+    session = server.open(lag="wait")
+    with server.socket(f"/v1/sessions/{session}/frames") as socket:
+        for index in range(4):
+            socket.send(at(index / 2, match_jpegs[index]))
+        server.wait_for(session, 1)
+        socket.socket.close()
+    with server.socket(f"/v1/sessions/{session}/frames") as socket:
+        for index in range(4, 8):
+            socket.send(at(index / 2, match_jpegs[index]))
+        socket.send(json.dumps({"type": "finish"}))
+        assert [line["start_s"] for line in server.lines(session)[0]] == [0, 1, 2, 3]
+
+
+def test_frames_for_no_session_or_an_ended_one_are_refused(server, match_jpegs):
+    with pytest.raises(InvalidStatus, match="404"), server.socket("/v1/sessions/ses_none/frames"):
+        pass
+    session = server.open()
+    server.http.delete(f"/v1/sessions/{session}")
+    server.lines(session)
+    response = server.http.post(f"/v1/sessions/{session}/frames", content=match_jpegs[0])
+    assert response.status_code == 409
+    assert "has ended (deleted)" in error_of(response)

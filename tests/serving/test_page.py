@@ -1,0 +1,183 @@
+"""The page in a real Chromium, against the real server and the embedded model."""
+
+import json
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from running_server import KEY, MATCH
+
+from streamingvlm import StreamingSession
+
+pytestmark = pytest.mark.browser
+
+PATIENCE_MS = 60_000
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium on this machine; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser):
+    """Open the page of a server; whatever it complains of fails the test."""
+    complaints, contexts = [], []
+
+    def open_at(url: str, **options) -> Page:
+        context = browser.new_context(**options)
+        context.set_default_timeout(PATIENCE_MS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        page.goto(url)
+        return page
+
+    expect.set_options(timeout=PATIENCE_MS)
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert [complaint for complaint in complaints if "401" not in complaint] == []
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """A model that answers any question in the same words."""
+    monkeypatch.setattr(
+        StreamingSession, "ask", lambda self, question, *, max_new_tokens: "Nobody leads.", raising=False
+    )
+
+
+def lines(page):
+    return page.locator(".line")
+
+
+def saved(page, name) -> str:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=name).click()
+    return download.value.path().read_text()
+
+
+def overflow_px(page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_page, answering):
+    page = open_page(server.url, viewport={"width": 1280, "height": 800})
+    expect(page.get_by_text("pitch", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="VTT")).to_be_disabled()
+    page.set_input_files("#file", MATCH)
+    expect(page.get_by_role("status")).to_have_text("Watching")
+    expect(lines(page).nth(2)).to_be_visible()
+    expect(page.locator(".caption.shown")).not_to_be_empty()
+
+    page.get_by_label("Ask about what is being watched").fill("Who leads?")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator(".exchange .question")).to_contain_text("Who leads?")
+    expect(page.locator(".exchange .answer")).to_have_text("Nobody leads.")
+
+    cache = page.get_by_role("img", name=re.compile("The cache holds .* tokens"))
+    expect(cache).to_have_accessible_name(re.compile(r"\d+ s of pictures \d+ tokens"))
+    expect(page.locator("#pace")).to_contain_text("× real time")
+
+    expect(lines(page).nth(4)).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("status")).to_contain_text("The video is over")
+    first = lines(page).first
+    first.click()
+    expect(first).to_have_attribute("aria-current", "true")
+    assert page.evaluate("document.querySelector('video').currentTime") < 2
+    expect(page.locator(".caption")).to_have_text(first.locator("span").inner_text())
+
+    spoken = lines(page).locator("span").all_inner_texts()
+    rows = [json.loads(row) for row in saved(page, "JSONL").splitlines()]
+    assert [row["text"] for row in rows if row["text"]] == spoken
+    assert [row["start_s"] for row in rows] == sorted({row["start_s"] for row in rows})
+    vtt, srt = saved(page, "VTT"), saved(page, "SRT")
+    assert vtt.startswith("WEBVTT\n\n00:00:0")
+    assert vtt.count(" --> ") == srt.count(" --> ") == len(spoken)
+    assert srt.startswith("1\n00:00:0")
+
+    page.get_by_role("button", name="Watch something else").click()
+    expect(page.get_by_role("button", name="Camera")).to_be_focused()
+    expect(lines(page)).to_have_count(0)
+
+
+def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page, answering):
+    page = open_page(server.url)
+    expect(page.get_by_text("pitch", exact=True)).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the question box")).to_be_focused()
+    for name in ("Camera", "File", "Watch the bundled match"):
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name=name)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(lines(page).nth(1)).to_be_visible()
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.get_by_role("button", name="Play")).to_be_focused()
+    first, second = lines(page).nth(0), lines(page).nth(1)
+    first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(second).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(second).to_have_attribute("aria-current", "true")
+    page.get_by_label("Ask about what is being watched").focus()
+    page.keyboard.type("Who leads?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".exchange .answer")).to_have_text("Nobody leads.")
+
+
+def test_a_camera_is_watched_on_a_phone(server, open_page):
+    page = open_page(
+        server.url, viewport={"width": 375, "height": 667}, color_scheme="dark", has_touch=True, is_mobile=True
+    )
+    expect(page.get_by_text("What shall be watched?")).to_be_visible()
+    assert overflow_px(page) == 0
+    page.get_by_role("button", name="Camera").tap()
+    expect(page.get_by_role("status")).to_have_text("Watching, by WebRTC")
+    expect(page.locator("#fill")).to_contain_text("tokens")
+    assert overflow_px(page) == 0
+    assert page.evaluate("document.getElementById('ask-button').offsetHeight") >= 36
+    page.get_by_role("button", name="Stop").tap()
+    expect(page.get_by_role("button", name="Watch something else")).to_be_visible()
+
+
+def test_a_server_with_a_key_asks_for_it_once(serving, open_page):
+    with serving(api_keys=(KEY,)) as server:
+        page = open_page(server.url)
+        dialog = page.get_by_role("dialog", name="This server asks for a key")
+        expect(dialog).to_be_visible()
+        page.get_by_label("Key", exact=True).fill("wrong")
+        page.keyboard.press("Enter")
+        expect(dialog.get_by_role("alert")).to_have_text("That key is not known here.")
+        page.get_by_label("Key", exact=True).fill(KEY)
+        page.keyboard.press("Enter")
+        expect(dialog).to_be_hidden()
+        page.get_by_role("button", name="Watch the bundled match").click()
+        expect(lines(page).nth(0)).to_be_visible()
+        page.reload()
+        expect(page.get_by_text("pitch", exact=True)).to_be_visible()
+        expect(dialog).to_be_hidden()

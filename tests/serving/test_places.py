@@ -1,0 +1,226 @@
+"""Which files and addresses may be reached: what the operator allowed, and nothing dressed up as it."""
+
+import os
+import socket
+
+import pytest
+
+from streamingvlm.errors import ConfigError
+from streamingvlm.serving.config import Allowed
+from streamingvlm.serving.places import Addresses, allowed_file
+from streamingvlm.serving.refusals import Refusal
+
+PUBLIC = "93.184.215.14"
+NAMES = {
+    "public.example": [PUBLIC],
+    "private.example": ["10.0.0.7"],
+    "home.example": ["127.0.0.1"],
+    "home6.example": ["::1"],
+    "metadata.example": ["169.254.169.254"],
+    "both.example": [PUBLIC, "192.168.1.1"],
+    "mapped.example": ["::ffff:127.0.0.1"],
+    "six.example": ["2002:7f00:1::"],
+    "nat.example": ["64:ff9b::a00:1"],
+    "scoped.example": ["fe80::1%eth0"],
+    "cgnat.example": ["100.64.0.1"],
+    "camera.lan": ["192.168.1.20"],
+}
+
+
+def resolve(host, port):
+    if host not in NAMES:
+        raise socket.gaierror(-2, "Name or service not known")
+    return NAMES[host]
+
+
+def addresses(*hosts):
+    return Addresses(Allowed(hosts=hosts), resolve)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "public.example"])
+def test_a_name_that_stands_for_a_private_address_is_not_reached(name):
+    with pytest.raises(Refusal, match="private address") as refusal:
+        addresses("*").check(f"http://{name}/video.mp4")
+    assert refusal.value.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1.2.3",
+        "0.0.0.0",
+        "10.0.0.1",
+        "169.254.169.254",
+        "172.16.0.1",
+        "192.168.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:a9fe:a9fe]",
+        "[fe80::1]",
+        "[fd00::1]",
+        "[ff02::1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_private_address_is_not_reached(scheme, host):
+    with pytest.raises(Refusal, match="private address"):
+        addresses("*").check(f"{scheme}://{host}:8080/")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["2130706433", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "127.1", "0", "127.0.0.1.", "1.2.3.4.5", "127.0.0.0x1"],
+)
+def test_a_number_that_a_resolver_might_take_for_an_address_is_not_asked_for(host):
+    def ask_nobody(host, port):
+        raise AssertionError(f"{host} was looked up")
+
+    with pytest.raises(Refusal) as refusal:
+        Addresses(Allowed(hosts=("*",)), ask_nobody).check(f"http://{host}/")
+    assert refusal.value.status_code in (400, 403)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///video.mp4",
+        "http://public.example:99999/",
+        "http://public.example:x/",
+        "http://pub lic.example/",
+        "http://public.example\\@127.0.0.1/",
+        "http://public.example\r\nHost: 127.0.0.1/",
+        "http://[::1/",
+        "//public.example/",
+        "public.example",
+        "file:///etc/passwd",
+        "concat:http://public.example/a",
+        "subfile,,start,0:/etc/passwd",
+        "data:video/mp4;base64,AAAA",
+        "gopher://public.example/",
+        "http://ünicode.example/",
+        "http://%31%32%37.0.0.1/",
+        "http://-a.example/",
+    ],
+)
+def test_what_is_no_address_of_a_video_is_refused(url):
+    with pytest.raises(Refusal) as refusal:
+        addresses("*").check(url)
+    assert refusal.value.status_code == 400
+    assert "\n" not in refusal.value.detail
+
+
+def test_user_and_port_do_not_hide_the_host():
+    with pytest.raises(Refusal, match="private address"):
+        addresses("*").check("http://public.example@127.0.0.1/")
+    with pytest.raises(Refusal, match="private address"):
+        addresses("*").check("http://public.example:80@169.254.169.254:80/#public.example")
+
+
+def test_a_public_name_is_reached_at_the_address_that_was_looked_at():
+    assert addresses("*").place("Public.Example.", 80).addresses == (PUBLIC,)
+    assert addresses("*").check("https://public.example/live.m3u8").hostname == "public.example"
+
+
+@pytest.mark.parametrize("host", ["private.example", "evilpublic.example", "public.example.evil.example", "example"])
+def test_a_host_that_is_not_on_the_list_is_not_reached(host):
+    NAMES.setdefault(host, [PUBLIC])
+    with pytest.raises(Refusal, match="not among the hosts"):
+        addresses("public.example", "*.cameras.example").check(f"http://{host}/")
+
+
+def test_a_star_stands_for_all_below_and_not_for_the_name_itself():
+    NAMES["a.b.cameras.example"] = NAMES["cameras.example"] = [PUBLIC]
+    allowed = addresses("*.cameras.example")
+    assert allowed.place("a.b.cameras.example", 80).addresses == (PUBLIC,)
+    with pytest.raises(Refusal, match="not among"):
+        allowed.place("cameras.example", 80)
+
+
+def test_a_host_that_is_named_in_full_may_be_private():
+    assert addresses("camera.lan").place("camera.lan", 554).addresses == ("192.168.1.20",)
+    assert addresses("10.0.0.5").place("10.0.0.5", 554).addresses == ("10.0.0.5",)
+    assert addresses("[::1]").check("http://[::1]:8080/").port == 8080
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "rtmp"])
+def test_protocols_whose_redirects_nobody_checks_are_for_named_hosts(scheme):
+    with pytest.raises(Refusal, match="named in full"):
+        addresses("*").check(f"{scheme}://public.example/live")
+    assert addresses("*", "public.example").check(f"{scheme}://public.example/live").scheme == scheme
+
+
+def test_by_default_nothing_is_reached():
+    with pytest.raises(Refusal, match="watches no addresses"):
+        addresses().check("http://public.example/")
+    with pytest.raises(Refusal, match="watches no files"):
+        allowed_file("match.mp4", Allowed())
+
+
+def test_a_name_that_nobody_knows_is_told_so():
+    with pytest.raises(Refusal, match=r"nowhere\.example cannot be found"):
+        addresses("*").check("http://nowhere.example/")
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "videos"
+    (folder / "below").mkdir(parents=True)
+    for name in ("match.mp4", "below/other.mp4"):
+        (folder / name).write_bytes(b"video")
+    (tmp_path / "secret.mp4").write_bytes(b"secret")
+    (tmp_path / "videos-of-others").mkdir()
+    (tmp_path / "videos-of-others" / "x.mp4").write_bytes(b"x")
+    (folder / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "inside.mp4").symlink_to(folder / "match.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["match.mp4", "below/other.mp4", "./below/../match.mp4", "inside.mp4"])
+def test_a_file_below_the_folder_is_found(videos, name):
+    assert allowed_file(name, Allowed(folder=videos)).read_bytes() == b"video"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.mp4",
+        "below/../../secret.mp4",
+        "../videos-of-others/x.mp4",
+        "/etc/passwd",
+        "link.mp4",
+        "loop",
+        "below",
+        ".",
+        "",
+        "pipe.mp4",
+        "none.mp4",
+        "match.mp4\0.txt",
+        "x" * 5000,
+        "..\\secret.mp4",
+        "%2e%2e/secret.mp4",
+        "~/secret.mp4",
+        "\udcff.mp4",
+    ],
+)
+def test_nothing_else_is_found_and_nothing_is_told_of_it(videos, name):
+    with pytest.raises(Refusal, match="there is no video") as refusal:
+        allowed_file(name, Allowed(folder=videos))
+    assert refusal.value.status_code == 404
+    assert "secret" not in refusal.value.detail.replace(repr(name[:100]), "")
+
+
+def test_what_the_operator_says_is_checked(tmp_path):
+    with pytest.raises(ConfigError, match="is no folder"):
+        Allowed(folder=tmp_path / "none")
+    for host in ("http://x.example", "x.example:80", "x.example/path"):
+        with pytest.raises(ConfigError, match="host's name alone"):
+            Allowed(hosts=(host,))

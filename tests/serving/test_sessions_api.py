@@ -1,0 +1,256 @@
+"""Sessions by REST: opened, listed, inspected, asked, ended; within limits, and none at another's cost."""
+
+import json
+import struct
+import threading
+import time
+
+import pytest
+from running_server import MATCH, error_of
+
+from streamingvlm import StreamingSession
+
+
+@pytest.fixture(scope="module")
+def with_folder(serving):
+    from streamingvlm.serving.config import Allowed
+
+    with serving(allowed=Allowed(folder=MATCH.parent)) as server:
+        yield server
+
+
+def push(server, session, jpegs):
+    with server.socket(f"/v1/sessions/{session}/frames") as socket:
+        for index, jpeg in enumerate(jpegs):
+            socket.send(struct.pack(">d", index / 2) + jpeg)
+        server.wait_for(session, len(jpegs) // 2)
+
+
+def test_a_session_is_opened_listed_inspected_and_deleted(serving):
+    with serving() as server:
+        opened = server.http.post("/v1/sessions", json={"query": "Who leads?", "lag": "coalesce"}).json()
+        assert (opened["status"], opened["query"], opened["lag"], opened["fps"]) == (
+            "live",
+            "Who leads?",
+            "coalesce",
+            2.0,
+        )
+        listed = server.http.get("/v1/sessions").json()["data"]
+        assert [entry["id"] for entry in listed] == [opened["id"]]
+        path = f"/v1/sessions/{opened['id']}"
+        assert server.http.get(path).json()["state"]["cache"]["capacity_tokens"] > 0
+        assert server.http.delete(path).status_code == 204
+        server.lines(opened["id"])
+        ended = server.http.get(path).json()
+        assert (ended["status"], ended["reason"]) == ("ended", "deleted")
+
+
+def test_a_file_of_the_operators_folder_is_watched_as_on_the_command_line(with_folder, pitch):
+    session = with_folder.open(
+        source={"file": "match.mp4"}, previous_text=MATCH.with_suffix(".txt").read_text().strip()
+    )
+    expected = StreamingSession(pitch, previous_text=MATCH.with_suffix(".txt").read_text().strip()).stream(MATCH)
+    lines = []
+    with with_folder.socket(f"/v1/sessions/{session}/commentary") as socket:
+        while len(lines) < 6:
+            message = json.loads(socket.recv(timeout=60))
+            if message["type"] == "line":
+                lines.append(message["text"])
+    assert lines == [line.text for _, line in zip(range(6), expected, strict=False)]
+    assert any(lines)
+    with_folder.http.delete(f"/v1/sessions/{session}")
+
+
+@pytest.mark.parametrize("name", ["../pitch/match.mp4", "/etc/passwd", "..", "none.mp4"])
+def test_a_file_elsewhere_is_not_found(with_folder, name):
+    response = with_folder.http.post("/v1/sessions", json={"source": {"file": name}})
+    expected = 201 if name == "../pitch/match.mp4" else 404
+    assert response.status_code == expected, response.text
+
+
+def test_a_file_that_is_no_video_is_told_without_its_place(with_folder):
+    response = with_folder.http.post("/v1/sessions", json={"source": {"file": "tokenizer.json"}})
+    assert response.status_code == 400
+    assert str(MATCH.parent) not in error_of(response)
+
+
+def test_files_and_addresses_are_closed_by_default(server):
+    for source in ({"file": "match.mp4"}, {"url": "http://127.0.0.1/match.mp4"}):
+        response = server.http.post("/v1/sessions", json={"source": source})
+        assert response.status_code == 403
+        assert "operator" in error_of(response)
+
+
+def test_settings_may_ask_for_less_and_are_used(server, match_jpegs):
+    session = server.open(lag="wait", cache={"vision_window_s": 2, "turn_window_s": 2}, sampling={"max_new_tokens": 1})
+    push(server, session, match_jpegs[:8])
+    lines = server.http.get(f"/v1/sessions/{session}").json()
+    vision = [run for run in lines["state"]["cache"]["runs"] if run[0] == "vision"]
+    assert len({run[2] for run in vision}) == 2
+    assert lines["state"]["num_tokens"] == 4
+    assert (
+        lines["state"]["cache"]["capacity_tokens"]
+        < server.http.get(f"/v1/sessions/{server.open()}").json()["state"]["cache"]["capacity_tokens"]
+    )
+
+
+def test_there_is_room_for_so_many_sessions_and_no_more(serving):
+    with serving(limits={"max_sessions": 2}) as server:
+        first = server.open()
+        server.open()
+        response = server.http.post("/v1/sessions", json={})
+        assert response.status_code == 429
+        assert "2 sessions are open" in error_of(response)
+        assert int(response.headers["Retry-After"]) >= 1
+        server.http.delete(f"/v1/sessions/{first}")
+        server.lines(first)
+        server.open()
+
+
+def test_many_who_ask_at_once_do_not_get_past_the_limit(serving):
+    with serving(limits={"max_sessions": 3}) as server:
+        statuses = []
+
+        def ask():
+            statuses.append(server.http.post("/v1/sessions", json={}).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(statuses) == [201] * 3 + [429] * 9
+
+
+def test_a_session_that_is_fed_nothing_ends_and_is_forgotten(serving):
+    with serving(limits={"idle_s": 0.2, "kept_s": 0.2}) as server:
+        session = server.open()
+        _, end = server.lines(session)
+        assert end["reason"] == "no frame came for 0.2 s"
+        deadline_s = time.monotonic() + 30
+        while server.http.get(f"/v1/sessions/{session}").status_code != 404:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+
+def test_a_session_has_its_time(serving, match_jpegs):
+    with serving(limits={"session_s": 0.5}) as server:
+        session = server.open()
+        server.http.post(f"/v1/sessions/{session}/frames", content=match_jpegs[0])
+        lines, end = server.lines(session)
+        assert end["reason"] == "sessions end after 0.5 s"
+        assert len(lines) == 1
+
+
+def test_one_failing_session_ends_alone(serving, match_jpegs):
+    with serving() as server:
+        failing, other = server.open(lag="wait"), server.open(lag="wait")
+        stream = server.app.state.hub.find(failing, "local")._stream
+        stream.session.vision = None
+        push_two = struct.pack(">d", 0.0) + match_jpegs[0], struct.pack(">d", 0.5) + match_jpegs[1]
+        for session in (failing, other):
+            with server.socket(f"/v1/sessions/{session}/frames") as socket:
+                for message in push_two:
+                    socket.send(message)
+                if session == failing:
+                    _, end = server.lines(failing)
+        assert end["reason"] == "the server failed; its log tells more"
+        assert server.wait_for(other, 1)["status"] == "live"
+
+
+def test_two_streams_say_what_each_would_say_alone(server, match_jpegs):
+    sessions = [server.open(lag="wait") for _ in range(2)]
+    starts = [0, 12]
+    threads = [
+        threading.Thread(target=push, args=(server, session, match_jpegs[start : start + 12]))
+        for session, start in zip(sessions, starts, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for session, start in zip(sessions, starts, strict=True):
+        server.http.post(f"/v1/sessions/{session}/finish")
+        together = [line["text"] for line in server.lines(session)[0]]
+        alone = server.open(lag="wait")
+        push(server, alone, match_jpegs[start : start + 12])
+        server.http.post(f"/v1/sessions/{alone}/finish")
+        assert [line["text"] for line in server.lines(alone)[0]] == together
+
+
+def test_a_question_is_answered_beside_the_stream(server, match_jpegs, monkeypatch):
+    monkeypatch.setattr(
+        StreamingSession,
+        "ask",
+        lambda self, question, *, max_new_tokens: f"{question} {self.num_turns} {max_new_tokens}",
+        raising=False,
+    )
+    session = server.open(lag="wait")
+    push(server, session, match_jpegs[:4])
+    response = server.http.post(
+        f"/v1/sessions/{session}/questions", json={"question": "Who leads?", "max_new_tokens": 999}
+    )
+    assert response.json() == {
+        "object": "answer",
+        "question": "Who leads?",
+        "answer": "Who leads? 2 256",
+        "time_s": 2.0,
+    }
+
+
+def test_a_version_that_cannot_answer_says_so(server, monkeypatch):
+    monkeypatch.delattr(StreamingSession, "ask", raising=False)
+    response = server.http.post(f"/v1/sessions/{server.open()}/questions", json={"question": "Who leads?"})
+    assert response.status_code == 501
+    assert "cannot answer questions" in error_of(response)
+
+
+def test_questions_wait_in_a_short_line(serving, monkeypatch):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def ask(self, question, *, max_new_tokens):
+        asked.set()
+        go_on.wait(60)
+        return "yes"
+
+    monkeypatch.setattr(StreamingSession, "ask", ask, raising=False)
+    with serving(limits={"max_questions": 1}) as server:
+        path = f"/v1/sessions/{server.open()}/questions"
+        first = threading.Thread(target=lambda: answers.append(server.http.post(path, json={"question": "?"}).json()))
+        answers: list[dict] = []
+        first.start()
+        assert asked.wait(60)
+        response = server.http.post(path, json={"question": "?"})
+        assert response.status_code == 429
+        go_on.set()
+        first.join()
+        assert answers[0]["answer"] == "yes"
+
+
+def test_the_standing_instruction_may_change(server, monkeypatch):
+    told = []
+    monkeypatch.setattr(StreamingSession, "instruct", lambda self, text: told.append(text), raising=False)
+    session = server.open(query="Who has the ball?")
+    response = server.http.patch(f"/v1/sessions/{session}", json={"query": "Who leads?"})
+    assert response.status_code == 200
+    assert response.json()["query"] == "Who leads?"
+    assert told == ["Who leads?"]
+
+
+def test_figures_tell_of_sessions_lines_and_caches(serving, match_jpegs):
+    with serving() as server:
+        session = server.open(lag="wait")
+        push(server, session, match_jpegs[:8])
+        figures = {
+            name: float(value)
+            for name, value in (
+                row.rsplit(" ", 1) for row in server.http.get("/metrics").text.splitlines() if row[0] != "#"
+            )
+        }
+        state = server.http.get(f"/v1/sessions/{session}").json()["state"]
+        assert figures["streamingvlm_sessions"] == figures["streamingvlm_sessions_opened_total"] == 1
+        assert figures["streamingvlm_lines_total"] == figures["streamingvlm_frame_to_text_seconds_count"] == 4
+        assert figures["streamingvlm_generated_tokens_total"] == state["num_tokens"]
+        assert figures["streamingvlm_cache_tokens"] == state["cache"]["num_tokens"]
+        assert figures['streamingvlm_frames_total{how="taken"}'] == 8
+        assert 0 < figures["streamingvlm_cache_fill_max"] <= 1
