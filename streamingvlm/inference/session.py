@@ -15,6 +15,7 @@ import torch
 
 from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
+from streamingvlm.inference.ahead import follow_ahead
 from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
@@ -103,6 +104,7 @@ class StreamingSession:
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
         self.reset()
+        self.engine.warm_(self)
 
     @classmethod
     def from_pretrained(
@@ -194,6 +196,9 @@ class StreamingSession:
             yield from self._follow(self.reader, step or self.step)
 
     def _follow(self, seconds: Iterator[Second], step: Callable[[Second], LineT]) -> Iterator[LineT]:
+        if self.engine.looks_ahead and step == self.step:
+            yield from follow_ahead(self, seconds)
+            return
         while True:
             with self.stats.stage("video"):
                 second = next(seconds, None)
@@ -212,7 +217,7 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        return self.engine.do(self._spoken_turn(frames, question, max_new_tokens))
+        return self.engine.do(self.spoken_turn(frames, question, max_new_tokens))
 
     def submit(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
@@ -221,7 +226,7 @@ class StreamingSession:
 
         The turn is done by the engine's worker, or where there is none by whoever next waits for the engine.
         """
-        return self.engine.submit(self._spoken_turn(frames, question, max_new_tokens))
+        return self.engine.submit(self.spoken_turn(frames, question, max_new_tokens))
 
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
         """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
@@ -249,7 +254,10 @@ class StreamingSession:
         """
         return self.engine.do(WeighJob(self, question, choices))
 
-    def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
+    def spoken_turn(
+        self, frames: torch.Tensor | Second, question: str = "", max_new_tokens: int | None = None
+    ) -> SpokenTurn:
+        """Return the job of one turn, as ``step`` takes it, to be submitted to the engine."""
         if max_new_tokens is not None:
             at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
         return SpokenTurn(self, frames, question, max_new_tokens or self.sampling_config.max_new_tokens)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from streamingvlm.errors import CheckpointError, ConfigError
+from streamingvlm.model.attention import STREAMING_ATTENTION, WINDOWED_ATTENTION
 from streamingvlm.model.checkpoint import (
     check_tokenizer_exists,
     check_weights_exist,
@@ -129,6 +130,9 @@ def load_model(
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
+    if _takes_windows_at_once(attention, device, dtype):
+        # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
+        hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
     return StreamingModel(
         name=str(name),
         hf=hf.to(device).eval(),
@@ -227,6 +231,11 @@ def _load_weights(
         ) from error
     _check_keys(info, folder)
     return hf
+
+
+def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the tower attends in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
+    return attention == STREAMING_ATTENTION and device.type == "cuda" and dtype != torch.float32
 
 
 def _check_keys(info: Mapping[str, Any], folder: Path):

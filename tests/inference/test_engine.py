@@ -2,6 +2,8 @@
 
 import gc
 import threading
+import time
+import weakref
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, field
 
@@ -18,6 +20,7 @@ from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
+from streamingvlm.video.clock import Second
 
 SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
 VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
@@ -305,7 +308,7 @@ def test_a_worker_serves_many_threads(model):
 
 
 def test_without_a_worker_several_threads_may_wait(model):
-    engine, sessions = open_many(model, 3)
+    _, sessions = open_many(model, 3)
     results = {}
     threads = [
         threading.Thread(target=lambda s=s: results.update({s.slot: [s.step(frames(i)).text for i in range(4)]}))
@@ -346,7 +349,7 @@ def test_reset_and_close_cancel_what_a_stream_waits_for(model):
 
 
 def test_waiting_inside_a_turn_is_refused(model):
-    engine, (session, other) = open_many(model, 2, WORDY)
+    _, (session, other) = open_many(model, 2, WORDY)
     session.on_token = lambda _piece: other.step(frames(0))
     with pytest.raises(StreamingVLMError, match="in the middle of a turn"):
         session.step(frames(0))
@@ -406,6 +409,74 @@ def test_the_kernel_of_many_runs_is_told_what_each_may_see(model, monkeypatch):
         futures = [session.submit(frames(second)) for session in sessions]
         engine.run()
         assert [future.result().text for future in futures] == [text] * 3
+
+
+def test_the_next_second_is_seen_while_this_one_is_spoken(model):
+    engine = Engine(model, num_slots=1, looks_ahead=True)
+    session = engine.open(cache=SMALL, video=VIDEO, sampling=WORDY)
+    jobs = [session.spoken_turn(frames(second)) for second in range(2)]
+    seen = []
+    session.on_token = lambda _piece: seen.append(wait_until(lambda: not jobs[1].is_unseen))
+    for job in jobs:
+        engine.submit(job)
+    engine.wait_for(jobs[0])
+    assert seen and all(seen)
+    alone = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=WORDY)
+    assert [job.text for job in map(engine.wait_for, jobs)] == [alone.step(frames(second)).text for second in range(2)]
+    engine.close()
+
+
+def wait_until(is_true, timeout_s: float = 30.0) -> bool:
+    ends = time.monotonic() + timeout_s
+    while not is_true() and time.monotonic() < ends:
+        time.sleep(0.005)
+    return is_true()
+
+
+def seconds(number: int, wrong: int = -1):
+    for index in range(number):
+        if index == wrong:
+            raise VideoError("the camera is gone; plug it in")
+        yield Second(index, index, index + 1, frames(index))
+
+
+@pytest.mark.parametrize("has_worker", [False, True])
+def test_a_stream_that_looks_ahead_says_the_same(model, has_worker):
+    alone = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=WORDY)
+    expected = [line.text for line in alone.stream(seconds(8))]
+    engine = Engine(model, num_slots=2, looks_ahead=True)
+    if has_worker:
+        engine.start()
+    sessions = [engine.open(cache=SMALL, video=VIDEO, sampling=WORDY) for _ in range(2)]
+    watched = zip(*(session.stream(seconds(8)) for session in sessions), strict=True)
+    assert [tuple(line.text for line in lines) for lines in watched] == [(text, text) for text in expected]
+    assert sessions[0].stats.stages.keys() == alone.stats.stages.keys()
+    engine.close()
+
+
+def test_a_source_that_fails_is_told_after_what_came_before(model):
+    engine = Engine(model, num_slots=1, looks_ahead=True)
+    session = engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+    lines = session.stream(seconds(8, wrong=3))
+    assert [next(lines).start_s for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(VideoError, match="the camera is gone"):
+        next(lines)
+    next(session.stream(seconds(5)))
+    assert session.step(frames(0)).num_tokens > 0, "what was handed over and not heard is not in the way"
+    wrong = session.spoken_turn(torch.zeros(2, 3, 8, 8))
+    engine.submit(wrong)
+    with pytest.raises(VideoError, match="uint8"):
+        engine.wait_for(wrong)
+    engine.close()
+
+
+def test_an_engine_that_looks_ahead_can_be_forgotten(model):
+    session = Engine(model, num_slots=1, looks_ahead=True).open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+    session.step(frames(0))
+    engine = weakref.ref(session.engine)
+    del session
+    gc.collect()
+    assert wait_until(lambda: engine() is None)
 
 
 @pytest.mark.parametrize("cache", [CacheConfig(**SMALL)])
