@@ -96,13 +96,21 @@ class StreamingSession:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None, **settings
+        cls,
+        name: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        quantization: str | None = None,
+        **settings,
     ) -> "StreamingSession":
         """Load a model ("pitch", a folder or a hub name) and open a session on it.
 
-        ``settings`` are those of the constructor. Raises CheckpointError and ConfigError, each with its remedy.
+        device, dtype, quantization: as `load_model` takes them; ``settings`` are those of the constructor. Raises
+        CheckpointError and ConfigError, each with its remedy.
         """
-        return cls(load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION), **settings)
+        weights = {"device": device, "dtype": dtype, "quantization": quantization}
+        return cls(load_model(name, **weights, attention=STREAMING_ATTENTION), **settings)
 
     def reset(self):
         """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start.
