@@ -123,6 +123,8 @@ class TurnFormat:
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
         """Token ids of a user's words, in which special tokens are read as mere characters."""
+        if not text:  # most turns have neither query nor question, and a tokenizer takes its time over nothing
+            return ()
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def prologue(self, previous_text: str = "") -> Tokens:

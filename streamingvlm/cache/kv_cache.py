@@ -24,6 +24,14 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def rotate_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+    """Write what ``rotate`` returns into ``out``, without a copy on the way: all keys go through here each second."""
+    half = x.shape[-1] // 2
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+
+
 class KVPool:
     """Keys and values of all layers of many streams: ``num_tokens`` rows that the streams share out among them.
 
@@ -208,7 +216,7 @@ class KVCache:
         self.cos, self.sin = cos, sin
         rows = slice(self.extent.start, self.extent.start + self.num_tokens)
         cos, sin = cos[: self.num_tokens, None], sin[: self.num_tokens, None]
-        self.pool.rotated[:, rows] = rotate(self.pool.keys[:, rows], cos, sin)
+        rotate_into(self.pool.rotated[:, rows], self.pool.keys[:, rows], cos, sin)
 
 
 def num_in_place(index: Sequence[int]) -> int:

@@ -135,10 +135,7 @@ class StreamingDecoder:
             self.positions = contiguous_positions(self.layout.segments)
             self.next_position = next_position(self.positions)
         self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)
-        places = on_device(self.positions[:, None], torch.float32, self.model.device)
-        like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
-        cos, sin = self.model.text_model.rotary_emb(like, places)
-        self.kv.rotate_(cos[0], sin[0])
+        self.kv.rotate_(*self.model.rotation(on_device(self.positions, torch.float32, self.model.device)))
 
     def waiting(self, max_tokens: int | None = None) -> list[Run]:
         """What is to be fed next, at most ``max_tokens`` of it: the previous text to be read anew, what is pending."""
@@ -175,15 +172,15 @@ class StreamingDecoder:
         """Count the token of the reply that was fed as cached."""
         self.kv.num_tokens += 1
 
-    def pending_vision(self, runs: list[Run]) -> Iterator[tuple[int, VisionFeatures]]:
-        """For each part of a vision span in ``runs``: where it begins, counted over the runs, and what is seen there."""
+    def pending_vision(self, runs: list[Run]) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+        """For each part of a vision span in ``runs``: where it begins, counted over the runs, and what it shows."""
         offset = 0
         for run in runs:
             for first, vision in self._vision_between(run.first, run.stop):
                 yield offset + first - run.first, vision
             offset += len(run)
 
-    def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, VisionFeatures]]:
+    def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
         num_before: dict[int, int] = {}  # a turn may have several spans, which share its features in order
         for span in self.layout.spans():
             segment = span.segment

@@ -10,8 +10,6 @@ The engine plans; runner.py does the work, and a job (job.py) knows what a turn 
 
 import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -21,9 +19,10 @@ import torch
 
 from streamingvlm.cache.kv_cache import KVCache, KVPool, bytes_per_token
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
-from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError
+from streamingvlm.errors import ConfigError, StreamingVLMError
 from streamingvlm.inference.job import Job
 from streamingvlm.inference.runner import Runner
+from streamingvlm.inference.slots import Slots
 from streamingvlm.model.loading import StreamingModel
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ _MOST_VIDEOS = 8
 class Engine:
     """Serves many streams with one model, each with windows, prompts, sampling and a frame rate of its own.
 
-    num_slots: the most streams at once; alone, it allocates for as many as the first one, and more where others need it.
+    num_slots: the most streams at once; alone, it allocates for as many like the first, and grows where others need it.
     memory_bytes: for the caches of all streams together, allocated at once; a stream that does not fit is refused.
     max_prefill_tokens: the most tokens fed in one round.
     fixed_shapes: pad the token step to a few sizes, as CUDA graphs need it.
@@ -58,7 +57,7 @@ class Engine:
         fixed_shapes: bool = False,
     ):
         if num_slots is None and memory_bytes is None:
-            raise ConfigError("an engine needs num_slots or memory_bytes, to know how many streams it may take; give one")
+            raise ConfigError("an engine has neither num_slots nor memory_bytes to tell how much it may take; give one")
         for name, value in (("num_slots", num_slots), ("memory_bytes", memory_bytes)):
             if value is not None:
                 at_least(name, value, 1, "room for a stream")
@@ -69,9 +68,7 @@ class Engine:
         self._memory_bytes = memory_bytes
         self._fixed_shapes = fixed_shapes
         self.runner: Runner | None = None
-        self._free_slots = list(range(self.num_slots))
-        self._leaving: deque[tuple[int, KVCache]] = deque()  # of sessions that were closed, or forgotten
-        self._closers: dict[int, weakref.finalize] = {}
+        self._slots = Slots(self.num_slots)
         self._waiting: list[Job] = []  # in the order of their coming
         self._feeding: list[Job] = []
         self._speaking: list[Job] = []
@@ -110,31 +107,23 @@ class Engine:
     @property
     def num_streams(self) -> int:
         """Streams that are open."""
-        return self.num_slots - len(self._free_slots) - len(self._leaving)
+        return self._slots.num_taken
 
     def admit_(self, session: "StreamingSession", capacity_tokens: int | None) -> tuple[KVCache, int]:
         """Give a session its memory and its slot. Raises EngineFull."""
         capacity = capacity_tokens or _FIRST_CAPACITY_TOKENS
         with self._turn:
             self._check_open()
-            self._take_back()
-            if not self._free_slots:
-                raise EngineFull(
-                    f"all {self.num_slots} slots of the engine are taken; close a stream, or give it more num_slots"
-                )
+            self._slots.check_free()
             if self.runner is None:
                 self.runner = self._new_runner(capacity)
             kv = self.runner.pool.open(capacity)
-            slot = self._free_slots.pop(0)
-            self._closers[slot] = weakref.finalize(session, self._leaving.append, (slot, kv))
-            return kv, slot
+            return kv, self._slots.take(session, kv)
 
     def dismiss_(self, session: "StreamingSession"):
         """Let a session go; its jobs are cancelled."""
         with self.without(session):
-            if closer := self._closers.get(session.slot):
-                closer()
-            self._take_back()
+            self._slots.leave(session.slot)
 
     @contextmanager
     def without(self, session: "StreamingSession") -> Iterator[None]:
@@ -146,13 +135,6 @@ class Engine:
             for job in mine + [job for job in self._feeding + self._speaking if job.session is session]:
                 self._finish(job, CancelledError())
             yield
-
-    def _take_back(self):
-        while self._leaving:
-            slot, kv = self._leaving.popleft()
-            kv.close()
-            del self._closers[slot]
-            self._free_slots.append(slot)
 
     def _new_runner(self, capacity: int) -> Runner:
         """Allocate: all the memory there is, or for as many streams as there are slots."""
@@ -362,7 +344,7 @@ class Engine:
             job.is_open = False
             try:
                 result = job.close_()
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001 - whoever waits for the job is told
                 error = error or failure
         _tell(job.future, result, error)
 
@@ -371,7 +353,7 @@ class Engine:
         """Let an error in the block be that of ``jobs``: they end here, the other streams go on."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the same
             for job in jobs:
                 if not job.future.done():
                     self._finish(job, error)

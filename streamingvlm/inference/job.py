@@ -1,7 +1,7 @@
 """What an engine does for a stream: a turn of video that the model speaks to, or one whose words are given.
 
-The engine calls a job's methods in the order see, open, take (a token, again and again), close. A job that was opened is
-closed whatever happens, so that the next one of its stream can follow.
+The engine gives a job what its frames show, then opens it, hands it token after token, and closes it. A job that was
+opened is closed whatever happens, so that the next one of its stream can follow.
 """
 
 import time
@@ -111,10 +111,9 @@ class _TurnJob(Job):
     def _make_room(self) -> bool:
         """Let go what the policy does not keep; return whether the stream opens, or opens anew, with this turn."""
         session, decoder, turn = self.session, self.decoder, self.turn
-        prologue = session.format.prologue(session.previous_text)
         opens = not decoder.layout.segments
         if opens:
-            decoder.extend_(prologue)
+            decoder.extend_(session.format.prologue(session.previous_text))
         eviction = plan_eviction(
             decoder.layout, session.cache_config, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s
         )
@@ -122,7 +121,7 @@ class _TurnJob(Job):
             feed_all_(session.model, decoder)
         decoder.evict_(eviction)
         if eviction.restart:
-            decoder.extend_(prologue)
+            decoder.extend_(session.format.prologue(session.previous_text))
         return opens or eviction.restart
 
     def _append(self, query: str):

@@ -16,7 +16,7 @@ from streamingvlm.cache.kv_cache import SCRATCH_ROW, KVPool
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.sampling import Choice, Sampler, SeenTokens, choose, draw_noise_, settings_of
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.model.one_token import feed_tokens, token_rotation
+from streamingvlm.model.one_token import feed_tokens
 from streamingvlm.model.packing import PackedTokens, Run
 
 _NUM_WARM_UPS = 3
@@ -113,7 +113,9 @@ class TokenStep:
     def _load_(self, speakers: Sequence[Speaker]):
         decoders = [speaker.decoder for speaker in speakers]
         samplers = [speaker.sampler for speaker in speakers]
-        numbers = [[*decoder.token_numbers(), sampler.slot] for decoder, sampler in zip(decoders, samplers, strict=True)]
+        numbers = [
+            [*decoder.token_numbers(), sampler.slot] for decoder, sampler in zip(decoders, samplers, strict=True)
+        ]
         settings = [[d.token_position, *s] for d, s in zip(decoders, settings_of(samplers), strict=True)]
         padding = len(self._numbers) - len(speakers)
         self._host_numbers.copy_(torch.tensor(numbers + [[*_PADDING[0], self.seen.num_slots]] * padding))
@@ -126,9 +128,8 @@ class TokenStep:
         self._packed.runs = ones + [Run(SCRATCH_ROW, 0, 1)] * padding
 
     def _work(self) -> torch.Tensor:
-        text_model = self.model.text_model
-        packed = self._packed.rotated_by(*token_rotation(text_model, self._settings[:, 0]))
-        hidden = feed_tokens(text_model, self._numbers[:, 0], packed)
+        packed = self._packed.rotated_by(*self.model.rotation.of_text(self._settings[:, 0]))
+        hidden = feed_tokens(self.model.text_model, self._numbers[:, 0], packed)
         return self.chooser(
             self.model.logits(hidden),
             self.choice,

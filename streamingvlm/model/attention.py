@@ -8,6 +8,8 @@ tower, whose windows it takes all at once.
 Shapes: T new tokens, of N runs, S cached tokens with the new ones, H heads, D head size.
 """
 
+import importlib.util
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -62,9 +64,17 @@ def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float
         )
     outputs = [
         _run(part, _rows_of(keys, run), _rows_of(values, run), mask, scaling)
-        for part, run, mask in zip(query.split([len(run) for run in packed.runs]), packed.runs, packed.masks, strict=True)
+        for part, run, mask in zip(
+            query.split([len(run) for run in packed.runs]), packed.runs, packed.masks, strict=True
+        )
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+@cache
+def has_flash_attn() -> bool:
+    """Whether flash-attn is installed, which training asks for; streams use the flash attention of torch."""
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def takes_runs_at_once(query: torch.Tensor) -> bool:
@@ -93,7 +103,9 @@ def windowed_attention(
     if takes_runs_at_once(query):
         offsets = (cu_seq_lens_q, cu_seq_lens_q)
         longest = (max_length_q, max_length_q)
-        return _varlen(query, key, value, offsets=offsets, longest=longest, is_causal=False, scaling=scaling)[None], None
+        return _varlen(query, key, value, offsets=offsets, longest=longest, is_causal=False, scaling=scaling)[
+            None
+        ], None
     return _windows(query, key, value, cu_seq_lens_q.diff().tolist(), scaling)[None], None
 
 
@@ -116,7 +128,13 @@ def _run(query, keys, values, mask, scaling):
         grouped = query.view(1, keys.shape[1], -1, size)
         return scaled_dot_product_attention(grouped, keys, values, scale=scaling).reshape(1, num_heads, size)
     out = scaled_dot_product_attention(
-        query.transpose(0, 1)[None], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        query.transpose(0, 1)[None],
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=True,
     )
     return out[0].transpose(0, 1)
 

@@ -27,6 +27,7 @@ from streamingvlm.model.checkpoint import (
 )
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.quantization import quantization_named
+from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
 
@@ -74,6 +75,11 @@ class StreamingModel:
     def _head_columns(self) -> torch.Tensor:
         # Each decoded token reads the whole head: column by column a CPU does so 1.1 to 1.6 times as fast.
         return self.lm_head.weight.detach().t().contiguous()
+
+    @cached_property
+    def rotation(self) -> Rotation:
+        """The rotary angles of the text model."""
+        return Rotation(self.text_model, self.dtype)
 
     @property
     def vision(self) -> VisionEncoder:

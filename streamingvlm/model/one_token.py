@@ -16,14 +16,6 @@ from streamingvlm.model.attention import attend
 from streamingvlm.model.packing import PackedTokens
 
 
-def token_rotation(text_model: nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``cos`` and ``sin`` [N, D] of text tokens at ``positions`` [N]; text stands at one number on all three axes."""
-    angles = positions[:, None] * text_model.rotary_emb.inv_freq
-    angles = torch.cat((angles, angles), dim=-1)
-    dtype = text_model.embed_tokens.weight.dtype
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
 def feed_tokens(text_model: nn.Module, ids: torch.Tensor, packed: PackedTokens) -> torch.Tensor:
     """Run one token of each stream, ``ids`` [N], through the text model; return its last states [N, hidden size]."""
     hidden = text_model.embed_tokens(ids)

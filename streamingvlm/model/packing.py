@@ -75,7 +75,7 @@ class PackedTokens:
 
     @cached_property
     def masks(self) -> list[torch.Tensor | None]:
-        """Per run the mask [t, s] that is added to its scores; None where all is seen, or all that is plainly causal."""
+        """Per run the mask [t, s] that is added to its scores; None for one token, and for a stream's first ones."""
         return [_mask(run, self.cos) if 1 < len(run) < run.stop else None for run in self.runs]
 
     def update(
