@@ -87,7 +87,7 @@ def stream_settings(options: Options) -> StreamSettings:
 
 def bench_modes(model: StreamingModel, options: Options, console: Console) -> dict[str, Any]:
     """A stream under each policy, and the floor beside it."""
-    ceilings, costs = measure_ceilings(model.device, model.dtype), Costs.of(model)
+    ceilings, costs = measure_ceilings(model.device, model.dtype), Costs.of(model, options["cache"]["dtype"])
     modes = {}
     with Progress(console=console) as progress:
         for name, changes in options["modes"].items():

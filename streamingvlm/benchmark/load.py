@@ -92,7 +92,7 @@ def _keep_pace(
     frames = turns_of(settings.source, video, height=settings.height, width=settings.width)
     num_fill = math.ceil(cache.vision_window_s / video.chunk_s) + 1
     num_turns = num_fill + max(2, round(trial_s / video.chunk_s))
-    with Engine(model, num_slots=1) as engine:
+    with Engine(model, num_slots=1, cache_dtype=cache.dtype) as engine:
         session = engine.open(cache=cache, video=video, sampling=settings.sampling)
         seconds = islice(numbered(cycle(frames), video.chunk_s), num_turns)
         in_flight = deque(session.submit(second) for second in islice(seconds, _NUM_IN_FLIGHT))
@@ -139,8 +139,9 @@ def most_streams(
     if model.device.type == "cuda":
         memory_bytes = int(torch.cuda.mem_get_info(model.device)[0] * memory_share)
 
-    with Engine(model, num_slots=most, memory_bytes=memory_bytes) as engine:
-        crowd = Crowd(engine, cache, settings)
+    kept = resolve(CacheConfig, cache, model.stream_defaults)
+    with Engine(model, num_slots=most, memory_bytes=memory_bytes, cache_dtype=kept.dtype) as engine:
+        crowd = Crowd(engine, kept, settings)
 
         def try_number(num_streams: int) -> Trial:
             give_up_s = _HOPELESS * p95_s
@@ -224,8 +225,9 @@ def measure_batching(
     """
     video = resolve(VideoConfig, settings.video, model.stream_defaults)
     frames = turns_of(settings.source, video, height=settings.height, width=settings.width)
-    opening = {"cache": cache, "video": video, "sampling": settings.sampling}
-    engine = Engine(model, num_slots=num_streams)
+    kept = resolve(CacheConfig, cache, model.stream_defaults)
+    opening = {"cache": kept, "video": video, "sampling": settings.sampling}
+    engine = Engine(model, num_slots=num_streams, cache_dtype=kept.dtype)
     together = [engine.open(**opening) for _ in range(num_streams)]
     alone = [StreamingSession(model, **opening) for _ in range(num_streams)]
     footage = [

@@ -18,6 +18,7 @@ from torch import nn
 from streamingvlm.benchmark.figures import last_minute, rounded
 from streamingvlm.benchmark.modes import ModeRun
 from streamingvlm.benchmark.timed_turn import TurnFigures
+from streamingvlm.cache.storage import storage_named
 from streamingvlm.inference.stats import percentile
 from streamingvlm.model.loading import StreamingModel
 
@@ -91,25 +92,24 @@ class Costs:
     window_patches: int
 
     @classmethod
-    def of(cls, model: StreamingModel, kv_bytes_per_number: float | None = None) -> "Costs":
-        """Count what a model costs.
-
-        kv_bytes_per_number: of a number of a key or a value; by default as the model computes.
-        """
+    def of(cls, model: StreamingModel, cache_dtype: str | None = None) -> "Costs":
+        """Count what a model costs, with keys and values kept as ``cache_dtype``."""
         text, attention = model.text_model.config, model.text_model.layers[0].self_attn
         tower, vision = model.hf.model.visual, model.hf.config.vision_config
         num_blocks, window_size = len(tower.blocks), getattr(vision, "window_size", 0)
         full = getattr(vision, "fullatt_block_indexes", range(num_blocks))
         matrices = _products(model.text_model)
-        bytes_each = model.dtype.itemsize if kv_bytes_per_number is None else kv_bytes_per_number
+        mergers = [part for name, child in tower.named_children() if "merger" in name for part in _products(child)]
+        storage = storage_named(cache_dtype, attention.head_dim, model.dtype)
+        row_bytes = storage.row_size * storage.row_dtype.itemsize
         return cls(
             weight_bytes=sum(num_bytes(module.weight) for module in [*matrices, model.lm_head]),
-            kv_bytes=round(2 * text.num_hidden_layers * text.num_key_value_heads * attention.head_dim * bytes_each),
+            kv_bytes=2 * text.num_hidden_layers * text.num_key_value_heads * row_bytes,
             text_flop=sum(map(_flop, matrices)),
             head_flop=_flop(model.lm_head),
             pair_flop=_OPERATIONS_A_PAIR * text.num_hidden_layers * text.num_attention_heads * attention.head_dim,
             patch_flop=sum(map(_flop, _products(tower.patch_embed) + _products(tower.blocks))),
-            merged_flop=sum(map(_flop, _products(tower.merger))),
+            merged_flop=sum(map(_flop, mergers)),
             patches_per_token=model.family.merge_size**2,
             vision_pair_flop=_OPERATIONS_A_PAIR * tower.blocks[0].attn.qkv.in_features,
             num_full_blocks=len(full),

@@ -42,6 +42,7 @@ class Engine:
     num_slots: the most streams at once; alone, it allocates for as many like the first, and grows where others need it.
     memory_bytes: for the caches of all streams together, allocated at once; a stream that does not fit is refused.
     max_prefill_tokens: the most tokens fed in one round.
+    cache_dtype: in which keys and values are kept, as ``CacheConfig.dtype`` says it.
     fixed_shapes: pad the token step to a few sizes, as CUDA graphs need it.
 
     Without a worker (``start``) the model runs in the thread of whoever waits for a turn. Raises ConfigError.
@@ -55,6 +56,7 @@ class Engine:
         memory_bytes: int | None = None,
         max_prefill_tokens: int = 2048,
         fixed_shapes: bool = False,
+        cache_dtype: str | None = None,
     ):
         if num_slots is None and memory_bytes is None:
             raise ConfigError("an engine has neither num_slots nor memory_bytes to tell how much it may take; give one")
@@ -67,6 +69,7 @@ class Engine:
         self.max_prefill_tokens = max_prefill_tokens
         self._memory_bytes = memory_bytes
         self._fixed_shapes = fixed_shapes
+        self.cache_dtype = cache_dtype
         self.runner: Runner | None = None
         self._slots = Slots(self.num_slots)
         self._waiting: list[Job] = []  # in the order of their coming
@@ -141,9 +144,10 @@ class Engine:
         text_config, dtype = self.model.text_model.config, self.model.dtype
         num_tokens = capacity * self.num_slots
         if self._memory_bytes is not None:
-            num_tokens = self._memory_bytes // bytes_per_token(text_config, dtype)
+            num_tokens = self._memory_bytes // bytes_per_token(text_config, dtype, self.cache_dtype)
         is_elastic = self._memory_bytes is None
-        pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, is_elastic=is_elastic)
+        settings = {"cache_dtype": self.cache_dtype, "is_elastic": is_elastic}
+        pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, **settings)
         return Runner(self.model, pool, num_slots=self.num_slots, fixed_shapes=self._fixed_shapes)
 
     # --- what they hand over

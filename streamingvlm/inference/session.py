@@ -15,6 +15,7 @@ import torch
 
 from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
+from streamingvlm.errors import ConfigError
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.job import HeardTurn, SpokenTurn
@@ -88,7 +89,9 @@ class StreamingSession:
         self.vision = setup.vision
         self.format = setup.format
         self._capacity_tokens = setup.capacity_tokens()
-        self.engine = Engine(model, num_slots=1) if engine is None else engine
+        self.engine = Engine(model, num_slots=1, cache_dtype=setup.cache.dtype) if engine is None else engine
+        if setup.cache.dtype not in (None, self.engine.cache_dtype):
+            raise ConfigError(f"cache.dtype={setup.cache.dtype} is not that of the engine; give it to the engine, too")
         kv, self.slot = self.engine.admit_(self, self._capacity_tokens)
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
