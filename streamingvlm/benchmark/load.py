@@ -4,7 +4,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from streamingvlm.benchmark.footage import numbered, turns_of
 from streamingvlm.benchmark.modes import StreamSettings
 from streamingvlm.benchmark.search import highest
 from streamingvlm.config import CacheConfig, VideoConfig, resolve
+from streamingvlm.errors import EngineFull
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.limits import is_out_of_memory
 from streamingvlm.inference.session import StreamingSession
@@ -82,7 +84,8 @@ def most_frames_per_s(
             on_trial(trial)
         return trial
 
-    return search(try_rate, step=model.family.temporal_patch_size, most=most) | {"window": window}
+    step = math.ceil(model.family.temporal_patch_size / usual.chunk_s)  # a turn has whole temporal patches
+    return search(try_rate, step=step, most=most) | {"window": window}
 
 
 def _keep_pace(
@@ -156,7 +159,7 @@ def most_streams(
 class Crowd:
     """Live streams of one engine."""
 
-    def __init__(self, engine: Engine, cache: CacheConfig | Given, settings: StreamSettings):
+    def __init__(self, engine: Engine, cache: CacheConfig, settings: StreamSettings):
         self.engine, self.cache, self.settings = engine, cache, settings
         self.video = resolve(VideoConfig, settings.video, engine.model.stream_defaults)
         self.frames = turns_of(settings.source, self.video, height=settings.height, width=settings.width)
@@ -178,30 +181,40 @@ class Crowd:
             if any(time.perf_counter() - due_at > give_up_s for future, due_at in turns.items() if not future.done()):
                 self.leave_()
                 break
-        wait(turns)
         for future in turns:
-            if not future.cancelled() and not isinstance(error := future.exception(), CancelledError | None):
-                raise error
+            with suppress(CancelledError):
+                future.result()
         return times_s
 
     def resize_(self, num_streams: int):
-        """Open streams and fill their windows, or close some. Raises EngineFull."""
-        for session, _ in self.streams[num_streams:]:
-            session.close()
-        del self.streams[num_streams:]
-        filling = []
-        while len(self.streams) < num_streams:
-            session = self.engine.open(cache=self.cache, video=self.video, sampling=self.settings.sampling)
-            seconds = numbered(cycle(_from(self.frames, 7 * len(self.streams))), self.video.chunk_s)
-            self.streams.append((session, seconds))
-            num_fill = math.ceil(session.cache_config.vision_window_s / self.video.chunk_s) + 1
-            filling.extend(session.submit(second) for second in islice(seconds, num_fill))
+        """Open streams and fill their windows, or close some. Raises EngineFull, with as many as before."""
+        self._close_but(num_streams)
+        num_open = len(self.streams)
+        try:
+            while len(self.streams) < num_streams:
+                self.streams.append(self._opened())
+        except EngineFull:
+            self._close_but(num_open)
+            raise
+        num_fill = math.ceil(self.cache.vision_window_s / self.video.chunk_s) + 1
+        filling = [
+            session.submit(next(seconds)) for _ in range(num_fill) for session, seconds in self.streams[num_open:]
+        ]
         for future in filling:
             future.result()
 
+    def _opened(self) -> tuple[StreamingSession, Iterator[Second]]:
+        session = self.engine.open(cache=self.cache, video=self.video, sampling=self.settings.sampling)
+        return session, numbered(cycle(_from(self.frames, 7 * len(self.streams))), self.video.chunk_s)
+
+    def _close_but(self, num_streams: int):
+        for session, _ in self.streams[num_streams:]:
+            session.close()
+        del self.streams[num_streams:]
+
     def leave_(self):
         """Close all streams, with what they wait for."""
-        self.resize_(0)
+        self._close_but(0)
 
 
 def _from(frames: Sequence[torch.Tensor], first: int) -> list[torch.Tensor]:

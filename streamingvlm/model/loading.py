@@ -26,7 +26,7 @@ from streamingvlm.model.checkpoint import (
     read_config_json,
 )
 from streamingvlm.model.family import FAMILIES, Family
-from streamingvlm.model.quantization import quantization_named
+from streamingvlm.model.quantization import check_quantised, quantization_named
 from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
@@ -128,6 +128,8 @@ def load_model(
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
+        if quantization is not None:
+            check_quantised(hf.model.language_model)
     return StreamingModel(
         name=str(name),
         hf=(hf.to(device) if quantization is None else hf).eval(),  # a quantised one is where it stays

@@ -44,6 +44,14 @@ def quantize_(text_model: torch.nn.Module, quantization: "QuantizationConfigMixi
     quantize_by_torchao_(text_model, quantization.get_apply_tensor_subclass())
 
 
+def check_quantised(text_model: torch.nn.Module):
+    """Raise ConfigError for a matrix that quantisation has spoilt: of a row of zeros torchao's fp8 makes no numbers."""
+    for name, module in text_model.named_modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(weight, "__tensor_flatten__") and not weight.dequantize().isfinite().all():
+            raise ConfigError(f"model.quantization makes numbers that are none in {name}; choose another, such as int8")
+
+
 def _by_torchao(config_name: str) -> Callable[[torch.dtype], "QuantizationConfigMixin"]:
     def build(_dtype: torch.dtype) -> "QuantizationConfigMixin":
         import torchao.quantization
