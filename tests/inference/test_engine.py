@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from conftest import frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_inputs import frames
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError, VideoError
