@@ -127,6 +127,7 @@ class KVPool:
             )
         self._grow(num_tokens - self.num_free)
 
+    @torch.inference_mode(False)  # or what grew inside a turn could not be written outside of one
     def _grow(self, num_tokens: int):
         for name in ("keys", "values", "rotated"):
             setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, 0, 0, num_tokens)))
