@@ -145,6 +145,7 @@ class KVPool:
         for buffer, new in ((self.keys, keys), (self.rotated, rotated), (self.values, values)):
             buffer[layer].index_copy_(0, rows, self.storage.encode(new))
 
+    @torch.inference_mode(False)  # or what grew inside a turn could not be written outside of one
     def _grow(self, num_tokens: int):
         for name in ("keys", "values", "rotated"):
             setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, 0, 0, num_tokens)))

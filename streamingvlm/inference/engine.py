@@ -72,6 +72,11 @@ class Engine:
             if value is not None:
                 at_least(name, value, 1, "room for a stream")
         at_least("max_prefill_tokens", max_prefill_tokens, 1, "tokens a round")
+        if graphs and not can_capture(model):
+            raise ConfigError(
+                f"graphs=true with a model in {str(model.dtype).removeprefix('torch.')} on {model.device.type}, but "
+                "CUDA graphs need CUDA and half precision; leave graphs out"
+            )
         self.model = model
         self.num_slots = num_slots or _MOST_SLOTS
         self._memory_bytes = memory_bytes

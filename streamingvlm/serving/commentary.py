@@ -76,24 +76,30 @@ class CommentaryLog:
         with self._listening() as woken:
             while True:
                 woken.clear()
-                while next_id <= self.last_id:
-                    first_kept = self.last_id - len(self._lines) + 1
-                    if next_id < first_kept:
-                        yield Event("gap", {"num_missed": first_kept - next_id, "next_id": first_kept})
-                        next_id = first_kept
-                        continue
-                    event = self._lines[next_id - self.last_id - 1]
-                    next_id += 1
+                # Much may have happened while a listener was busy with an event: after each, all is looked at anew.
+                if next_id <= self.last_id:
+                    event = self._line(next_id)
+                    next_id = event.data["next_id"] if event.kind == "gap" else next_id + 1
                     yield event
-                if self._state is not seen_state:
+                elif self._state is not seen_state:
                     seen_state = self._state
                     yield seen_state
-                if self._words is not seen_words and (seen_words := self._words):
-                    yield seen_words
-                if self._end and next_id > self.last_id:
+                elif self._words is not seen_words:
+                    seen_words = self._words
+                    if seen_words is not None:
+                        yield seen_words
+                elif self._end is not None:
                     yield self._end
                     return
-                await woken.wait()
+                else:
+                    await woken.wait()
+
+    def _line(self, number: int) -> Event:
+        """The line of this number, or the gap up to the first that is kept."""
+        first_kept = self.last_id - len(self._lines) + 1
+        if number < first_kept:
+            return Event("gap", {"num_missed": first_kept - number, "next_id": first_kept})
+        return self._lines[number - first_kept]
 
     @contextmanager
     def _listening(self):

@@ -83,22 +83,17 @@ class Gateway:
             return
         method, target, _ = _words(request)
         if method == "CONNECT":
-            parts = urlsplit(f"//{target}")
-            place = await self._place(parts.hostname, parts.port or PORTS["https"])
+            place = await self._place(*_host_and_port(f"//{target}", PORTS["https"]))
             far_reader, far_writer = await _connect(place)
             writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
         else:
-            parts = urlsplit(target)
-            if parts.scheme != "http":
-                raise Refusal(400, "http alone is passed on in the clear")
-            place = await self._place(parts.hostname, parts.port or PORTS["http"])
+            place = await self._place(*_host_and_port(target, PORTS["http"]))
             far_reader, far_writer = await _connect(place)
-            far_writer.write(_forwarded(method, parts._replace(scheme="", netloc="").geturl() or "/", headers))
+            path = urlsplit(target)._replace(scheme="", netloc="").geturl() or "/"
+            far_writer.write(_forwarded(method, path, headers))
         await _join(reader, writer, far_reader, far_writer)
 
-    async def _place(self, host: str | None, port: int) -> Place:
-        if host is None:
-            raise Refusal(400, "the request names no host")
+    async def _place(self, host: str, port: int) -> Place:
         try:
             return await asyncio.to_thread(self._addresses.place, host, port)
         except Refusal as refusal:
@@ -115,6 +110,17 @@ def _words(request: bytes) -> tuple[str, str, str]:
     if len(words) != 3:
         raise Refusal(400, "the request cannot be read")
     return words[0], words[1], words[2]
+
+
+def _host_and_port(url: str, usual_port: int) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or usual_port
+    except ValueError:
+        host, port = None, usual_port
+    if host is None or parts.scheme not in ("", "http"):
+        raise Refusal(400, "the request names no host that can be passed on to")
+    return host, port
 
 
 def _forwarded(method: str, path: str, headers: list[tuple[bytes, bytes, bytes]]) -> bytes:

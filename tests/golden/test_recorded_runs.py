@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import golden_folders
 from recording import Recording
+from recordings import golden_folders
 from steering import record_logits
 
 from streamingvlm.inference.session import StreamingSession

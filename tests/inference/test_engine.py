@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from conftest import frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_inputs import frames
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError, VideoError
@@ -360,6 +360,27 @@ def test_an_engine_needs_a_bound(model):
         Engine(model)
     with pytest.raises(ConfigError, match="memory_bytes"):
         Engine(model, memory_bytes=0)
+
+
+def test_graphs_without_cuda_are_refused(model):
+    with pytest.raises(ConfigError, match="float32 on cpu"):
+        Engine(model, num_slots=1, graphs=True)
+
+
+def test_an_elastic_engine_takes_larger_streams_and_more_of_them(model):
+    engine, (small, gone) = open_many(model, 2)
+    alone = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=GREEDY)
+    for session in (small, gone, alone):
+        session.step(frames(0), question="How many goals were there? " * 30)
+    gone.close()
+    wide = {**SMALL, "vision_window_s": 40.0, "turn_window_s": 40.0}
+    large, other = (
+        engine.open(cache=wide, video=VIDEO, sampling=GREEDY),
+        StreamingSession(model, cache=wide, video=VIDEO, sampling=GREEDY),
+    )
+    for second in range(1, 4):
+        assert small.step(frames(second)).text == alone.step(frames(second)).text
+        assert large.step(frames(second)).text == other.step(frames(second)).text
 
 
 @pytest.mark.parametrize("cache", CACHES)

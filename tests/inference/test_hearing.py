@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_stream import NaiveStream
 from steering import steered
+from tiny_inputs import frames
 
 from streamingvlm.cache.layout import Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig

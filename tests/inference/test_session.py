@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import frames
 from naive_stream import NaiveStream
 from steering import record_logits, steered
+from tiny_inputs import frames
 
 from streamingvlm.cache.layout import Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import frames
 from steering import record_logits
+from tiny_inputs import frames
 
 from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError

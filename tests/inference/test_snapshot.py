@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import frames
 from safetensors.torch import load_file
+from tiny_inputs import frames
 
 from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.errors import SnapshotError

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 import torch
-from conftest import frames
 from naive_stream import NaiveStream
+from tiny_inputs import frames
 
 from streamingvlm.cache.kv_cache import bytes_per_token
 from streamingvlm.cache.layout import Kind

@@ -1,0 +1,85 @@
+"""What was said, for all who listen: every line once, in order, whatever their pace."""
+
+import asyncio
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamingvlm.serving.commentary import CommentaryLog
+
+
+async def hear(log, after, pace):
+    """All events of a listener that now and then does not listen."""
+    heard = []
+    async for event in log.follow(after):
+        heard.append(event)
+        for _ in range(pace.randrange(4)):
+            await asyncio.sleep(0)
+    return heard
+
+
+@given(st.integers(0, 60), st.integers(1, 20), st.lists(st.integers(0, 70), min_size=1, max_size=5), st.integers())
+def test_every_listener_gets_each_line_once_or_is_told_how_many_it_missed(num_lines, max_lines, afters, seed):
+    async def session():
+        pace = random.Random(seed)
+        log = CommentaryLog(max_lines)
+        listeners = [asyncio.ensure_future(hear(log, after, pace)) for after in afters]
+        for number in range(num_lines):
+            if pace.random() < 0.5:
+                log.utter({"text": "half"})
+                await asyncio.sleep(0)
+            log.say({"text": str(number + 1)}, {"turn": number + 1})
+            if pace.random() < 0.5:
+                await asyncio.sleep(0)
+        log.end("finished")
+        return await asyncio.gather(*listeners)
+
+    for after, heard in zip(afters, asyncio.run(session()), strict=True):
+        expected = after + 1
+        for event in heard:
+            if event.kind == "gap":
+                assert event.data["num_missed"] > 0
+                expected += event.data["num_missed"]
+                assert event.data["next_id"] == expected
+            if event.kind == "line":
+                assert event.id == event.data["id"] == expected
+                assert event.data["text"] == str(expected)
+                expected += 1
+        assert expected == max(after, num_lines) + 1
+        assert [event.kind for event in heard].count("end") == 1
+        assert heard[-1].data == {"reason": "finished", "last_id": num_lines}
+        turns = [event.data["turn"] for event in heard if event.kind == "state"]
+        assert turns == sorted(set(turns))
+        assert turns[-1:] == ([num_lines] if num_lines else [])
+
+
+def test_a_listener_that_leaves_is_forgotten():
+    async def leave():
+        log = CommentaryLog(10)
+        log.say({}, {})
+        events = log.follow(0)
+        await anext(events)
+        assert log.num_listeners == 1
+        await events.aclose()
+        return log.num_listeners
+
+    assert asyncio.run(leave()) == 0
+
+
+def test_words_half_spoken_are_told_until_their_line_is_whole():
+    async def told():
+        log = CommentaryLog(10)
+        events = log.follow(0)
+        heard = []
+        for act in (
+            lambda: log.utter({"text": "a"}),
+            lambda: log.utter({"text": "a goal"}),
+            lambda: log.say({"text": "a goal"}, {}),
+            lambda: log.end("finished"),
+        ):
+            act()
+            heard.append((await anext(events)).kind)
+        return heard
+
+    assert asyncio.run(told()) == ["words", "words", "line", "state"]

@@ -1,0 +1,91 @@
+"""A camera by WebRTC: a real peer in this process, sending real video."""
+
+import asyncio
+import fractions
+
+import av
+import numpy as np
+import pytest
+from aiortc import RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
+from running_server import MATCH, error_of
+
+from streamingvlm.video.reader import open_video
+
+
+class Film(VideoStreamTrack):
+    """The bundled match, from its beginning."""
+
+    def __init__(self):
+        super().__init__()
+        with open_video(MATCH, fps=10) as video:
+            self.frames = [frame for _, second in zip(range(4), video, strict=False) for frame in second.frames]
+        self.index = 0
+
+    async def recv(self):
+        await asyncio.sleep(0.1)
+        rgb = self.frames[self.index % len(self.frames)].permute(1, 2, 0).numpy()
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        picture.pts, picture.time_base = self.index, fractions.Fraction(1, 10)
+        self.index += 1
+        return picture
+
+
+async def offer_from(peer):
+    peer.addTrack(Film())
+    await peer.setLocalDescription(await peer.createOffer())
+    return peer.localDescription.sdp
+
+
+async def film(server, session, num_lines):
+    """Send the film until so much has been said of it."""
+    peer = RTCPeerConnection()
+    try:
+        body = {"sdp": await offer_from(peer)}
+        answer = await asyncio.to_thread(server.http.post, f"/v1/sessions/{session}/webrtc", json=body)
+        assert answer.status_code == 200, answer.text
+        await peer.setRemoteDescription(RTCSessionDescription(**answer.json()))
+        return await asyncio.to_thread(server.wait_for, session, num_lines)
+    finally:
+        await peer.close()
+
+
+def test_a_camera_is_watched_in_real_time_and_may_come_back(server):
+    session = server.open()
+    asyncio.run(film(server, session, 2))
+    asyncio.run(film(server, session, 3))
+    server.http.post(f"/v1/sessions/{session}/finish")
+    lines, _ = server.lines(session)
+    starts = [line["start_s"] for line in lines]
+    assert starts == sorted(set(starts))
+    assert starts[0] == 0
+    assert "kick-off" in lines[0]["text"]
+
+
+@pytest.mark.parametrize(
+    "sdp", ["nonsense", "v=0\r\n", "v=0\r\nm=video x y z\r\n", "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"]
+)
+def test_an_offer_that_is_none_is_refused(server, sdp):
+    session = server.open()
+    response = server.http.post(f"/v1/sessions/{session}/webrtc", json={"sdp": sdp})
+    assert response.status_code == 400
+    assert "the offer" in error_of(response)
+    assert server.http.get(f"/v1/sessions/{session}").json()["status"] == "live"
+
+
+def test_deleting_the_session_hangs_up(server):
+    session = server.open()
+
+    async def hung_up():
+        peer = RTCPeerConnection()
+        answer = await asyncio.to_thread(
+            server.http.post, f"/v1/sessions/{session}/webrtc", json={"sdp": await offer_from(peer)}
+        )
+        closed = asyncio.Event()
+        peer.on("connectionstatechange", lambda: peer.connectionState in ("closed", "failed") and closed.set())
+        await peer.setRemoteDescription(RTCSessionDescription(**answer.json()))
+        await asyncio.to_thread(server.wait_for, session, 1)
+        await asyncio.to_thread(server.http.delete, f"/v1/sessions/{session}")
+        await asyncio.wait_for(closed.wait(), 60)
+        await peer.close()
+
+    asyncio.run(hung_up())
