@@ -89,8 +89,12 @@ class KVPool:
 
     def open(self, capacity: int) -> "KVCache":
         """Give a stream ``capacity`` tokens to itself. Raises EngineFull where they are not there."""
-        self._make_room(capacity)
-        cache = KVCache(self, self.extents.take(capacity))
+        self._see_to(capacity)
+        extent = self.extents.take(capacity)
+        if extent is None:  # there is room, but in pieces
+            self._pack()
+            extent = self.extents.take(capacity)
+        cache = KVCache(self, extent)
         self.caches.append(cache)
         return cache
 
@@ -100,32 +104,33 @@ class KVPool:
         self.extents.release(cache.extent)
 
     def lengthen(self, cache: "KVCache", capacity: int):
-        """Give a stream more tokens, where it lies or elsewhere. Raises EngineFull where they are not there."""
+        """Give a stream more tokens, where it lies or behind the others. Raises EngineFull where they are not there."""
+        self._see_to(capacity - cache.capacity)
         longer = self.extents.lengthen(cache.extent, capacity)
-        if longer is None and self.is_elastic and len(self.caches) == 1:
-            self._grow(capacity - cache.capacity)
-            self._pack()
-            longer = self.extents.lengthen(cache.extent, capacity)
         if longer is None:
-            self._make_room(capacity)
-            longer = self.extents.take(capacity)
-            self._move(cache.extent, longer, cache.num_tokens)
+            used = slice(cache.extent.start, cache.extent.start + cache.num_tokens)
+            held = [buffer[:, used].clone() for buffer in self._buffers]
             self.extents.release(cache.extent)
+            self._pack()
+            longer = self.extents.take(capacity)
+            for buffer, rows in zip(self._buffers, held, strict=True):
+                buffer[:, longer.start : longer.start + cache.num_tokens] = rows
         cache.extent = longer
 
-    def _make_room(self, num_tokens: int):
-        """See to it that one gap has ``num_tokens`` rows."""
-        if num_tokens > self.num_free:
-            if not self.is_elastic:
-                raise EngineFull(
-                    f"the engine has room for {self.num_free} more tokens of {self.num_tokens}, but the stream needs "
-                    f"{num_tokens}; close a stream, give it smaller windows, or give the engine more memory"
-                )
-            self._grow(num_tokens - self.num_free)
-        if extent := self.extents.take(num_tokens):
-            self.extents.release(extent)
-        else:
-            self._pack()
+    @property
+    def _buffers(self) -> tuple[torch.Tensor, ...]:
+        return self.keys, self.values, self.rotated
+
+    def _see_to(self, num_tokens: int):
+        """Have ``num_tokens`` free."""
+        if num_tokens <= self.num_free:
+            return
+        if not self.is_elastic:
+            raise EngineFull(
+                f"the engine has room for {self.num_free} more tokens of {self.num_tokens}, but the stream needs "
+                f"{num_tokens}; close a stream, give it smaller windows, or give the engine more memory"
+            )
+        self._grow(num_tokens - self.num_free)
 
     def rotate_(self, rows: slice, cos: torch.Tensor, sin: torch.Tensor):
         """Rotate the keys of some rows by ``cos`` and ``sin`` [T, 1, D] into the read buffer."""
@@ -151,13 +156,13 @@ class KVPool:
         for was, now in self.extents.packed():
             cache = by_extent[was]
             if was != now:
-                self._move(was, now, cache.num_tokens)
+                self._move(was.start, now.start, cache.num_tokens)
             cache.extent = now
 
-    def _move(self, was, now, num_tokens: int):
-        for buffer in (self.keys, self.values, self.rotated):
+    def _move(self, was: int, now: int, num_tokens: int):
+        for buffer in self._buffers:
             for layer in buffer:  # a layer at a time: the copy that an overlap needs stays small
-                layer[now.start : now.start + num_tokens] = layer[was.start : was.start + num_tokens].clone()
+                layer[now : now + num_tokens] = layer[was : was + num_tokens].clone()
 
 
 class KVCache:

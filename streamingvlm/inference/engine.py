@@ -9,7 +9,6 @@ The engine plans; runner.py does the work, and a job (job.py) knows what a turn 
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ import torch
 from streamingvlm.cache.kv_cache import KVCache, KVPool, bytes_per_token
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
 from streamingvlm.errors import ConfigError, StreamingVLMError
+from streamingvlm.inference.in_hand import JobsInHand
 from streamingvlm.inference.job import Job
-from streamingvlm.inference.runner import Runner
+from streamingvlm.inference.runner import Progress, Runner, can_capture
+from streamingvlm.inference.sight import Sight, SightAhead
 from streamingvlm.inference.slots import Slots
 from streamingvlm.model.loading import StreamingModel
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 _MOST_SLOTS = 256
 # Room of a cache whose policy has no bound, before it first grows.
 _FIRST_CAPACITY_TOKENS = 4096
-# Turns seen in one pass: a bound on the memory of the vision tower, and on the wait of those who speak.
-_MOST_VIDEOS = 8
 
 
 class Engine:
@@ -43,7 +42,11 @@ class Engine:
     memory_bytes: for the caches of all streams together, allocated at once; a stream that does not fit is refused.
     max_prefill_tokens: the most tokens fed in one round.
     cache_dtype: in which keys and values are kept, as ``CacheConfig.dtype`` says it.
-    fixed_shapes: pad the token step to a few sizes, as CUDA graphs need it.
+    graphs: capture the token step as CUDA graphs, as streams are opened; by default where the model allows it.
+    fixed_shapes: pad the token step to a few numbers of streams, which graphs need, without them, too.
+    looks_ahead: encode video in a thread of its own, the next turn of a stream while this one is spoken; by default on
+    CUDA.
+    on_progress: called with (done, total) as graphs are captured.
 
     Without a worker (``start``) the model runs in the thread of whoever waits for a turn. Raises ConfigError.
     """
@@ -55,8 +58,11 @@ class Engine:
         num_slots: int | None = None,
         memory_bytes: int | None = None,
         max_prefill_tokens: int = 2048,
+        graphs: bool | None = None,
         fixed_shapes: bool = False,
         cache_dtype: str | None = None,
+        looks_ahead: bool | None = None,
+        on_progress: Progress | None = None,
     ):
         if num_slots is None and memory_bytes is None:
             raise ConfigError("an engine has neither num_slots nor memory_bytes to tell how much it may take; give one")
@@ -66,19 +72,21 @@ class Engine:
         at_least("max_prefill_tokens", max_prefill_tokens, 1, "tokens a round")
         self.model = model
         self.num_slots = num_slots or _MOST_SLOTS
-        self.max_prefill_tokens = max_prefill_tokens
         self._memory_bytes = memory_bytes
+        self._graphs = can_capture(model) if graphs is None else graphs
         self._fixed_shapes = fixed_shapes
         self.cache_dtype = cache_dtype
+        self._on_progress = on_progress
         self.runner: Runner | None = None
         self._slots = Slots(self.num_slots)
         self._waiting: list[Job] = []  # in the order of their coming
-        self._feeding: list[Job] = []
-        self._speaking: list[Job] = []
+        self._in_hand = JobsInHand(max_prefill_tokens)
         self._work = threading.Condition()  # guards what is waiting
         self._turn = threading.RLock()  # held by the thread that runs the model
         self._runs_in: threading.Thread | None = None  # the thread that is in the middle of a round
         self._worker: threading.Thread | None = None
+        self.looks_ahead = model.device.type == "cuda" if looks_ahead is None else looks_ahead
+        self._sight = SightAhead(model.device, self._wake) if self.looks_ahead else Sight()
         self._is_closed = False
 
     # --- streams come and go
@@ -123,6 +131,12 @@ class Engine:
             kv = self.runner.pool.open(capacity)
             return kv, self._slots.take(session, kv)
 
+    @torch.inference_mode()
+    def warm_(self, session: "StreamingSession"):
+        """Capture the graphs that one more stream needs, so that its first second is as fast as the others."""
+        with self._turn:
+            self.runner.warm_(self.num_streams, session.sampler, self._on_progress)
+
     def dismiss_(self, session: "StreamingSession"):
         """Let a session go; its jobs are cancelled."""
         with self.without(session):
@@ -133,11 +147,13 @@ class Engine:
         """Cancel what a session has in the engine, and leave it alone for the length of the block."""
         self._check_outside()
         with self._turn:
-            with self._work:
-                mine = [job for job in self._waiting if job.session is session]
-            for job in mine + [job for job in self._feeding + self._speaking if job.session is session]:
-                self._finish(job, CancelledError())
+            self._end([job for job in self._jobs if job.session is session], CancelledError())
             yield
+
+    def withdraw(self, session: "StreamingSession"):
+        """Cancel what a session has in the engine; a turn that was opened ends with what was said."""
+        with self.without(session):
+            pass
 
     def _new_runner(self, capacity: int) -> Runner:
         """Allocate: all the memory there is, or for as many streams as there are slots."""
@@ -148,7 +164,7 @@ class Engine:
         is_elastic = self._memory_bytes is None
         settings = {"cache_dtype": self.cache_dtype, "is_elastic": is_elastic}
         pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, **settings)
-        return Runner(self.model, pool, num_slots=self.num_slots, fixed_shapes=self._fixed_shapes)
+        return Runner(self.model, pool, num_slots=self.num_slots, fixed_shapes=self._fixed_shapes, graphs=self._graphs)
 
     # --- what they hand over
 
@@ -158,6 +174,7 @@ class Engine:
             self._check_open()
             self._waiting.append(job)
             self._work.notify_all()
+        self._sight.look_ahead_(*self._next_jobs())
         return job.future
 
     def wait_for(self, job: Job) -> Any:
@@ -168,10 +185,10 @@ class Engine:
         self._check_outside()
         try:
             while self._worker is None and not job.future.done():
-                self._run_round()
+                self._run_round(job.future)
             return job.future.result()
         except BaseException:
-            if not job.future.done():
+            if not job.future.cancel():  # too late for a turn that was opened: it ends with its next token
                 job.is_cut = True
             raise
 
@@ -198,7 +215,9 @@ class Engine:
         if self._worker is not None:
             self._worker.join()
         with self._turn:
-            self._fail_all(CancelledError())
+            self._end(self._jobs, CancelledError())
+        self._wake()
+        self._sight.close()
 
     def __enter__(self) -> "Engine":
         return self.start()
@@ -215,7 +234,12 @@ class Engine:
             self._run_round()
 
     def _has_work(self) -> bool:
-        return bool(self._waiting or self._feeding or self._speaking)
+        return bool(self._jobs)
+
+    @property
+    def _jobs(self) -> list[Job]:
+        with self._work:
+            return self._in_hand.jobs + self._waiting
 
     def _check_open(self):
         if self._is_closed:
@@ -230,151 +254,61 @@ class Engine:
 
     # --- a round
 
-    def _run_round(self):
+    def _run_round(self, awaited: Future | None = None):
+        """Do a round, once there is something to do; none if meanwhile what is ``awaited`` was done elsewhere."""
+
+        def is_awaited_done():
+            return awaited is not None and awaited.done()
+
+        with self._work:
+            self._work.wait_for(lambda: self._can_go_on() or is_awaited_done() or not self._has_work())
         with self._turn, torch.inference_mode():
+            if is_awaited_done():
+                return
             self._runs_in = threading.current_thread()
             try:
-                self._see(self._due())
-                for job in self._due():
-                    if job.frames is None or job.vision is not None:
+                due, coming = self._next_jobs()
+                self._sight.look_at_(due, coming)
+                for job in due:
+                    if not job.is_unseen:
                         self._open(job)
-                self._prefill()
-                self._decode()
+                self._sight.look_ahead_(*self._next_jobs())
+                self._in_hand.feed_(self.runner)
+                self._in_hand.speak_(self.runner)
             except BaseException as error:  # Ctrl-C: nothing may be left half done, or it would never be done
-                self._fail_all(error)
+                self._end(self._jobs, error)
                 raise
             finally:
                 self._runs_in = None
+                self._wake()
 
-    def _due(self) -> list[Job]:
-        """The next job of each stream that has none in hand, in the order of their coming."""
-        busy = {job.session for job in self._feeding + self._speaking}
-        due = []
+    def _wake(self):
+        with self._work:
+            self._work.notify_all()
+
+    def _can_go_on(self) -> bool:
+        return self._is_closed or bool(self._in_hand.jobs) or any(map(self._sight.is_ready, self._next_jobs()[0]))
+
+    def _next_jobs(self) -> tuple[list[Job], list[Job]]:
+        """The next job of each stream, in the order of their coming: where none is in hand, and where one is."""
+        busy = {job.session for job in self._in_hand.jobs}
+        seen, due, coming = set(), [], []
         with self._work:
             for job in self._waiting:
-                if job.session not in busy:
-                    busy.add(job.session)
-                    due.append(job)
-        return due
-
-    def _see(self, due: Sequence[Job]):
-        jobs = [job for job in due if job.frames is not None and job.vision is None][:_MOST_VIDEOS]
-        patches = []
-        started = time.perf_counter()
-        for job in list(jobs):
-            with self._failing([job]):
-                patches.append(job.encoder.patches(job.frames))
-        jobs = [job for job in jobs if not job.future.done()]
-        if not jobs:
-            return
-        with self._failing(jobs):
-            for job, vision in zip(jobs, jobs[0].encoder.features_of_many(patches), strict=True):
-                job.vision = vision
-                job.session.stats.spent_("vision", time.perf_counter() - started)
+                if job.session not in seen:
+                    seen.add(job.session)
+                    (coming if job.session in busy else due).append(job)
+        return due, coming
 
     def _open(self, job: Job):
         with self._work:
             self._waiting.remove(job)
-        if not job.future.set_running_or_notify_cancel():
-            return
-        self._feeding.append(job)
-        with self._failing([job]):
-            job.open_()
-            job.opened_at = time.perf_counter()
-            job.decoder.prepare_(job.max_new_tokens)
+        if job.future.set_running_or_notify_cancel():
+            self._in_hand.open_(job, self._sight)
 
-    def _prefill(self):
-        """Feed what is waiting, the first come first, as much as a round may."""
-        room, meals, jobs = self.max_prefill_tokens, [], []
-        for job in self._feeding:
-            if room > 0:
-                runs = job.decoder.waiting(room)
-                room -= sum(map(len, runs))
-                meals.append((job.decoder, runs))
-                jobs.append(job)
-        if not jobs:
-            return
-        with self._failing(jobs):
-            logits = self.runner.feed_(meals)
-            fed = [place for place, job in enumerate(jobs) if not job.decoder.waiting(1)]
-            self._begin([jobs[place] for place in fed], logits[fed] if len(fed) < len(jobs) else logits)
-
-    def _begin(self, jobs: Sequence[Job], logits: torch.Tensor):
-        """Choose the first token of each job that speaks; the others are done."""
-        speaking = [place for place, job in enumerate(jobs) if job.max_new_tokens]
-        tokens = iter(())
-        if speaking:
-            logits = logits[speaking] if len(speaking) < len(jobs) else logits
-            tokens = iter(self.runner.begin_([jobs[place].sampler for place in speaking], logits))
-        for job in jobs:
-            self._feeding.remove(job)
-            self._speaking.append(job)
-            job.fed_at = time.perf_counter()
-            job.session.stats.spent_("prefill", job.fed_at - job.opened_at)
-            if job.max_new_tokens:
-                self._take(job, next(tokens))
-            else:
-                self._finish(job)
-
-    def _decode(self):
-        """One token more of each stream that speaks."""
-        jobs = list(self._speaking)
-        if not jobs:
-            return
-        with self._failing(jobs):
-            for job in jobs:
-                job.decoder.say_(job.reply[-1])
-            for job, token in zip(jobs, self.runner.speak_(jobs), strict=True):
-                job.decoder.said_()
-                self._take(job, token)
-
-    def _take(self, job: Job, token: int):
-        with self._failing([job]):
-            job.take_(token)
-            if job.is_done:
-                job.session.stats.spent_("decode", time.perf_counter() - job.fed_at)
-                self._finish(job)
-
-    def _finish(self, job: Job, error: BaseException | None = None):
-        """Close a job, whether it is done or has failed, and tell whoever waits for it."""
-        for jobs in (self._feeding, self._speaking):
-            if job in jobs:
-                jobs.remove(job)
+    def _end(self, jobs: Sequence[Job], error: BaseException):
+        """End jobs that are waiting or in hand."""
         with self._work:
-            if job in self._waiting:
-                self._waiting.remove(job)
-        result = None
-        if job.is_open:
-            job.is_open = False
-            try:
-                result = job.close_()
-            except Exception as failure:  # noqa: BLE001 - whoever waits for the job is told
-                error = error or failure
-        _tell(job.future, result, error)
-
-    @contextmanager
-    def _failing(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Let an error in the block be that of ``jobs``: they end here, the other streams go on."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - the same
-            for job in jobs:
-                if not job.future.done():
-                    self._finish(job, error)
-
-    def _fail_all(self, error: BaseException):
-        with self._work:
-            jobs = self._speaking + self._feeding + self._waiting
+            self._waiting = [job for job in self._waiting if job not in jobs]
         for job in jobs:
-            self._finish(job, error)
-
-
-def _tell(future: Future, result: Any, error: BaseException | None):
-    if isinstance(error, CancelledError) and future.cancel():
-        return
-    if future.cancelled() or future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+            self._in_hand.end_(job, error)

@@ -6,7 +6,7 @@ opened is closed whatever happens, so that the next one of its stream can follow
 
 import time
 from abc import ABC, abstractmethod
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +40,7 @@ class Job(ABC):
         self.started = time.perf_counter()
         self.opened_at = self.fed_at = 0.0
         self.vision: VisionFeatures | None = None
+        self.failure: Exception | None = None  # why the frames cannot be seen
         self.reply: list[int] = []
         self.is_open = False
         self.is_cut = False  # to end with the token that comes next
@@ -58,6 +59,11 @@ class Job(ABC):
     def encoder(self) -> VisionEncoder:
         """What makes patches of the frames."""
         return self.session.vision
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether there are frames that are still to be seen."""
+        return self.frames is not None and self.vision is None and self.failure is None
 
     @property
     def is_done(self) -> bool:
@@ -79,6 +85,24 @@ class Job(ABC):
     @abstractmethod
     def close_(self) -> Any:
         """Leave the stream as the next job wants it, and return the result."""
+
+    def end_(self, error: BaseException | None = None):
+        """Close the job, done or failed, and tell whoever waits for it."""
+        result = None
+        if self.is_open:
+            self.is_open = False
+            try:
+                result = self.close_()
+            except Exception as failure:  # noqa: BLE001 - whoever waits is told
+                error = error or failure
+        if isinstance(error, CancelledError):
+            self.future.cancel()  # has no effect on what runs already
+        if self.future.cancelled():
+            self.future.set_running_or_notify_cancel()
+        elif error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
 
 
 class _TurnJob(Job):

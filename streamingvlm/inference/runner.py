@@ -42,7 +42,9 @@ class Runner:
         num_ids = model.text_model.config.vocab_size
         self.seen = SeenTokens(num_slots, num_ids, model.device)
         self._noise = torch.empty(0, num_ids, device=model.device)
-        self._steps: dict[tuple, TokenStep] = {}
+        self._choice = Choice()
+        self._steps: dict[tuple[int, Choice], TokenStep] = {}
+        self._ground: tuple[int, int] | None = None  # what all steps stand on
         self._memory = torch.cuda.graph_pool_handle() if graphs else None
 
     def feed_(self, meals: Sequence[Meal]) -> torch.Tensor:
@@ -74,37 +76,43 @@ class Runner:
         """Choose a token of each row of ``logits``: the one place that all tokens come from."""
         return choose(logits, choice, **rows)
 
-    def capture_(self, num_streams: int, choice: Choice, progress: Progress | None = None):
-        """Capture the steps of up to ``num_streams`` streams before they are needed; ``progress(done, total)``."""
+    def warm_(self, num_streams: int, sampler: Sampler, progress: Progress | None = None):
+        """Make the token steps of up to ``num_streams`` streams before they are needed; ``progress(done, total)``.
+
+        Steps of fixed shape serve all streams alike: what any of them needs of the choice is part of all steps.
+        """
+        if not self.fixed_shapes:
+            return
+        self._choice = self._choice.or_(Choice.of([sampler]))
         sizes = sorted({padded_rows(number) for number in range(1, num_streams + 1)}, reverse=True)
         for done, size in enumerate(sizes, start=1):
-            self._step_of(size, choice)
+            self._step_of(size, self._choice)
             if progress is not None:
                 progress(done, len(sizes))
 
     def _step_of(self, num_speakers: int, choice: Choice) -> TokenStep:
         num_rows = padded_rows(num_speakers) if self.fixed_shapes else num_speakers
-        longest = self.pool.longest
+        choice = self._choice.or_(choice) if self.fixed_shapes else choice
         # A step holds on to the pool's buffers and to the longest stream: should they change, it is made anew.
-        key = (num_rows, choice, self.pool.keys.data_ptr(), longest)
-        if key not in self._steps:
-            if not self.fixed_shapes:
-                self._steps.clear()
-            self._steps = {known: step for known, step in self._steps.items() if known[2:] == key[2:]}
-            self._steps[key] = self._new_step(num_rows, choice, longest)
-        return self._steps[key]
+        ground = (self.pool.keys.data_ptr(), self.pool.longest)
+        if ground != self._ground or not self.fixed_shapes:
+            kept = self._steps.get((num_rows, choice)) if ground == self._ground else None
+            self._steps = {} if kept is None else {(num_rows, choice): kept}
+            self._ground = ground
+        if (num_rows, choice) not in self._steps:
+            self._steps[num_rows, choice] = self._new_step(num_rows, choice)
+        return self._steps[num_rows, choice]
 
-    def _new_step(self, num_rows: int, choice: Choice, longest: int) -> TokenStep:
-        noise = self._noise_of(num_rows, choice)
+    def _new_step(self, num_rows: int, choice: Choice) -> TokenStep:
         step = TokenStep(
             self.model,
             self.pool,
             self.seen,
             num_rows=num_rows,
             choice=choice,
-            longest=longest,
-            noise=noise,
-            chooser=lambda *args, **rows: self.choose(*args, **rows),
+            longest=self.pool.longest,
+            noise=self._noise_of(num_rows, choice),
+            chooser=lambda *logits, **rows: self.choose(*logits, **rows),
         )
         if self.graphs:
             step.capture_(self._memory)

@@ -93,6 +93,10 @@ class Choice(NamedTuple):
             any(sampler.is_random and sampler.config.top_p < 1 for sampler in samplers),
         )
 
+    def or_(self, other: "Choice") -> "Choice":
+        """What is needed where either is."""
+        return Choice(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+
 
 # The order of the columns of ``settings``.
 _COLUMNS = ("repetition_penalty", "temperature", "top_p")
@@ -132,7 +136,8 @@ def choose(
     if choice.is_random:
         tokens = torch.where(temperature[:, 0] == 0, tokens, _drawn(logits, choice, temperature, top_p, noise))
     if choice.has_penalty:
-        seen.mask[slots, tokens] = True
+        # By one flat index: assigning by two would bring the value over from the host, which a graph cannot.
+        seen.mask.view(-1).index_fill_(0, slots * logits.shape[-1] + tokens, True)
     return tokens
 
 

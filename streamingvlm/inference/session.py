@@ -16,6 +16,7 @@ import torch
 from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
 from streamingvlm.errors import ConfigError
+from streamingvlm.inference.ahead import follow_ahead
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.job import HeardTurn, SpokenTurn
@@ -96,6 +97,7 @@ class StreamingSession:
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
         self.reset()
+        self.engine.warm_(self)
 
     @classmethod
     def from_pretrained(
@@ -156,6 +158,9 @@ class StreamingSession:
             yield from self._follow(self.reader)
 
     def _follow(self, seconds: Iterator[Second]) -> Iterator[Commentary]:
+        if self.engine.looks_ahead:
+            yield from follow_ahead(self, seconds)
+            return
         while True:
             with self.stats.stage("video"):
                 second = next(seconds, None)
@@ -174,7 +179,7 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        return self._do(self._spoken_turn(frames, question, max_new_tokens))
+        return self._do(self.spoken_turn(frames, question, max_new_tokens))
 
     def submit(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
@@ -183,7 +188,7 @@ class StreamingSession:
 
         The turn is done by the engine's worker, or where there is none by whoever next waits for the engine.
         """
-        return self.engine.submit(self._spoken_turn(frames, question, max_new_tokens))
+        return self.engine.submit(self.spoken_turn(frames, question, max_new_tokens))
 
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
         """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
@@ -193,7 +198,10 @@ class StreamingSession:
         """
         return self._do(HeardTurn(self, frames, words, question))
 
-    def _spoken_turn(self, frames: torch.Tensor | Second, question: str, max_new_tokens: int | None) -> SpokenTurn:
+    def spoken_turn(
+        self, frames: torch.Tensor | Second, question: str = "", max_new_tokens: int | None = None
+    ) -> SpokenTurn:
+        """Return the job of one turn, as ``step`` takes it, to be submitted to the engine."""
         if max_new_tokens is not None:
             at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
         return SpokenTurn(self, frames, question, max_new_tokens or self.sampling_config.max_new_tokens)

@@ -97,7 +97,8 @@ class TokenStep:
                 self._work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory):
+        # Other threads may go on meanwhile, as the one that encodes video does.
+        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
             self._tokens = self._work()
         self._graph = graph
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from streamingvlm.errors import CheckpointError, ConfigError
+from streamingvlm.model.attention import STREAMING_ATTENTION, WINDOWED_ATTENTION
 from streamingvlm.model.checkpoint import (
     check_tokenizer_exists,
     check_weights_exist,
@@ -130,6 +131,7 @@ def load_model(
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
         if quantization is not None:
             check_quantised(hf.model.language_model)
+    choose_tower_attention_(hf, attention, device, dtype)
     return StreamingModel(
         name=str(name),
         hf=(hf.to(device) if quantization is None else hf).eval(),  # a quantised one is where it stays
@@ -228,6 +230,15 @@ def _load_weights(
         ) from error
     _check_keys(info, folder)
     return hf
+
+
+def choose_tower_attention_(
+    hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
+):
+    """Let the tower attend in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
+    if attention == STREAMING_ATTENTION and device.type == "cuda" and dtype != torch.float32:
+        # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
+        hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
 
 
 def _check_keys(info: Mapping[str, Any], folder: Path):
