@@ -235,10 +235,15 @@ def _load_weights(
 def choose_tower_attention_(
     hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
 ):
-    """Let the tower attend in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
-    if attention == STREAMING_ATTENTION and device.type == "cuda" and dtype != torch.float32:
+    """Let the vision tower of a model attend in all windows at once where it can."""
+    if _takes_windows_at_once(attention, device, dtype):
         # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
         hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
+
+
+def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the tower attends in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
+    return attention == STREAMING_ATTENTION and device.type == "cuda" and dtype != torch.float32
 
 
 def _check_keys(info: Mapping[str, Any], folder: Path):
