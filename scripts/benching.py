@@ -46,7 +46,7 @@ def bench(options: Options):
     for table in tables_of(record):
         show(table)
     if options["result_folder"]:
-        write(record, Path(options["result_folder"]))
+        write(record, Path(options["result_folder"]), console)
     print(json.dumps(record))
 
 
@@ -195,10 +195,15 @@ def show(table: Table):
     console.print(shown)
 
 
-def write(record: dict[str, Any], folder: Path):
-    """Keep the record, and the figure of its modes beside it."""
+def write(record: dict[str, Any], folder: Path, console: Console):
+    """Keep the record, and the figure of its modes beside it where it can be drawn."""
     name = record["settings"]["model"]["name"]
     path = keep(record, folder, name.rstrip("/").rpartition("/")[2])
-    if "modes" in record:
-        title = f"{name} on {record['machine']['device']}, {record['date'][:10]}"
+    console.print(f"the record is in {path}")
+    if "modes" not in record:
+        return
+    title = f"{name} on {record['machine']['device']}, {record['date'][:10]}"
+    try:
         draw_modes(record["modes"], path.with_suffix(".png"), title=title)
+    except ConfigError as error:  # without matplotlib; what was measured is not lost for that
+        console.print(str(error))
