@@ -1,7 +1,6 @@
 """What every benchmark's record says beside its figures: when, on what, by which code; and the file that keeps it."""
 
 import json
-import logging
 import os
 import platform
 from datetime import UTC, datetime
@@ -47,5 +46,4 @@ def keep(record: dict[str, Any], folder: Path, name: str = "") -> Path:
     parts = (record["benchmark"], name, device, stamp)
     path = folder / f"{'-'.join(part for part in parts if part)}.json"
     write_text(path, json.dumps(record, indent=1) + "\n")
-    logging.info("the record is in %s", path)
     return path

@@ -33,7 +33,7 @@ def main(options: dict[str, Any]):
     )
     print(table(results))
     if options["result_folder"]:
-        keep(record, Path(options["result_folder"]))
+        logging.info("the record is in %s", keep(record, Path(options["result_folder"])))
     print(json.dumps(record))
 
 

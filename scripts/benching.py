@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from bench_record import keep, record_of
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table as RichTable
 
@@ -46,7 +47,7 @@ def bench(options: Options):
     for table in tables_of(record):
         show(table)
     if options["result_folder"]:
-        write(record, Path(options["result_folder"]))
+        write(record, Path(options["result_folder"]), console)
     print(json.dumps(record))
 
 
@@ -179,26 +180,31 @@ def torch_threads(number: int | None) -> Iterator[None]:
 def _telling(console: Console, unit: str) -> Callable[[Trial], None]:
     def tell(trial: Trial):
         outcome = trial.ended or ("kept up" if trial.passed else "too slow")
-        console.print(f"  {trial.load} {unit}: {outcome}")
+        console.print(f"  {trial.load} {unit}: {outcome}", markup=False)
 
     return tell
 
 
 def show(table: Table):
     """Print a table for people."""
-    shown = RichTable(*table.columns, title=table.title, title_justify="left")
+    shown = RichTable(*table.columns, title=escape(table.title), title_justify="left")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console = Console()
     # Where nobody watches a table is not folded to the width of a small terminal.
     console.width = console.width if console.is_terminal else _WIDTH
     console.print(shown)
 
 
-def write(record: dict[str, Any], folder: Path):
-    """Keep the record, and the figure of its modes beside it."""
+def write(record: dict[str, Any], folder: Path, console: Console):
+    """Keep the record, and the figure of its modes beside it where it can be drawn."""
     name = record["settings"]["model"]["name"]
     path = keep(record, folder, name.rstrip("/").rpartition("/")[2])
-    if "modes" in record:
-        title = f"{name} on {record['machine']['device']}, {record['date'][:10]}"
+    console.print(f"the record is in {path}", markup=False)
+    if "modes" not in record:
+        return
+    title = f"{name} on {record['machine']['device']}, {record['date'][:10]}"
+    try:
         draw_modes(record["modes"], path.with_suffix(".png"), title=title)
+    except ConfigError as error:  # without matplotlib; what was measured is not lost for that
+        console.print(str(error), markup=False)

@@ -12,7 +12,7 @@ from streamingvlm.errors import DataError
 from streamingvlm.evaluation.documents import write_part
 
 PARTS = ("modes", "frames_per_s", "streams", "batching", "lighter")
-_MARK = "scripts/write_performance.py"
+_MARK = "write_performance"
 # A record's part comes with what it is to be read beside.
 _WITH = {"modes": ("ceilings",)}
 

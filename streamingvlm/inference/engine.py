@@ -62,9 +62,9 @@ class Engine:
         max_prefill_tokens: int = 2048,
         graphs: bool | None = None,
         fixed_shapes: bool = False,
+        cache_dtype: str | None = None,
         looks_ahead: bool | None = None,
         on_progress: Progress | None = None,
-        cache_dtype: str | None = None,
     ):
         if num_slots is None and memory_bytes is None:
             raise ConfigError("an engine has neither num_slots nor memory_bytes to tell how much it may take; give one")

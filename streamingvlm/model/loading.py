@@ -137,9 +137,7 @@ def load_model(
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
         if quantization is not None:
             check_quantised(hf.model.language_model)
-        if _takes_windows_at_once(attention, device, dtype):
-            # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
-            hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
+    choose_tower_attention_(hf, attention, device, dtype)
     return StreamingModel(
         name=str(name),
         hf=(hf.to(device) if quantization is None else hf).eval(),  # a quantised one is where it stays
@@ -238,6 +236,15 @@ def _load_weights(
         ) from error
     _check_keys(info, folder)
     return hf
+
+
+def choose_tower_attention_(
+    hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
+):
+    """Let the vision tower of a model attend in all windows at once where it can."""
+    if _takes_windows_at_once(attention, device, dtype):
+        # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
+        hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
 
 
 def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
