@@ -100,7 +100,7 @@ class StreamingSession:
             model, cache=cache, video=video, sampling=sampling, query=query, previous_text=previous_text
         )
         self.model = model
-        self.cache_config, self.video_config, self.sampling_config = setup.cache, setup.video, setup.sampling
+        self.video_config, self.sampling_config = setup.video, setup.sampling
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
@@ -113,6 +113,7 @@ class StreamingSession:
         self.engine = Engine(model, num_slots=1, cache_dtype=setup.cache.dtype) if engine is None else engine
         if setup.cache.dtype not in (None, self.engine.cache_dtype):
             raise ConfigError(f"cache.dtype={setup.cache.dtype} is not that of the engine; give it to the engine, too")
+        self.cache_config = replace(setup.cache, dtype=self.engine.cache_dtype)
         kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
@@ -145,8 +146,12 @@ class StreamingSession:
         may be the folder itself. Raises SnapshotError for a snapshot of another model or version, and a damaged one.
         """
         session = cls(model, **read_settings(path, model), **settings)
-        with session.engine.without(session):
-            restore_(session, path)
+        try:
+            with session.engine.without(session):
+                restore_(session, path)
+        except BaseException:
+            session.close()
+            raise
         return session
 
     def save(self, path: str | Path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from architectures import architecture_named
-from conftest import frames
+from tiny_inputs import frames
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamingvlm.benchmark.modes import ModeRun

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import frames
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_inputs import frames
 
 from streamingvlm.cache.kv_cache import KVPool, bytes_per_token, rotate
 from streamingvlm.cache.storage import Fp8, Plain, storage_named
