@@ -30,8 +30,7 @@ from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
-from streamingvlm.video.live import LiveReader, open_source
-from streamingvlm.video.pushed import PushedFrames
+from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader
 
 
