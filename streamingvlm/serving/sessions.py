@@ -56,7 +56,7 @@ class LiveSession:
     event loop's thread. owner: whoever's key opened it; hub: what all sessions share.
     """
 
-    def __init__(self, stream: Stream, source: Source, about: About, owner: str, hub: "Hub"):
+    def __init__(self, source: Source, about: About, owner: str, hub: "Hub"):
         limits = hub.config.limits
         self.id = f"ses_{secrets.token_urlsafe(_ID_BYTES)}"
         self.owner = owner
@@ -68,18 +68,19 @@ class LiveSession:
         self.num_questions = 0
         self.newest_frame: torch.Tensor | None = None
         self.lag_s = self.seen_s = 0.0
-        self._stream, self._source, self._limits, self._metrics = stream, source, limits, hub.metrics
+        self._source, self._limits, self._metrics = source, limits, hub.metrics
         self._decoders, self._openers = hub.decoders, hub.openers
         self._pushing, self._room = asyncio.Lock(), asyncio.Event()
         self._first_frame_s: float | None = None
         self._frame_rate = Bucket(limits.max_frames_per_s, max(1.0, limits.max_frames_per_s))
-        self._reason = "finished"
+        self._reason: str | None = None  # why it ends, as soon as that is known
         self._loop = asyncio.get_running_loop()
         self._said = ""
         self._thread = threading.Thread(target=self._watch, name=f"watch {self.id[:8]}", daemon=True)
 
-    def start(self):
-        """Begin to watch."""
+    def start(self, stream: Stream):
+        """Begin to watch. The stream is opened with ``hear_words``, so it comes to be after the session."""
+        self._stream = stream
         self._thread.start()
 
     @property
@@ -159,7 +160,9 @@ class LiveSession:
         self.about = replace(self.about, query=query)
 
     def finish(self, reason: str = "finished"):
-        """Nothing more is fed; what came is still spoken of."""
+        """Nothing more is fed; what came is still spoken of. Who says so first gives the reason."""
+        if self._reason is not None:
+            return
         self._reason = reason
         if self.is_pushed:
             self._source.finish()
@@ -259,7 +262,7 @@ class LiveSession:
         self.log.utter({"text": self._said.strip()})
 
     def _end(self, reason: str | None):
-        self._reason = reason or self._reason
+        self._reason = reason or self._reason or "finished"
         self.ended_s = time.monotonic()
         self._room.set()
         self.log.end(self._reason)
