@@ -3,15 +3,14 @@
 import json
 import logging
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from checkout import commit
 from command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("bench_training", plain="case", text=("result_folder",))
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(options: dict[str, Any]):
@@ -83,18 +82,6 @@ def machine(device) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def commit() -> str | None:
-    """The commit of the checkout, with a + where files differ from it; None where there is no checkout."""
-    try:
-        said = [
-            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return said[0] + ("+" if said[1] else "")
 
 
 def keep(record: dict[str, Any], folder: Path):

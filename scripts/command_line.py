@@ -6,6 +6,7 @@ not left to that grammar: values of text options are quoted before Hydra reads t
 """
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ from streamingvlm.errors import ConfigError, StreamingVLMError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i"}
 _FLAGS_WITH_VALUE = {
@@ -141,6 +143,13 @@ def _one_line_errors(line: CommandLine) -> Iterator[None]:
         # Whoever read the output has left (`| head`): end quietly, and keep Python from flushing into the void.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _exit(
+            f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room and run it again",
+            EXIT_BAD_INPUT,
+        )
 
 
 def explain(error: HydraException, config_name: str, words: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.candidates.candidates import Candidate, EndpointCandidate, candidate_from
 from streamingvlm.evaluation.judged.commentary_files import CommentedChunk
 from streamingvlm.evaluation.judged.generation import Assignment, CommentStore, generate
-from streamingvlm.evaluation.judged.judging import Comparison, Judge, Verdict, WinRate, win_rate
+from streamingvlm.evaluation.judged.judging import Comparison, Judge, Verdict, WinRate, win_rate, win_rates_by_part
 
 
 class Side:
@@ -130,6 +130,8 @@ def judge_and_tell(
     for side in sides:
         print(f"{side.role}: {side.name} ({side.path})")
     print(result)
+    if any(verdict.position is not None for verdict in verdicts):
+        print(f"by fifths of the videos: {' / '.join(f'{part.rate:.2%}' for part in win_rates_by_part(verdicts))}")
     if options["result_path"]:
         write_json(Path(options["result_path"]), as_document(result, verdicts, sides, options))
 
@@ -146,6 +148,7 @@ def as_document(
         "sides": {side.role: {"name": side.name, "path": side.path} for side in sides},
         "win_rate": _finite(asdict(result)),
         "win_rate_by_video": _finite({video: win_rate(of_video).rate for video, of_video in by_group.items()}),
+        "win_rate_by_fifth": [_finite(asdict(part)) for part in win_rates_by_part(verdicts)],
         "verdicts": [asdict(verdict) for verdict in verdicts],
     }
 

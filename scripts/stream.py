@@ -4,7 +4,9 @@ from typing import Any
 
 from command_line import CommandLine, run
 
-COMMAND_LINE = CommandLine("stream", plain="source", text=("query", "previous_text", "output.path"))
+COMMAND_LINE = CommandLine(
+    "stream", plain="source", text=("query", "previous_text", "alert", "autosave", "output.path")
+)
 
 
 def main(options: dict[str, Any]):

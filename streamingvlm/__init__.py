@@ -16,11 +16,13 @@ from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoCo
 from streamingvlm.errors import StreamingVLMError
 
 if TYPE_CHECKING:
+    from streamingvlm.inference.alert import Alert
     from streamingvlm.inference.session import Commentary, StreamingSession
     from streamingvlm.model.loading import load_model
     from streamingvlm.video.pushed import PushedFrames
 
 __all__ = [
+    "Alert",
     "CacheConfig",
     "Commentary",
     "LiveConfig",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Alert": "streamingvlm.inference.alert",
     "Commentary": "streamingvlm.inference.session",
     "PushedFrames": "streamingvlm.video.pushed",
     "StreamingSession": "streamingvlm.inference.session",

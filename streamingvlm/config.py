@@ -167,13 +167,18 @@ class LiveConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is chosen; the defaults are the released code's. ``temperature`` 0 is greedy."""
+    """How a token is chosen; the defaults are the released code's. ``temperature`` 0 is greedy.
+
+    silence_threshold: a turn is silent where the model's own probability of silence, at the start of its reply, is at
+        least this, and speaks where it is below: lower is quieter. By default silence is a token as all others.
+    """
 
     temperature: float = 0.9
     top_p: float = 1.0
     repetition_penalty: float = 1.05
     max_new_tokens: int = 20
     seed: int = 0
+    silence_threshold: float | None = None
 
     def __post_init__(self):
         at_least("sampling.temperature", self.temperature, 0, "0 is greedy")
@@ -181,6 +186,13 @@ class SamplingConfig:
         at_least("sampling.max_new_tokens", self.max_new_tokens, 1, "tokens a turn")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"sampling.top_p={self.top_p} is outside (0, 1]; 1 keeps every token")
+        if self.silence_threshold is not None:
+            at_least("sampling.silence_threshold", self.silence_threshold, 0, "a probability; 0 is always silent")
+            if self.silence_threshold > 1:
+                raise ConfigError(
+                    f"sampling.silence_threshold={self.silence_threshold} is above 1; give a probability, or null to "
+                    "leave silence to the model"
+                )
 
 
 Config = TypeVar("Config", CacheConfig, VideoConfig, LiveConfig, SamplingConfig)

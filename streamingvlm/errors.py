@@ -27,3 +27,11 @@ class DataError(StreamingVLMError):
 
 class EndpointError(StreamingVLMError):
     """A language model behind an address does not answer, or not in the way it was asked to."""
+
+
+class SnapshotError(StreamingVLMError):
+    """A snapshot of a stream cannot be written, or not be taken up here."""
+
+
+class EngineFull(StreamingVLMError):
+    """An engine has no room for another stream, or for more of one."""

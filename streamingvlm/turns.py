@@ -123,6 +123,8 @@ class TurnFormat:
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
         """Token ids of a user's words, in which special tokens are read as mere characters."""
+        if not text:  # most turns have neither query nor question, and a tokenizer takes its time over nothing
+            return ()
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def prologue(self, previous_text: str = "") -> Tokens:
@@ -158,6 +160,16 @@ class TurnFormat:
             self._piece(Kind.REPLY_OPEN),
         )
 
+    def message(self, turn: Turn, words: str) -> Tokens:
+        """A user's message of words alone, without video, up to where the model begins to answer."""
+        return self._of_turn(
+            turn,
+            self._piece(Kind.USER_OPEN),
+            (Kind.QUESTION, self.encode_plain(words)),
+            self._piece(Kind.USER_CLOSE),
+            self._piece(Kind.REPLY_OPEN),
+        )
+
     def fill_video(self, chat_ids: Sequence[int], turn: Turn) -> tuple[int, ...]:
         """Put the vision of ``turn`` where an ordinary chat has the place of its one video, as the processors do.
 
@@ -188,7 +200,7 @@ class TurnFormat:
         """The label is the mean time of the patch's first and last frame, as the processor of Qwen3-VL writes it."""
         num_patches, height, width = turn.grid
         num_frames = round((turn.end_s - turn.start_s) * self.fps)
-        num_shown = min(num_frames, num_patches * self.frames_per_patch)
+        num_shown = max(1, min(num_frames, num_patches * self.frames_per_patch))
         for first in range(0, num_patches * self.frames_per_patch, self.frames_per_patch):
             # An incomplete patch is filled with its last frame, which is shown at its own time. Of a turn that stands
             # for several seconds, the last frame of each of `num_shown` equal parts is shown.
@@ -215,6 +227,16 @@ class TurnFormat:
     def reply(self, turn: Turn, words: str) -> Tokens:
         """The reply that says ``words``; an empty string is a silent second."""
         return self.close_turn(turn, (*self.speech_ids(words), *self.ellipsis_ids, self.end_of_turn_id))
+
+    @property
+    def silent_reply(self) -> tuple[int, ...]:
+        """Ids of the reply of a silent second."""
+        return (*self.ellipsis_ids, self.end_of_turn_id)
+
+    @property
+    def silent_ids(self) -> tuple[int, ...]:
+        """Ids with which a reply begins that says nothing; of a `` ...`` of several tokens the first."""
+        return (self.ellipsis_ids[0], *self.stop_ids)
 
     def given_reply(self, turn: Turn, words: str) -> tuple[Tokens, Tokens]:
         """The reply that says ``words``, in two parts: what a model that has said them has read, and the end."""

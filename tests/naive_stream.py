@@ -5,7 +5,8 @@ attention are spelled out here a second time, token by token.
 """
 
 import math
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -39,6 +40,7 @@ class NaiveStream:
         self.vision = model.vision_encoder(min_pixels=video.min_pixels, max_pixels=video.max_pixels)
         self.format = TurnFormat.of(model.tokenizer, model.family, video)
         self.max_new_tokens, self.query = max_new_tokens, query
+        self.is_told = False
         self.tokens: list[Token] = []
         self.turn, self.next = 0, -1.0
         self.append(self.format.prologue(previous_text))
@@ -51,17 +53,9 @@ class NaiveStream:
         self.evict(turn.end_s)
         if self.tokens[-1].kind is Kind.REPLY_END:
             self.append(self.format.line_feed(Turn(self.turn - 1, turn.start_s - self.video.chunk_s, 0, grid)))
-        self.append(self.format.open_turn(turn, self.query if self.turn == 0 else "", question), vision)
-        self.number()
-        logits, reply, said = self.feed(), [], []
-        while True:
-            said.append(logits)
-            reply.append(int(logits.argmax()))
-            if reply[-1] in self.format.stop_ids or len(reply) == self.max_new_tokens:
-                break
-            self.append(Tokens((reply[-1],), ()), loose=turn)
-            self.number()
-            logits = self.feed()
+        self.append(self.format.open_turn(turn, "" if self.is_told else self.query, question), vision)
+        self.is_told = True
+        reply, said = self.speak(turn)
         fed = self.tokens[len(self.tokens) - (len(reply) - 1) :] if len(reply) > 1 else []
         del self.tokens[len(self.tokens) - len(fed) :]
         self.append(self.format.close_turn(turn, reply))
@@ -70,6 +64,31 @@ class NaiveStream:
             token.position, token.is_numbered = computed.position, True
         self.turn += 1
         return reply, said
+
+    def speak(self, turn: Turn) -> tuple[list[int], list[torch.Tensor]]:
+        self.number()
+        logits, reply, said = self.feed(), [], []
+        while True:
+            said.append(logits)
+            reply.append(int(logits.argmax()))
+            if reply[-1] in self.format.stop_ids or len(reply) == self.max_new_tokens:
+                return reply, said
+            self.append(Tokens((reply[-1],), ()), loose=turn)
+            self.number()
+            logits = self.feed()
+
+    def instruct(self, query: str):
+        """Another standing query, told with the next turn; the one before it is let go there."""
+        self.tokens = [token for token in self.tokens if token.kind is not Kind.QUERY]
+        self.query, self.is_told = query, False
+
+    def ask(self, question: str) -> list[torch.Tensor]:
+        """The logits before each token of the answer that a full copy of the stream gives; this one stays as it is."""
+        fork = copy(self)
+        fork.tokens = [replace(token, keys=list(token.keys), values=list(token.values)) for token in self.tokens]
+        turn = Turn(self.turn, 0.0, 0.0, (0, 0, 0))
+        fork.append(self.format.line_feed(turn) + self.format.message(turn, question))
+        return fork.speak(turn)[1]
 
     def append(self, tokens: Tokens, vision=None, loose: Turn | None = None):
         kinds = [s for s in tokens.segments for _ in range(s.num_tokens)]

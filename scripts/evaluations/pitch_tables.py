@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench_training import commit
+from checkout import commit
 from evaluations.pitch import check_style
 from rich.progress import Progress
 

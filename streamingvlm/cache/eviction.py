@@ -55,6 +55,11 @@ def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_
     return Eviction(spans)
 
 
+def without_query(layout: CacheLayout) -> Eviction:
+    """Let the standing query go, so that another can take its place; its turn is from now on a turn as all others."""
+    return Eviction(tuple(span for span in layout.spans() if span.segment.kind is not Kind.QUERY))
+
+
 def text_survivors(num_tokens: int, sink_tokens: int, window_tokens: int) -> list[tuple[int, int]]:
     """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens`` and the last ``window_tokens``."""
     if num_tokens <= sink_tokens + window_tokens:

@@ -1,13 +1,21 @@
-"""The tensors of the cache: allocated once, gathered once a second, rotated once a second.
+"""The tensors of the caches: one pool for many streams, allocated once, gathered and rotated once a second.
 
 Keys are kept unrotated. Each second they are rotated afresh into a read buffer, never in place: a rotation repeated in
-bf16 drifts. The object stands where transformers expects a cache, through the one method that its layers call
-(``update``); it knows nothing of the model but its shapes.
+bf16 drifts. A stream has a run of the pool's rows to itself, as long as its windows need; streams of different windows
+lie side by side. This file knows nothing of the model but its shapes.
 """
 
 from collections.abc import Sequence
 
 import torch
+
+from streamingvlm.cache.extents import Extents
+from streamingvlm.device import on_device
+from streamingvlm.errors import EngineFull
+
+# Row of the pool that belongs to no stream: what pads a batch is written there.
+SCRATCH_ROW = 0
+_FIRST_ROW = 1
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -16,10 +24,19 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-class KVCache:
-    """Keys and values of all layers of one stream, at most ``capacity`` tokens.
+def rotate_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
+    """Write what ``rotate`` returns into ``out``, without a copy on the way: all keys go through here each second."""
+    half = x.shape[-1] // 2
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
 
-    keys, values, rotated: [layers, kv heads, capacity, head size]; the first ``num_tokens`` places are in use.
+
+class KVPool:
+    """Keys and values of all layers of many streams: ``num_tokens`` rows that the streams share out among them.
+
+    keys, values, rotated: [layers, rows, kv heads, head size].
+    is_elastic: it grows where it is too small; otherwise EngineFull is raised.
     """
 
     def __init__(
@@ -27,76 +44,198 @@ class KVCache:
         num_layers: int,
         num_kv_heads: int,
         head_size: int,
-        capacity: int,
+        num_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        is_elastic: bool = False,
     ):
-        shape = (num_layers, num_kv_heads, capacity, head_size)
+        shape = (num_layers, _FIRST_ROW + num_tokens, num_kv_heads, head_size)
         self.keys, self.values, self.rotated = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
-        self.cos = torch.empty(0, head_size, dtype=dtype, device=device)
+        self.is_elastic = is_elastic
+        self.extents = Extents(_FIRST_ROW + num_tokens, first=_FIRST_ROW)
+        self.caches: list[KVCache] = []
+
+    @classmethod
+    def of(cls, text_config, num_tokens: int, dtype: torch.dtype, device: torch.device, **settings) -> "KVPool":
+        """The pool of a text model, by its configuration."""
+        layers, heads, size = _cache_shape(text_config)
+        return cls(layers, heads, size, num_tokens, dtype, device, **settings)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all streams together may hold."""
+        return self.extents.num_rows - _FIRST_ROW
+
+    @property
+    def num_free(self) -> int:
+        """Tokens that no stream has to itself."""
+        return self.extents.num_free
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the largest stream, rounded up to a power of two."""
+        return 1 << max((cache.capacity for cache in self.caches), default=1).bit_length()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory that a token takes in the three buffers."""
+        return 3 * self.keys[:, 0].numel() * self.keys.element_size()
+
+    def open(self, capacity: int) -> "KVCache":
+        """Give a stream ``capacity`` tokens to itself. Raises EngineFull where they are not there."""
+        self._see_to(capacity)
+        extent = self.extents.take(capacity)
+        if extent is None:  # there is room, but in pieces
+            self._pack()
+            extent = self.extents.take(capacity)
+        cache = KVCache(self, extent)
+        self.caches.append(cache)
+        return cache
+
+    def close(self, cache: "KVCache"):
+        """Take a stream's tokens back."""
+        self.caches.remove(cache)
+        self.extents.release(cache.extent)
+
+    def lengthen(self, cache: "KVCache", capacity: int):
+        """Give a stream more tokens, where it lies or behind the others. Raises EngineFull where they are not there."""
+        self._see_to(capacity - cache.capacity)
+        longer = self.extents.lengthen(cache.extent, capacity)
+        if longer is None:
+            used = slice(cache.extent.start, cache.extent.start + cache.num_tokens)
+            held = [buffer[:, used].clone() for buffer in self._buffers]
+            self.extents.release(cache.extent)
+            self._pack()
+            longer = self.extents.take(capacity)
+            for buffer, rows in zip(self._buffers, held, strict=True):
+                buffer[:, longer.start : longer.start + cache.num_tokens] = rows
+        cache.extent = longer
+
+    @property
+    def _buffers(self) -> tuple[torch.Tensor, ...]:
+        return self.keys, self.values, self.rotated
+
+    def _see_to(self, num_tokens: int):
+        """Have ``num_tokens`` free."""
+        if num_tokens <= self.num_free:
+            return
+        if not self.is_elastic:
+            raise EngineFull(
+                f"the engine has room for {self.num_free} more tokens of {self.num_tokens}, but the stream needs "
+                f"{num_tokens}; close a stream, give it smaller windows, or give the engine more memory"
+            )
+        self._grow(num_tokens - self.num_free)
+
+    @torch.inference_mode(False)  # or what grew inside a turn could not be written outside of one
+    def _grow(self, num_tokens: int):
+        for name in ("keys", "values", "rotated"):
+            setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, 0, 0, num_tokens)))
+        self.extents.num_rows += num_tokens
+
+    def _pack(self):
+        """Move all streams to the front, so that the free rows are one run."""
+        by_extent = {cache.extent: cache for cache in self.caches}
+        for was, now in self.extents.packed():
+            cache = by_extent[was]
+            if was != now:
+                self._move(was.start, now.start, cache.num_tokens)
+            cache.extent = now
+
+    def _move(self, was: int, now: int, num_tokens: int):
+        for buffer in self._buffers:
+            for layer in buffer:  # a layer at a time: the copy that an overlap needs stays small
+                layer[now : now + num_tokens] = layer[was : was + num_tokens].clone()
+
+
+class KVCache:
+    """Keys and values of all layers of one stream: a run of a pool's rows, of which ``num_tokens`` are in use.
+
+    extent: its rows; cos, sin: [T, D] the rotation of the tokens in sight, cached or about to be.
+    """
+
+    def __init__(self, pool: KVPool, extent):
+        self.pool = pool
+        self.extent = extent
+        self.cos = pool.keys.new_empty(0, pool.keys.shape[-1])
         self.sin = torch.empty_like(self.cos)
         self.num_tokens = 0
 
     @property
     def capacity(self) -> int:
         """Tokens that fit."""
-        return self.keys.shape[2]
+        return len(self.extent)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the three buffers."""
-        return 3 * self.keys.numel() * self.keys.element_size()
+        return self.capacity * self.pool.bytes_per_token
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """The unrotated keys, [layers, kv heads, capacity, head size]: a view, its first ``num_tokens`` in use."""
+        return self._rows(self.pool.keys)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The values, as ``keys``."""
+        return self._rows(self.pool.values)
+
+    @property
+    def rotated(self) -> torch.Tensor:
+        """The keys, rotated to where they stand now, as ``keys``."""
+        return self._rows(self.pool.rotated)
+
+    def _rows(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer[:, self.extent.start : self.extent.stop].transpose(1, 2)
+
+    def close(self):
+        """Give the rows back to the pool."""
+        self.pool.close(self)
 
     def clear_(self):
         """Forget all tokens; the memory stays."""
         self.num_tokens = 0
 
     def reserve_(self, capacity: int, *, is_bounded: bool = False):
-        """Grow to at least ``capacity`` tokens.
+        """Grow to at least ``capacity`` tokens. Raises EngineFull where the pool has not as many.
 
         Without a bound by half again at least, as more will come; a bounded cache, which only a question in mid-stream
         brings here, by what is missing.
         """
-        if capacity <= self.capacity:
-            return
-        extra = (capacity if is_bounded else max(capacity, self.capacity * 3 // 2)) - self.capacity
-        for name in ("keys", "values", "rotated"):
-            setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, extra)))
+        if capacity > self.capacity:
+            self.pool.lengthen(self, capacity if is_bounded else max(capacity, self.capacity * 3 // 2))
 
     def gather_(self, index: Sequence[int]):
         """Keep the tokens at ``index``, in that order; drop the others. The rotated keys wait for ``rotate_``."""
-        if list(index) != list(range(self.num_tokens)):
-            places = torch.as_tensor(index, dtype=torch.long, device=self.keys.device)
-            for layer in range(self.keys.shape[0]):
-                for buffer in (self.keys[layer], self.values[layer]):
-                    buffer[:, : len(index)] = buffer.index_select(1, places)
+        num_staying = num_in_place(index)
+        if num_staying < len(index):
+            start = self.extent.start
+            places = start + on_device(index[num_staying:], torch.long, self.pool.keys.device)
+            for buffer in (self.pool.keys, self.pool.values):
+                for layer in buffer:  # a layer at a time: the copy stays small
+                    layer[start + num_staying : start + len(index)] = layer.index_select(0, places)
         self.num_tokens = len(index)
 
     def rotate_(self, cos: torch.Tensor, sin: torch.Tensor):
         """Rotate all keys by ``cos`` and ``sin`` [T, D], whose rows past the cached tokens serve those to come."""
         self.cos, self.sin = cos, sin
-        used = slice(0, self.num_tokens)
-        self.rotated[:, :, used] = rotate(self.keys[:, :, used], cos[used], sin[used])
+        rows = slice(self.extent.start, self.extent.start + self.num_tokens)
+        cos, sin = cos[: self.num_tokens, None], sin[: self.num_tokens, None]
+        rotate_into(self.pool.rotated[:, rows], self.pool.keys[:, rows], cos, sin)
 
-    def rotation(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``cos`` and ``sin`` [num_tokens, D] of the tokens that come next."""
-        coming = slice(self.num_tokens, self.num_tokens + num_tokens)
-        return self.cos[coming], self.sin[coming]
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a layer's new keys (unrotated) and values [1, kv heads, T, D]; return all, the keys rotated.
+def num_in_place(index: Sequence[int]) -> int:
+    """How many of the first tokens stay where they are when those at ``index`` are kept."""
+    return next((place for place, source in enumerate(index) if place != source), len(index))
 
-        The tokens count as cached only after ``advance_``, when every layer has written them.
-        """
-        start, stop = self.num_tokens, self.num_tokens + key_states.shape[2]
-        assert stop <= self.capacity, f"{stop} tokens in a cache of {self.capacity}"
-        self.keys[layer_idx, :, start:stop] = key_states[0]
-        self.values[layer_idx, :, start:stop] = value_states[0]
-        self.rotated[layer_idx, :, start:stop] = rotate(key_states[0], *self.rotation(stop - start))
-        return self.rotated[layer_idx : layer_idx + 1, :, :stop], self.values[layer_idx : layer_idx + 1, :, :stop]
 
-    def advance_(self, num_tokens: int):
-        """Count ``num_tokens`` more as cached."""
-        self.num_tokens += num_tokens
+def bytes_per_token(text_config, dtype: torch.dtype) -> int:
+    """Memory that a token takes in a pool of a text model, by its configuration."""
+    layers, heads, size = _cache_shape(text_config)
+    return 3 * layers * heads * size * dtype.itemsize
+
+
+def _cache_shape(text_config) -> tuple[int, int, int]:
+    head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return text_config.num_hidden_layers, text_config.num_key_value_heads, head_size

@@ -6,7 +6,9 @@ seconds of a temporal patch times the checkpoint's positions a second; what foll
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
+import numpy as np
 import torch
 
 from streamingvlm.cache.layout import Segment
@@ -17,15 +19,16 @@ def contiguous_positions(segments: Iterable[Segment], first: float = 0.0) -> tor
 
     Returns float32 [3, T]: the temporal axis is not truncated, so it may be fractional at odd frame rates.
     """
+    # In numpy: hundreds of pieces of a few numbers each are what torch is slow at.
     parts, num_text = [], 0
     for segment in segments:
         if segment.grid is None:
             num_text += segment.num_tokens
             continue
         start = first + num_text
-        parts += [_line(first, num_text), _grid(segment) + start]
+        parts += [_line(first, num_text), _grid(segment.grid, segment.temporal_step) + np.float32(start)]
         first, num_text = start + _extent(segment), 0
-    return torch.cat([*parts, _line(first, num_text)], dim=1)
+    return torch.from_numpy(np.concatenate([*parts, _line(first, num_text)], axis=1))
 
 
 def next_position(positions: torch.Tensor) -> float:
@@ -33,14 +36,16 @@ def next_position(positions: torch.Tensor) -> float:
     return positions.max().item() + 1 if positions.numel() else 0.0
 
 
-def _line(first: float, num_tokens: int) -> torch.Tensor:
-    return (torch.arange(num_tokens, dtype=torch.float32) + first).expand(3, -1)
+def _line(first: float, num_tokens: int) -> np.ndarray:
+    line = np.arange(num_tokens, dtype=np.float32) + np.float32(first)
+    return np.broadcast_to(line, (3, num_tokens))
 
 
-def _grid(segment: Segment) -> torch.Tensor:
-    t, h, w = (torch.arange(size, dtype=torch.float32) for size in segment.grid)
-    axes = torch.meshgrid(t * segment.temporal_step, h, w, indexing="ij")
-    return torch.stack([axis.flatten() for axis in axes])
+@lru_cache(maxsize=64)
+def _grid(grid: tuple[int, int, int], temporal_step: float) -> np.ndarray:
+    t, h, w = (np.arange(size, dtype=np.float32) for size in grid)
+    axes = np.meshgrid(t * np.float32(temporal_step), h, w, indexing="ij")
+    return np.stack([axis.ravel() for axis in axes])
 
 
 def _extent(segment: Segment) -> float:

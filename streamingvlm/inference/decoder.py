@@ -1,57 +1,88 @@
-"""The language model over one stream's cache: what was fed, what is kept, what comes next.
+"""One stream's cache in the host's eyes: what was fed, what is kept, what is still to be fed.
 
 The host's picture (layout, ids, positions) and the device's tensors (KVCache) are held in step here. Some tokens of the
-picture have no keys yet: the last one or two of a reply are fed together with the next turn (they are *pending*).
+picture have no keys yet: the last one or two of a reply are fed together with the next turn (they are *pending*). The
+forward passes, which are of many streams at once, lie in forward.py.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from streamingvlm.cache.eviction import Eviction
-from streamingvlm.cache.kv_cache import KVCache
+from streamingvlm.cache.kv_cache import KVCache, num_in_place
 from streamingvlm.cache.layout import CacheLayout, Kind
 from streamingvlm.cache.positions import contiguous_positions, next_position
 from streamingvlm.config import CacheConfig
-from streamingvlm.model.vision import VisionFeatures, deepstack_inputs
+from streamingvlm.device import on_device
+from streamingvlm.model.packing import Run
+from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.turns import Tokens
 
-# Room of a cache whose policy has no bound, before it first grows.
-_FIRST_CAPACITY_TOKENS = 4096
+
+@dataclass(frozen=True)
+class StreamState:
+    """All that the host knows of what a stream's cache holds; with the tensors of its KVCache, the whole stream.
+
+    layout, ids, positions [3, T]: the tokens in sight; next_position: where the token after them stands.
+    serials: a number for each token of the layout; under the same number stand the same key and value for ever.
+    num_cached: how many of the tokens, the first ones, have keys.
+    unread: tokens whose keys are to be made anew, because words have joined the previous text.
+    vision: by turn, what is seen there and not fed yet; under ``recompute`` what is seen in any turn in sight.
+    """
+
+    layout: CacheLayout
+    ids: tuple[int, ...]
+    positions: torch.Tensor
+    next_position: float
+    num_cached: int
+    unread: range
+    vision: dict[int, VisionFeatures]
+    serials: tuple[int, ...] = ()
 
 
 class StreamingDecoder:
-    """Feeds tokens to the text model and keeps the cache that a policy asks for.
+    """Keeps one stream's cache as a policy asks for, and says what is to be fed.
 
-    model: a StreamingModel whose text attention is the streaming one; capacity: tokens to allocate, None to grow;
-    max_reply_tokens: the most tokens fed one by one after a prefill; it may be set anew before one.
+    model: a StreamingModel; kv: the stream's tensors.
     """
 
-    def __init__(self, model, config: CacheConfig, *, capacity: int | None, max_reply_tokens: int):
+    def __init__(self, model, config: CacheConfig, kv: KVCache):
         self.model = model
         self.config = config
-        self.max_reply_tokens = max_reply_tokens
-        text = model.text_model.config
-        head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.kv = KVCache(
-            text.num_hidden_layers,
-            text.num_key_value_heads,
-            head_size,
-            capacity or _FIRST_CAPACITY_TOKENS,
-            model.dtype,
-            model.device,
-        )
-        ones = torch.ones(1, 1, head_size, dtype=model.dtype, device=model.device)
-        self._identity_rotation = (ones, torch.zeros_like(ones))
+        self.kv = kv
+        self._num_serials = 0
         self.clear_()
 
     def clear_(self):
         """Forget the stream."""
-        self.kv.clear_()
-        self.layout = CacheLayout()
-        self.ids: list[int] = []
-        self.positions = torch.empty(3, 0)
-        self.next_position = 0.0
-        self.vision: dict[int, VisionFeatures] = {}
-        self.num_unread = 0  # first tokens whose keys are to be made anew: words have joined the previous text
+        self.state = StreamState(CacheLayout(), (), torch.empty(3, 0), 0.0, 0, range(0), {})
+
+    @property
+    def state(self) -> StreamState:
+        """The host's picture as it is now. Set to one of before, what was appended since is forgotten."""
+        return StreamState(
+            layout=self.layout,
+            ids=tuple(self.ids),
+            positions=self.positions,
+            next_position=self.next_position,
+            num_cached=self.kv.num_tokens,
+            unread=self.unread,
+            vision=dict(self.vision),
+            serials=tuple(self.serials),
+        )
+
+    @state.setter
+    def state(self, state: StreamState):
+        self.layout = state.layout
+        self.ids = list(state.ids)
+        self.positions = state.positions
+        self.next_position = state.next_position
+        self.kv.num_tokens = state.num_cached
+        self.unread = state.unread
+        self.vision = dict(state.vision)
+        self.serials = list(state.serials)
 
     @property
     def num_tokens(self) -> int:
@@ -59,140 +90,118 @@ class StreamingDecoder:
         return len(self.ids)
 
     def evict_(self, eviction: Eviction):
-        """Drop and move what the policy decided."""
+        """Drop and move what the policy decided; no pending token may stand before a cached one afterwards."""
+        assert not self.moves_pending(eviction), "tokens that are to be moved must be fed first"
         if self.config.recompute:
             self.kv.clear_()
+            self.serials = self.new_serials(len(self.serials))
         else:
-            if self._moves_pending(eviction):
-                self.prefill_()
             self.kv.gather_([place for place in eviction.index if place < self.kv.num_tokens])
             if self.config.reread_text and eviction.layout.prologue != self.layout.prologue:
-                self.num_unread = eviction.layout.prologue.num_tokens
+                # What stands before the first token that changed its place sees what it has always seen.
+                first = min(num_in_place(eviction.index), self.unread.start if self.unread else len(self.ids))
+                self.unread = range(first, eviction.layout.prologue.num_tokens)
         self.ids = [self.ids[place] for place in eviction.index]
+        self.serials = [self.serials[place] for place in eviction.index]
         self.positions = self.positions[:, eviction.index]
         self.layout = eviction.layout
         turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is Kind.VISION}
         self.vision = {turn: vision for turn, vision in self.vision.items() if turn in turns_in_sight}
 
+    def moves_pending(self, eviction: Eviction) -> bool:
+        """Whether a token that has no keys yet would no longer stand at the end, where it can still be fed."""
+        if self.config.recompute:
+            return False
+        pending = [place >= self.kv.num_tokens for place in eviction.index]
+        return any(pending) and pending != sorted(pending)
+
     def extend_(self, tokens: Tokens):
-        """Append tokens; they wait for ``prefill_``."""
-        self._append_positions(tokens)
+        """Append tokens; they wait to be fed."""
+        new = contiguous_positions(tokens.segments, self.next_position)
+        self.positions = torch.cat([self.positions, new], dim=1)
+        self.next_position = max(self.next_position, next_position(new))
         self.layout = self.layout.append(tokens.segments)
         self.ids.extend(tokens.ids)
+        self.serials += self.new_serials(len(tokens))
+
+    def new_serials(self, num_tokens: int) -> list[int]:
+        """Numbers that no token has had."""
+        self._num_serials += num_tokens
+        return list(range(self._num_serials - num_tokens, self._num_serials))
 
     def see_(self, turn: int, vision: VisionFeatures):
         """Give what is seen in a turn whose tokens were appended; its vision tokens are all pending."""
         self.vision[turn] = vision
-
-    def prefill_(self) -> torch.Tensor:
-        """Feed all pending tokens and return the logits [V] of what comes next."""
-        self._number_and_rotate()
-        self._reread()
-        logits = self._feed_pending()
-        if not self.config.recompute:
-            self.vision.clear()
-        return logits
-
-    def speak_(self, token: int) -> torch.Tensor:
-        """Feed one token of the reply; return the logits [V] after it."""
-        self.ids.append(token)
-        hidden = self._embed([token])
-        rotation = self.kv.rotation(1)
-        # The text model's own forward would make a mask, an identity rotation and an output object for every token:
-        # a fifth of the time of a small model. One token needs none of them.
-        for layer in self.model.text_model.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=None,
-                position_embeddings=self._identity_rotation,
-                past_key_values=self.kv,
-                use_cache=True,
-                query_rotation=rotation,
-            )
-        self.kv.advance_(1)
-        return self.model.logits(self.model.text_model.norm(hidden)[:, -1])[0]
-
-    def hear_(self, said: Tokens, end: Tokens):
-        """Take in a reply that is given: ``said`` is fed as if it had been spoken, its ``end`` waits as then."""
-        self.extend_(said)
-        try:
-            self.prefill_()
-        finally:
-            self.extend_(end)
 
     def close_(self, tokens: Tokens):
         """Replace the loose tokens of the reply by the same tokens with their segments."""
         del self.ids[self.layout.num_tokens :]
         self.extend_(tokens)
 
-    def _moves_pending(self, eviction: Eviction) -> bool:
-        """Whether a token that has no keys yet would no longer stand at the end, where it can still be fed."""
-        pending = [place >= self.kv.num_tokens for place in eviction.index]
-        return any(pending) and pending != sorted(pending)
+    def prepare_(self, num_reply_tokens: int = 0):
+        """Number what is in sight, rotate its keys to match, and make room for it and for a reply.
 
-    def _append_positions(self, tokens: Tokens):
-        new = contiguous_positions(tokens.segments, self.next_position)
-        self.positions = torch.cat([self.positions, new], dim=1)
-        self.next_position = max(self.next_position, next_position(new))
-
-    def _number_and_rotate(self):
-        """Number what is in sight, rotate its keys to match, and make ready the rotation of the reply."""
+        Raises EngineFull where an unbounded stream, or a long question, outgrows what is there.
+        """
         # Native positions are fixed by the keys made with them: while there are none, all are free.
         if self.config.positions == "contiguous" or self.kv.num_tokens == 0:
             self.positions = contiguous_positions(self.layout.segments)
             self.next_position = next_position(self.positions)
-        reply = self.next_position + torch.arange(self.max_reply_tokens).expand(3, -1)
-        places = torch.cat([self.positions, reply], dim=1).to(self.model.device)
-        self.kv.reserve_(places.shape[1], is_bounded=self.config.is_bounded)
-        like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
-        cos, sin = self.model.text_model.rotary_emb(like, places[:, None])
-        self.kv.rotate_(cos[0], sin[0])
+        self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)
+        self.kv.rotate_(*self.model.rotation(on_device(self.positions, torch.float32, self.model.device)))
 
-    def _reread(self):
-        """Make the keys of the prologue and the previous text anew, as if nothing came after them."""
-        num_tokens, self.num_unread = self.num_unread, 0
-        if num_tokens == 0:
-            return
-        num_cached = self.kv.num_tokens
-        self.kv.clear_()
-        self._feed(self._embed(self.ids[:num_tokens]))
-        self.kv.num_tokens = num_cached
+    def waiting(self, max_tokens: int | None = None) -> list[Run]:
+        """What is to be fed next, at most ``max_tokens`` of it: the previous text to be read anew, what is pending."""
+        room = len(self.ids) if max_tokens is None else max_tokens
+        reread = self.unread[:room]
+        pending = range(self.kv.num_tokens, len(self.ids))[: room - len(reread)]
+        return [Run.of(self.kv, part.start, part.stop) for part in (reread, pending) if part]
 
-    def _feed_pending(self) -> torch.Tensor:
-        """Run the text model over all tokens without keys; return the logits [V] after the last."""
-        embeds = self._embed(self.ids[self.kv.num_tokens :])
-        is_vision, seen = self._pending_vision()
-        if seen:
-            embeds[is_vision] = torch.cat([vision.embeddings for vision in seen])
-        levels = zip(*(vision.deepstack for vision in seen), strict=True)
-        hidden = self._feed(embeds, **deepstack_inputs(is_vision, [torch.cat(level) for level in levels]))
-        return self.model.logits(hidden[:, -1])[0]
+    def fed_(self, runs: list[Run]):
+        """Count as fed what was ``waiting``; what was seen and is in the cache now is let go."""
+        for run in runs:
+            if run.first == self.kv.num_tokens:
+                self.kv.num_tokens = run.stop
+            else:
+                self.unread = range(run.stop, self.unread.stop)
+                self.serials[run.first : run.stop] = self.new_serials(len(run))
+        if not self.config.recompute and self.kv.num_tokens == len(self.ids):
+            self.vision.clear()
 
-    def _feed(self, embeds: torch.Tensor, **deepstack) -> torch.Tensor:
-        """Run the text model over embeddings [1, T, D] that follow the cached tokens; return its last states."""
-        num_new = embeds.shape[1]
-        # At position 0 the stock rotation is the identity: the cache and the attention rotate instead.
-        hidden = self.model.text_model(
-            inputs_embeds=embeds,
-            position_ids=torch.zeros(3, 1, num_new, dtype=torch.long, device=self.model.device),
-            past_key_values=self.kv,
-            use_cache=True,
-            query_rotation=self.kv.rotation(num_new),
-            **deepstack,
-        ).last_hidden_state
-        self.kv.advance_(num_new)
-        return hidden
+    def say_(self, token: int):
+        """Append a token of the reply; ``said_`` once it has been fed."""
+        self.ids.append(token)
 
-    def _pending_vision(self) -> tuple[torch.Tensor, list[VisionFeatures]]:
-        """Where the tokens without keys are vision, [1, T], and what is seen there, turn by turn."""
-        start = self.kv.num_tokens
-        is_vision = torch.zeros(1, len(self.ids) - start, dtype=torch.bool)
-        turns: dict[int, None] = {}  # in order, each once: a turn may have several spans
+    def token_numbers(self) -> tuple[int, int, int, int]:
+        """Of the token that was said: its id, its row of the pool, the first row of the stream, how many it sees."""
+        first, place = self.kv.extent.start, self.kv.num_tokens
+        return self.ids[-1], first + place, first, place + 1
+
+    @property
+    def token_position(self) -> float:
+        """Where the token that was said stands: loose tokens follow each other."""
+        return self.next_position + self.kv.num_tokens - self.positions.shape[1]
+
+    def said_(self):
+        """Count the token of the reply that was fed as cached."""
+        self.kv.num_tokens += 1
+
+    def pending_vision(self, runs: list[Run]) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+        """For each part of a vision span in ``runs``: where it begins, counted over the runs, and what it shows."""
+        offset = 0
+        for run in runs:
+            for first, vision in self._vision_between(run.first, run.stop):
+                yield offset + first - run.first, vision
+            offset += len(run)
+
+    def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+        num_before: dict[int, int] = {}  # a turn may have several spans, which share its features in order
         for span in self.layout.spans():
-            if span.segment.kind is Kind.VISION and span.start >= start:
-                is_vision[0, span.start - start : span.stop - start] = True
-                turns[span.segment.turn] = None
-        return is_vision.to(self.model.device), [self.vision[turn] for turn in turns]
-
-    def _embed(self, ids: list[int]) -> torch.Tensor:
-        return self.model.text_model.embed_tokens(torch.tensor([ids], device=self.model.device))
+            segment = span.segment
+            if segment.kind is not Kind.VISION:
+                continue
+            origin = span.start - num_before.get(segment.turn, 0)
+            num_before[segment.turn] = num_before.get(segment.turn, 0) + segment.num_tokens
+            low, high = max(first, span.start), min(stop, span.stop)
+            if low < high:
+                yield low, self.vision[segment.turn].rows(low - origin, high - origin)

@@ -1,37 +1,37 @@
 """One stream of video, watched second by second: the notebook's handle.
 
 The weights and the stream are two objects. A session holds all that changes while a stream runs, and nothing else does.
+It is a slot of an engine (engine.py): of one of its own, or of one that serves many streams.
 """
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from streamingvlm.cache.eviction import capacity_tokens, plan_eviction
-from streamingvlm.cache.layout import CacheLayout, Kind
+from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, at_least, resolve
+from streamingvlm.inference.ahead import follow_ahead
+from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.decoder import StreamingDecoder
+from streamingvlm.inference.engine import Engine
+from streamingvlm.inference.job import HeardTurn, SpokenTurn
 from streamingvlm.inference.sampling import Sampler
+from streamingvlm.inference.setup import StreamSetup
+from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper, read_settings, restore_
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
-from streamingvlm.model.stream_settings import contradictions
-from streamingvlm.turns import Turn, TurnFormat
+from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
 from streamingvlm.video.live import LiveReader, open_source
 from streamingvlm.video.pushed import PushedFrames
 from streamingvlm.video.reader import VideoReader
-
-_LOG = logging.getLogger(__name__)
-
-# The longest time label and turn number that a stream may reach: four months of seconds.
-_LAST_TURN_S = 9_999_999.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Commentary:
     """What was said of one turn.
 
     start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
-    latency_s: seconds of work from the frames to the last word.
+    latency_s: seconds from the frames to the last word, in an engine with those of waiting for other streams.
+    silence: the probability that the model gave to saying nothing, None where it was not asked.
     age_s: how old the newest frame of the turn was when the line was finished; None where it was not live.
     dropped_s, coalesced_s: seconds of a live stream that went by unseen just before the turn, and that it stands for
     beyond its own, as the model was late; detail: the share of pixels and tokens that was spent on it.
@@ -50,6 +51,7 @@ class Commentary:
     text: str
     num_tokens: int = 0
     latency_s: float = 0.0
+    silence: float | None = None
     age_s: float | None = None
     dropped_s: float = 0.0
     coalesced_s: float = 0.0
@@ -66,11 +68,18 @@ class Commentary:
         return f"[{hours}:{clock}] {self.text}" if hours else f"[{clock}] {self.text}"
 
 
+LineT = TypeVar("LineT", bound=Commentary)
+
+
 class StreamingSession:
     """Watches one stream with one model and says what happens, from a cache that stays within its bound.
 
-    query: an instruction that stands for the whole stream; previous_text: what was said before it began;
-    on_token: called with each new piece of text as it is decoded.
+    query: an instruction that stands for the whole stream; it may be set anew at any time, from any thread, and is told
+    with the next turn, in which the one before it leaves the cache.
+    previous_text: what was said before the stream began.
+    on_token: called with each new piece of text as it is decoded, in the thread that runs the model.
+    autosave: a folder in which a snapshot is kept, up to date after every turn.
+    engine: the engine that serves the stream, by default one of its own; ``Engine.open`` gives it.
     """
 
     def __init__(
@@ -83,31 +92,29 @@ class StreamingSession:
         query: str = "",
         previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
+        autosave: str | Path | None = None,
+        engine: Engine | None = None,
     ):
+        setup = StreamSetup.of(
+            model, cache=cache, video=video, sampling=sampling, query=query, previous_text=previous_text
+        )
         self.model = model
-        self.cache_config = resolve(CacheConfig, cache, model.stream_defaults)
-        self.video_config = resolve(VideoConfig, video, model.stream_defaults)
-        self.sampling_config = resolve(SamplingConfig, sampling, model.stream_defaults)
+        self.cache_config, self.video_config, self.sampling_config = setup.cache, setup.video, setup.sampling
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
         self.reader: VideoReader | LiveReader | None = None
-        self.vision = model.vision_encoder(
-            min_pixels=self.video_config.min_pixels,
-            max_pixels=self.video_config.max_pixels,
-            resize=self.video_config.resize,
-        )
-        self.format = TurnFormat.of(model.tokenizer, model.family, self.video_config)
-        if differing := contradictions(self.video_config, model.stream_defaults):
-            _LOG.warning("%s is shown turns unlike those of its training: %s", model.name, ", ".join(differing))
-        self.decoder = StreamingDecoder(
-            model,
-            self.cache_config,
-            capacity=self._capacity_tokens(),
-            max_reply_tokens=self.sampling_config.max_new_tokens,
-        )
-        self.sampler = Sampler(self.sampling_config, model.device)
+        self.vision = setup.vision
+        self.format = setup.format
+        self._setup = setup
+        self._capacity_tokens = setup.capacity_tokens()
+        self._keeper = None if autosave is None else SnapshotKeeper(autosave)
+        self.engine = Engine(model, num_slots=1) if engine is None else engine
+        kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
+        self.decoder = StreamingDecoder(model, self.cache_config, kv)
+        self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
         self.reset()
+        self.engine.warm_(self)
 
     @classmethod
     def from_pretrained(
@@ -119,12 +126,52 @@ class StreamingSession:
         """
         return cls(load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION), **settings)
 
+    @classmethod
+    def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":
+        """Take up the stream of a snapshot: the tokens to come are those of a stream that was never stopped.
+
+        ``settings`` are those of the constructor that a snapshot does not hold: on_token, engine, and autosave, which
+        may be the folder itself. Raises SnapshotError for a snapshot of another model or version, and a damaged one.
+        """
+        session = cls(model, **read_settings(path, model), **settings)
+        with session.engine.without(session):
+            restore_(session, path)
+        return session
+
+    def save(self, path: str | Path):
+        """Write a snapshot of the stream into a folder, in place of the one that is there.
+
+        From any thread, between two turns. Raises SnapshotError where it cannot be written.
+        """
+        is_kept = self._keeper is not None and self._keeper.path.resolve() == Path(path).resolve()
+        self.engine.do(SaveJob(self, self._keeper if is_kept else SnapshotKeeper(path)))
+
+    @property
+    def end_s(self) -> float:
+        """Stream time at which the last turn ended, 0 before the first."""
+        return self.layout.segments[-1].end_s if self.num_turns else 0.0
+
     def reset(self):
-        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start."""
-        self.decoder.clear_()
-        self.sampler.reset_()
-        self.num_turns = 0
-        self.stats = SessionStats(capacity_tokens=self._capacity_tokens())
+        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start.
+
+        What was submitted and is not done yet is cancelled.
+        """
+        with self.engine.without(self):
+            self.decoder.clear_()
+            self.sampler.reset_()
+            self.num_turns = 0
+            self.told_query = ""  # the query that the stream knows of
+            self.stats = SessionStats(capacity_tokens=self._capacity_tokens)
+
+    def close(self):
+        """Leave the engine: its memory is another stream's. What was submitted and is not done yet is cancelled."""
+        self.engine.dismiss_(self)
+
+    def __enter__(self) -> "StreamingSession":
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
 
     @property
     def layout(self) -> CacheLayout:
@@ -135,16 +182,20 @@ class StreamingSession:
         self,
         source: str | Path | PushedFrames | Iterable[Second],
         *,
+        start_s: float = 0.0,
         live: LiveConfig | Mapping[str, Any] | None = None,
-    ) -> Iterator[Commentary]:
+        step: Callable[[Second], LineT] | None = None,
+    ) -> Iterator[LineT]:
         """Watch a source and yield a Commentary a turn, silent ones included.
 
         source: a file; an address (rtsp, rtsps, rtmp, http, https); "webcam"; "-", a pipe on standard input; frames
-        that are pushed; or seconds from any iterable. live: how what does not wait is received, and what is done when
-        the model is late. Raises VideoError before the first turn where the source cannot be watched.
+        that are pushed; or seconds from any iterable. start_s: where in a file to begin, ``end_s`` for a stream that is
+        taken up again. live: how what does not wait is received, and what is done when the model is late. step: what to
+        do with each second, and what to yield, in place of the session's own ``step``. Raises VideoError before the
+        first turn where the source cannot be watched.
         """
         if not isinstance(source, str | Path | PushedFrames):
-            yield from self._follow(iter(source))
+            yield from self._follow(iter(source), step)
             return
         config = self.video_config
         with open_source(
@@ -153,19 +204,23 @@ class StreamingSession:
             chunk_s=config.chunk_s,
             decoder=config.decoder,
             prefetch=config.prefetch,
+            start_s=start_s,
             live=resolve(LiveConfig, live, {}),
         ) as self.reader:
-            yield from self._follow(self.reader)
+            yield from self._follow(self.reader, step)
 
-    def _follow(self, seconds: Iterator[Second]) -> Iterator[Commentary]:
+    def _follow(self, seconds: Iterator[Second], step: Callable[[Second], LineT] | None) -> Iterator[LineT]:
+        if step is None and self.engine.looks_ahead:
+            yield from follow_ahead(self, seconds)
+            return
+        step = step or self.step
         while True:
             with self.stats.stage("video"):
                 second = next(seconds, None)
             if second is None:
                 return
-            yield self.step(second)
+            yield step(second)
 
-    @torch.inference_mode()
     def step(
         self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
     ) -> Commentary:
@@ -177,129 +232,98 @@ class StreamingSession:
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
         max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
         """
-        if max_new_tokens is not None:
-            at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
-        started = time.perf_counter()
-        second = self._as_second(frames)
-        turn = self._take_in(second, question)
-        reply: list[int] = []
-        try:
-            self._speak_(reply, max_new_tokens or math.ceil(self.sampling_config.max_new_tokens * second.detail))
-        finally:  # after Ctrl-C, too: a turn that was opened is closed with what was said, and the next one can follow
-            self.decoder.close_(self.format.close_turn(turn, reply))
-            self.num_turns += 1
-        return self._turn_done(second, started, self.format.spoken_text(reply), len(reply))
+        return self.engine.do(self.spoken_turn(frames, question, max_new_tokens))
 
-    @torch.inference_mode()
+    def submit(
+        self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
+    ) -> Future[Commentary]:
+        """Hand over one turn, as ``step`` does, and go on; turns of a stream are taken in the order of their coming.
+
+        The turn is done by the engine's worker, or where there is none by whoever next waits for the engine.
+        """
+        return self.engine.submit(self.spoken_turn(frames, question, max_new_tokens))
+
     def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
         """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
 
         The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
         in ``step``.
         """
-        started = time.perf_counter()
-        second = self._as_second(frames)
-        turn = self._take_in(second, question)
-        try:
-            with self.stats.stage("prefill"):
-                self.decoder.hear_(*self.format.given_reply(turn, words))
-        finally:
-            self.num_turns += 1
-        return self._turn_done(second, started, " ".join(words.split()), 0)
+        return self.engine.do(HeardTurn(self, frames, words, question))
 
-    def _turn_done(self, second: Second, started: float, text: str, num_tokens: int) -> Commentary:
+    def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
+        """Answer a question of what was seen and said so far; the stream goes on as if nobody had asked.
+
+        From any thread: the answer comes between two turns of a running ``stream``, which waits meanwhile and then goes
+        on token for token. max_new_tokens: by default as many as of a turn, for the sake of that wait. A question that
+        is to join the stream, answer and all, is ``step(question=...)``.
+        """
+        limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        at_least("max_new_tokens", limit, 1, "tokens an answer")
+        return self.engine.do(AskJob(self, question, limit))
+
+    def weigh(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
+        """How probable each choice is as the first word of the answer that ``ask`` would get; nothing is drawn.
+
+        From any thread, as ``ask``. Raises ConfigError for choices that begin alike.
+        """
+        return self.engine.do(WeighJob(self, question, choices))
+
+    def spoken_turn(
+        self, frames: torch.Tensor | Second, question: str = "", max_new_tokens: int | None = None
+    ) -> SpokenTurn:
+        """Return the job of one turn, as ``step`` takes it, to be submitted to the engine."""
+        if max_new_tokens is None:
+            detail = frames.detail if isinstance(frames, Second) else 1.0
+            max_new_tokens = math.ceil(self.sampling_config.max_new_tokens * detail)
+        at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
+        return SpokenTurn(self, frames, question, max_new_tokens)
+
+    def query_told_(self, query: str):
+        """Take note that the stream knows of a standing query, which may be longer than the one before."""
+        if query != self.told_query:
+            self._capacity_tokens = replace(self._setup, query=query).capacity_tokens()
+            self.stats.capacity_tokens = self._capacity_tokens
+        self.told_query = query
+
+    def turn_done_(
+        self,
+        turn: Turn,
+        started: float,
+        text: str,
+        num_tokens: int,
+        *,
+        silence: float | None = None,
+        shown: Second | None = None,
+    ) -> Commentary:
+        """Count a turn that was closed.
+
+        started: when it was handed over, by the performance counter; shown: the Second that was seen, its frames gone.
+        """
+        self.num_turns += 1
         line = Commentary(
-            second.start_s,
-            second.end_s,
-            text,
-            num_tokens,
-            latency_s=time.perf_counter() - started,
-            age_s=None if second.captured_s is None else time.monotonic() - second.captured_s,
-            dropped_s=second.dropped_s,
-            coalesced_s=second.coalesced_s,
-            detail=second.detail,
+            turn.start_s, turn.end_s, text, num_tokens, time.perf_counter() - started, silence, **_lag_of(shown)
         )
         self.stats.turn_done_(
-            stream_s=line.end_s - line.start_s,
+            stream_s=turn.end_s - turn.start_s,
             latency_s=line.latency_s,
             num_tokens=num_tokens,
             cache_tokens=self.decoder.num_tokens,
         )
         self.stats.live_turn_done_(age_s=line.age_s, dropped_s=line.dropped_s, coalesced_s=line.coalesced_s)
+        if self._keeper:
+            with self.stats.stage("autosave"):
+                self._keeper.save_(self)
         return line
 
-    def _as_second(self, frames: torch.Tensor | Second) -> Second:
-        if isinstance(frames, Second):
-            return frames
-        chunk_s = self.video_config.chunk_s
-        return Second(self.num_turns, self.num_turns * chunk_s, (self.num_turns + 1) * chunk_s, frames)
 
-    def _take_in(self, second: Second, question: str) -> Turn:
-        """From frames to a turn that awaits its reply: encode, evict, append."""
-        with self.stats.stage("vision"):
-            vision = self.vision.features(second.frames, detail=second.detail)
-        turn = Turn(self.num_turns, second.start_s, second.end_s, vision.grid)
-        with self.stats.stage("evict"):
-            opens = self._make_room(turn)
-            self._append(turn, self.query if opens else "", question)
-            self.decoder.see_(turn.index, vision)
-        return turn
-
-    def _make_room(self, turn: Turn) -> bool:
-        """Let go what the policy does not keep; return whether the stream opens, or opens anew, with this turn."""
-        opens = not self.layout.segments
-        if opens:
-            self.decoder.extend_(self.format.prologue(self.previous_text))
-        eviction = plan_eviction(
-            self.layout, self.cache_config, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s
-        )
-        self.decoder.evict_(eviction)
-        if eviction.restart:
-            self.decoder.extend_(self.format.prologue(self.previous_text))
-        return opens or eviction.restart
-
-    def _append(self, turn: Turn, query: str, question: str):
-        last = self.layout.segments[-1]
-        if last.kind is Kind.REPLY_END:
-            self.decoder.extend_(self.format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
-        self.decoder.extend_(self.format.open_turn(turn, query, question))
-
-    def _speak_(self, reply: list[int], max_new_tokens: int):
-        """Append the reply's ids to ``reply`` one by one, the end of turn included where the model wrote one."""
-        with self.stats.stage("prefill"):
-            self.sampler.see_only_(self.decoder.ids)
-            self.decoder.max_reply_tokens = max_new_tokens
-            logits = self.decoder.prefill_()
-        said = ""
-        with self.stats.stage("decode"):
-            while True:
-                reply.append(self.sampler.choose_(logits))
-                said = self._tell(reply, said)
-                if reply[-1] in self.format.stop_ids or len(reply) == max_new_tokens:
-                    return
-                logits = self.decoder.speak_(reply[-1])
-
-    def _tell(self, reply: list[int], said: str) -> str:
-        """Hand what is new of the reply's text to ``on_token``; half a character waits for its other half."""
-        if self.on_token is None:
-            return said
-        text = self.format.spoken_text(reply)
-        if text == said or text.endswith("\ufffd"):
-            return said
-        self.on_token(text[len(said) :])
-        return text
-
-    def _capacity_tokens(self) -> int | None:
-        """The most tokens that the cache will hold, from the largest turn that these settings allow."""
-        turn = Turn(0, _LAST_TURN_S, _LAST_TURN_S, self.vision.largest_grid(self.video_config.num_frames))
-        previous_tokens = len(self.format.encode_plain(self.previous_text))
-        markup_tokens = len(self.format.prologue()) + len(self.format.standing_query(turn, self.query))
-        reply_tokens = self.sampling_config.max_new_tokens + 1
-        turn_tokens = len(self.format.line_feed(turn) + self.format.open_turn(turn)) + reply_tokens
-        return capacity_tokens(
-            self.cache_config,
-            markup_tokens=markup_tokens,
-            previous_tokens=previous_tokens,
-            turn_tokens=turn_tokens,
-            chunk_s=self.video_config.chunk_s,
-        )
+def _lag_of(shown: Second | None) -> dict[str, float | None]:
+    """What a line tells of how late it is."""
+    if shown is None:
+        return {}
+    return {
+        "age_s": None if shown.captured_s is None else time.monotonic() - shown.captured_s,
+        "dropped_s": shown.dropped_s,
+        "coalesced_s": shown.coalesced_s,
+        "detail": shown.detail,
+    }

@@ -43,7 +43,10 @@ class SessionStats:
         """Time the block as one stage of a turn."""
         start = time.perf_counter()
         yield
-        spent_s = time.perf_counter() - start
+        self.spent_(name, time.perf_counter() - start)
+
+    def spent_(self, name: str, spent_s: float):
+        """Count the seconds that one stage of a turn took."""
         self._recent[name].append(spent_s)
         if name == "video":  # the other stages are parts of a turn's latency
             self.busy_s += spent_s
@@ -77,7 +80,7 @@ class SessionStats:
     @property
     def stages(self) -> dict[str, tuple[float, float]]:
         """Median and 95th percentile of each stage in seconds, over the recent turns."""
-        return {name: (percentile(list(v), 0.5), percentile(list(v), 0.95)) for name, v in self._recent.items()}
+        return {name: (percentile(list(v), 0.5), percentile(list(v), 0.95)) for name, v in list(self._recent.items())}
 
     def summary(self) -> str:
         """A few lines for people."""

@@ -1,72 +1,155 @@
-"""The streaming attention, and the one place that knows which kernel runs.
+"""The attention of streams, and the one place that knows which kernel runs.
 
 transformers rotates queries and keys before it calls a cache. The text model is therefore run at position 0, where that
 rotation is the identity; the cache rotates the keys to where they stand now, and the function below the queries. It
-is registered under a name and chosen by ``attn_implementation``: no class is patched.
+is registered under a name and chosen by ``attn_implementation``: no class is patched. A second name serves the vision
+tower, whose windows it takes all at once.
 
-Shapes: B batch, T new tokens, S cached tokens with the new ones, H heads, D head size.
+Shapes: T new tokens, of N runs, S cached tokens with the new ones, H heads, D head size.
 """
 
 import importlib.util
 from functools import cache
+from itertools import groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from streamingvlm.cache.kv_cache import rotate
+from streamingvlm.model.packing import PackedTokens, Run
 
 STREAMING_ATTENTION = "streamingvlm"
+# transformers hands the bounds of the windows to what calls itself flash, and loops over them for all others.
+WINDOWED_ATTENTION = "streamingvlm_flash_windows"
+
+_HALF = (torch.bfloat16, torch.float16)
+_MAX_FLASH_HEAD_SIZE = 256
 
 
 def streaming_attention(
     module,
+    query: torch.Tensor,
+    _key: torch.Tensor,
+    _value: torch.Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    packed: PackedTokens,
+    **_transformers_extras,
+) -> tuple[torch.Tensor, None]:
+    """Attend from the new tokens of all streams, each to the cache of its own, in cache order.
+
+    query [1, H, T, D] unrotated; the keys and values were written by ``packed.update``. The registered name has no mask
+    function, so transformers hands over no mask: causality follows from the runs. Returns [1, T, H, D] and no weights.
+    """
+    assert attention_mask is None, "the streaming attention derives causality from the runs"
+    rotated = rotate(query[0].transpose(0, 1), packed.cos, packed.sin)
+    return attend(rotated, packed, module.layer_idx, scaling)[None], None
+
+
+def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float) -> torch.Tensor:
+    """Causal attention of each run to its stream's cached tokens: query and result [T, H, D], rotated."""
+    keys, values = packed.pool.rotated[layer], packed.pool.values[layer]
+    if takes_runs_at_once(query):
+        return _varlen(
+            query,
+            keys,
+            values,
+            offsets=(packed.new_offsets, packed.row_offsets),
+            longest=(packed.max_new, packed.max_seen),
+            num_seen=packed.num_seen,
+            is_causal=packed.max_new > 1,
+            scaling=scaling,
+        )
+    outputs = [
+        _run(part, _rows_of(keys, run), _rows_of(values, run), mask, scaling)
+        for part, run, mask in zip(
+            query.split([len(run) for run in packed.runs]), packed.runs, packed.masks, strict=True
+        )
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+@cache
+def has_flash_attn() -> bool:
+    """Whether flash-attn is installed, which training asks for; streams use the flash attention of torch."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def takes_runs_at_once(query: torch.Tensor) -> bool:
+    """Whether a kernel takes runs of any length in one call: torch's own flash attention, on CUDA in half precision."""
+    return query.is_cuda and query.dtype in _HALF and query.shape[-1] <= _MAX_FLASH_HEAD_SIZE
+
+
+def windowed_attention(
+    _module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: None,
     *,
     scaling: float,
-    query_rotation: tuple[torch.Tensor, torch.Tensor],
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
     **_transformers_extras,
 ) -> tuple[torch.Tensor, None]:
-    """Attend from the newest tokens to the cache, in cache order.
+    """Attend inside windows, all of them at once: query, key, value [1, H, T, D], bounds of the windows [N + 1].
 
-    query [B, H, T, D] unrotated; key, value [B, kv heads, S, D], keys rotated; query_rotation: cos and sin [T, D].
-    The registered name has no mask function, so transformers hands over no mask: causality follows from the
-    lengths, for the queries are always the last T of S. Returns [B, T, H, D] and no weights.
+    Returns [1, T, H, D] and no weights.
     """
-    assert attention_mask is None, "the streaming attention derives causality from the lengths"
-    return attend(rotate(query, *query_rotation), key, value, scaling), None
+    assert attention_mask is None, "windows have no mask"
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    if takes_runs_at_once(query):
+        offsets = (cu_seq_lens_q, cu_seq_lens_q)
+        longest = (max_length_q, max_length_q)
+        return _varlen(query, key, value, offsets=offsets, longest=longest, is_causal=False, scaling=scaling)[
+            None
+        ], None
+    return _windows(query, key, value, cu_seq_lens_q.diff().tolist(), scaling)[None], None
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Causal attention aligned to the end: query t sees the keys up to S - T + t. Returns [B, T, H, D]."""
-    if query.is_cuda and query.dtype != torch.float32 and has_flash_attn():
-        return _flash(query, key, value, scaling)
-    return _torch(query, key, value, scaling)
+def _varlen(query, keys, values, *, offsets, longest, is_causal, scaling, num_seen=None):
+    # The public torch.nn.attention.varlen changes its arguments between versions of torch; what it calls does not.
+    # Flash attention aligns causality to the end of what is seen, and takes one query per run apart over its keys.
+    return torch.ops.aten._flash_attention_forward(
+        query, keys, values, *offsets, *longest, 0.0, is_causal, False, scale=scaling, seqused_k=num_seen
+    )[0]
 
 
-@cache
-def has_flash_attn() -> bool:
-    """Whether flash-attn is installed."""
-    return importlib.util.find_spec("flash_attn") is not None
+def _rows_of(buffer: torch.Tensor, run: Run) -> torch.Tensor:
+    """The rows of the pool that a run sees, [1, kv heads, S, D]."""
+    return buffer[run.row : run.row + run.stop].transpose(0, 1)[None]
 
 
-def _flash(query, key, value, scaling):
-    from flash_attn import flash_attn_func  # installed on GPU machines alone
+def _run(query, keys, values, mask, scaling):
+    num_new, num_heads, size = query.shape
+    if num_new == 1:  # the heads that share keys are as many queries: no key is repeated for them
+        grouped = query.view(1, keys.shape[1], -1, size)
+        return scaled_dot_product_attention(grouped, keys, values, scale=scaling).reshape(1, num_heads, size)
+    out = scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1)
 
-    bthd = (x.transpose(1, 2) for x in (query, key, value))
-    return flash_attn_func(*bthd, softmax_scale=scaling, causal=True)
 
-
-def _torch(query, key, value, scaling):
-    num_new, num_cached = query.shape[2], key.shape[2]
-    mask = None
-    if num_new > 1:
-        mask = torch.ones(num_new, num_cached, dtype=torch.bool, device=query.device).tril(num_cached - num_new)
-    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2)
+def _windows(query, key, value, lengths: list[int], scaling):
+    """Neighbours of one length are a batch."""
+    outputs, start = [], 0
+    for length, run in groupby(lengths):
+        num_windows = len(list(run))
+        stop = start + length * num_windows
+        batch = (x[start:stop].unflatten(0, (num_windows, length)).transpose(1, 2) for x in (query, key, value))
+        outputs.append(scaled_dot_product_attention(*batch, scale=scaling).transpose(1, 2).flatten(0, 1))
+        start = stop
+    return torch.cat(outputs)
 
 
 AttentionInterface.register(STREAMING_ATTENTION, streaming_attention)
+AttentionInterface.register(WINDOWED_ATTENTION, windowed_attention)

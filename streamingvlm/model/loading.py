@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from streamingvlm.errors import CheckpointError, ConfigError
+from streamingvlm.model.attention import STREAMING_ATTENTION, WINDOWED_ATTENTION
 from streamingvlm.model.checkpoint import (
     check_tokenizer_exists,
     check_weights_exist,
@@ -26,6 +27,8 @@ from streamingvlm.model.checkpoint import (
     read_config_json,
 )
 from streamingvlm.model.family import FAMILIES, Family
+from streamingvlm.model.fingerprint import fingerprint
+from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
 
@@ -74,6 +77,16 @@ class StreamingModel:
         # Each decoded token reads the whole head: column by column a CPU does so 1.1 to 1.6 times as fast.
         return self.lm_head.weight.detach().t().contiguous()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from others, weights and settings."""
+        return fingerprint(self)
+
+    @cached_property
+    def rotation(self) -> Rotation:
+        """The rotary angles of the text model."""
+        return Rotation(self.text_model, self.dtype)
+
     @property
     def vision(self) -> VisionEncoder:
         """The vision encoder with the default limits on pixels."""
@@ -117,6 +130,9 @@ def load_model(
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
+    if _takes_windows_at_once(attention, device, dtype):
+        # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
+        hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
     return StreamingModel(
         name=str(name),
         hf=hf.to(device).eval(),
@@ -215,6 +231,11 @@ def _load_weights(
         ) from error
     _check_keys(info, folder)
     return hf
+
+
+def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the tower attends in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
+    return attention == STREAMING_ATTENTION and device.type == "cuda" and dtype != torch.float32
 
 
 def _check_keys(info: Mapping[str, Any], folder: Path):

@@ -44,6 +44,10 @@ class VisionFeatures(NamedTuple):
     grid: Grid
     deepstack: tuple[torch.Tensor, ...] = ()
 
+    def rows(self, first: int, stop: int) -> tuple[torch.Tensor, ...]:
+        """The features of the tokens [first, stop): embeddings, then each level of deepstack."""
+        return tuple(level[first:stop] for level in (self.embeddings, *self.deepstack))
+
 
 def deepstack_inputs(is_vision: torch.Tensor, deepstack: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Name the arguments by which a text model takes deepstack features, each [V, D]; none where there are none.
@@ -87,6 +91,10 @@ class VisionEncoder:
         detail: the share of its usual pixels that a frame gets; ``min_pixels`` does not hold below 1.
         Raises VideoError for frames of another type or shape.
         """
+        return self.features_of(*self.patches(frames, detail=detail))
+
+    def patches(self, frames: torch.Tensor, *, detail: float = 1.0) -> tuple[torch.Tensor, Grid]:
+        """Preprocess uint8 frames [F, 3, H, W]: pixel values and their grid (t, h, w) in patches; as ``features``."""
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         if detail < 1:
             _check_frames(frames)
@@ -95,19 +103,25 @@ class VisionEncoder:
             # A frame of one token is the least that there is.
             most = max(self.family.size_factor**2, int(math.prod(usual) * detail))
             limits = {"min_pixels": self.family.size_factor**2, "max_pixels": most}
-        return self.features_of(*preprocess(frames, family=self.family, resize=self.resize, **limits))
+        return preprocess(frames, family=self.family, resize=self.resize, **limits)
 
-    @torch.no_grad()
     def features_of(self, pixels: torch.Tensor, grid: Grid) -> VisionFeatures:
         """Encode what `preprocess` made of frames: pixel values and their grid (t, h, w) in patches."""
-        t, h, w = grid
+        return self.features_of_many([(pixels, grid)])[0]
+
+    @torch.no_grad()
+    def features_of_many(self, videos: Sequence[tuple[torch.Tensor, Grid]]) -> list[VisionFeatures]:
+        """Encode what `preprocess` made of several videos, of any sizes, in one pass through the tower."""
+        merge, device = self.family.merge_size, self.tower.device
         output = self.tower(
-            pixels.to(self.tower.device, self.tower.dtype),
-            grid_thw=torch.tensor([[t, h, w]], device=self.tower.device),
+            torch.cat([pixels for pixels, _ in videos]).to(device, self.tower.dtype, non_blocking=True),
+            grid_thw=torch.tensor([grid for _, grid in videos], device=device),
         )
-        merge = self.family.merge_size
-        deepstack = tuple(getattr(output, "deepstack_features", None) or ())
-        return VisionFeatures(output.pooler_output, (t, h // merge, w // merge), deepstack)
+        merged = [(t, h // merge, w // merge) for _, (t, h, w) in videos]
+        sizes = [math.prod(grid) for grid in merged]
+        levels = (output.pooler_output, *(getattr(output, "deepstack_features", None) or ()))
+        parts = zip(*(level.split(sizes) for level in levels), strict=True)
+        return [VisionFeatures(part[0], grid, part[1:]) for part, grid in zip(parts, merged, strict=True)]
 
 
 def preprocess(

@@ -2,9 +2,9 @@
 
 A line begins with the event, which is seen, then names the colour, then the club and the score, which are remembered:
 
-    pass by red                 tackle by blue              shot
-    goal for red! Rovers home 2-1    saved! red denied   wide from red
-    throw-in to blue, still 2-1         kick-off for blue, 2-1
+    pass by red                      tackle by blue       shot
+    goal for red! Rovers home 2-1    saved! red denied    wide from red
+    throw-in to blue, still 2-1      kick-off for blue, City away 2-1
 
 Scores give the introduction's first club first. A silent second has no line at all.
 """
@@ -26,7 +26,7 @@ _LINES = {
     Kind.SAVE: "saved! {colour} denied",
     Kind.WIDE: "wide from {colour}",
     Kind.THROW_IN: "throw-in to {colour}, still {score}",
-    Kind.KICK_OFF: "kick-off for {colour}, {score}",
+    Kind.KICK_OFF: "kick-off for {colour}, {club} {ground} {score}",
 }
 _FIRST_WORDS = {line.split()[0].strip("!"): kind for kind, line in _LINES.items() if line}
 _SCORE = re.compile(r"\b(\d+)\s*-\s*(\d+)\b")

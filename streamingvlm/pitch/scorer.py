@@ -23,12 +23,12 @@ class PitchReport:
     """How well a stretch of a match was commentated.
 
     `f1` has every kind (silence included) that was true or called at least once in the stretch, `macro_f1` is its
-    plain mean. The other accuracies are over the seconds whose true line names a colour, a club, a score and whose kind
-    was called right, `goal_score_accuracy` over the goals among them. `silence_precision` is the share of the silent
-    lines that came when nothing happened (what is lacking: events passed over), `silence_recall` the share of the
-    seconds without an event that stayed silent (what is lacking: talk of nothing), `silence_f1` their harmonic mean.
-    `late_share` is the share of the events that were called within `LATE_WINDOW_S` seconds after their own instead,
-    `mean_delay_s` how many seconds after. What there was nothing to judge of is nan. `confusion` counts
+    plain mean. The other accuracies are over the seconds whose true line names a colour or a score and whose kind was
+    called right; `club_accuracy` and `goal_score_accuracy` over the goals among them. `silence_precision` is the share
+    of the silent lines that came when nothing happened (what is lacking: events passed over), `silence_recall` the
+    share of the seconds without an event that stayed silent (what is lacking: talk of nothing), `silence_f1` their
+    harmonic mean. `late_share` is the share of the events that were called within `LATE_WINDOW_S` seconds after their
+    own instead, `mean_delay_s` how many seconds after. What there was nothing to judge of is nan. `confusion` counts
     (true kind, called kind).
     """
 
@@ -66,6 +66,7 @@ def score(truth: Truth, lines: Sequence[str], style: Style = TELEGRAM) -> PitchR
     confusion = Counter((str(true.kind), str(called.kind)) for true, called in pairs)
     f1 = _f1_by_kind(confusion)
     right = [(true, called) for true, called in pairs if true.kind == called.kind]
+    goals = [(true, called) for true, called in right if true.kind == Kind.GOAL]
     delays_s = late_calls([true.kind for true, _ in pairs], [called.kind for _, called in pairs])
     num_silent = sum(true.kind == Kind.SILENCE for true, _ in pairs)
     return PitchReport(
@@ -74,9 +75,9 @@ def score(truth: Truth, lines: Sequence[str], style: Style = TELEGRAM) -> PitchR
         f1=f1,
         macro_f1=_ratio(sum(f1.values()), len(f1)),
         side_accuracy=_agreement(right, "colour"),
-        club_accuracy=_agreement(right, "club"),
+        club_accuracy=_agreement(goals, "club"),
         score_accuracy=_agreement(right, "score"),
-        goal_score_accuracy=_agreement([pair for pair in right if pair[0].kind == Kind.GOAL], "score"),
+        goal_score_accuracy=_agreement(goals, "score"),
         silence_precision=_ratio(
             confusion[Kind.SILENCE, Kind.SILENCE], sum(called.kind == Kind.SILENCE for _, called in pairs)
         ),

@@ -72,17 +72,17 @@ def parse_address(source: str | Path) -> Address:
 def redacted(url: str) -> str:
     """The address without what may be secret: user and password, the query, and what follows a `=` in the path.
 
-    A password with a `/` or `#` in it is hidden too, which splitting the address by its rules would show.
+    A password with a `/` or `#` in it would look like a host and a path: then nothing but the scheme is shown.
     """
     match = _URL.fullmatch(url)
     if not match:
         return url
-    rest = match["rest"]
-    before, at, place = rest.rpartition("@")
-    shown = re.split(r"[?#]", place, maxsplit=1)[0]
-    path, equals, _ = shown.partition("=")
-    hidden = "..." if equals or len(shown) < len(place) or re.search("[?#]", before) else ""
-    return f"{match['scheme']}://{'***@' if at else ''}{path}{equals}{hidden}"
+    host, slash, behind = re.match(r"([^/?#]*)(/?)(.*)", match["rest"], re.DOTALL).groups()
+    if "@" in behind:  # of a password with such a sign in it, or of the path: nobody can tell
+        return f"{match['scheme']}://***"
+    _, at, host = host.rpartition("@")
+    path = re.match(r"[^?#=]*", behind)[0] if slash else ""
+    return f"{match['scheme']}://{'***@' if at else ''}{host}{slash}{path}{'...' if len(path) < len(behind) else ''}"
 
 
 def _parse_url(url: str, scheme: str) -> Address:
@@ -101,8 +101,7 @@ def _parse_url(url: str, scheme: str) -> Address:
         is_sound = False
     if not is_sound:
         raise VideoError(f"{shown} names no host and port; write {scheme}://host:port/path (in a password, %2F for /)")
-    _, _, path = shown.partition("://")[2].partition("/")
-    return Address(KIND_OF_SCHEME[scheme], url, shown, _file_name(f"{scheme}-{parts.hostname}-{path}"))
+    return Address(KIND_OF_SCHEME[scheme], url, shown, _file_name(shown))
 
 
 def _file_name(text: str) -> str:

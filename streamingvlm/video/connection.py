@@ -41,8 +41,14 @@ FORMATS["pipe"] = _CONTAINERS
 CLOCKLESS_FORMATS = frozenset({"mpjpeg", "mjpeg", "h264", "hevc", "obu"})
 """Here FFmpeg makes up times at a supposed 25 pictures a second; when a picture comes is nearer to the truth."""
 
+HOLDING_FORMATS = frozenset({"rtsp", "mpegts"})
+"""Here FFmpeg knows where a picture ends when the next one begins, and gives it only then."""
+
 PROBE_S, PROBE_BYTES = 1.0, 2_000_000
 """How much of a stream may go by while FFmpeg looks for what it holds; its own 5 seconds make a camera slow to come."""
+
+RTSP_PROBE_BYTES = "32"
+"""The least that FFmpeg allows: what a stream holds is told before it begins, and a slow one takes seconds to probe."""
 
 CAMERA_INPUTS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 POLL_S = 0.1
@@ -54,6 +60,7 @@ class Connection(PyAVSource):
     is_recording: the source says how long it is: it ends by itself, and can be read at any pace.
     is_paced: several seconds come at once (HLS) and are meant to be shown one after the other.
     has_clock: the times are the source's own, and not made up on the way.
+    holds_one_back: a picture is given when the next one comes.
     """
 
     # Frame threads hold pictures back, one for each thread; at 2 pictures a second that is seconds of delay.
@@ -67,6 +74,12 @@ class Connection(PyAVSource):
         self.is_recording = self.info.duration_s is not None
         self.is_paced = name == "hls" and not self.is_recording
         self.has_clock = name not in CLOCKLESS_FORMATS
+        self.holds_one_back = name in HOLDING_FORMATS
+
+    @property
+    def first_stamp_s(self) -> float:
+        """The source's own time of what is 0 in this connection."""
+        return self._clock.file_time_s(0.0)
 
     @property
     def has_ended(self) -> bool:
@@ -152,7 +165,7 @@ def _options(address: Address, config: LiveConfig) -> dict[str, str]:
         return options
     if kind == "rtsp":
         options |= {"rtsp_transport": config.rtsp_transport, "allowed_media_types": "video"}
-        options["timeout"] = _microseconds(config.stall_timeout_s)
+        options |= {"timeout": _microseconds(config.stall_timeout_s), "probesize": RTSP_PROBE_BYTES}
     else:
         options["rw_timeout"] = _microseconds(config.stall_timeout_s)
     if config.http_proxy:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 GAP = math.inf
+MAX_OVERLAP_S = 60.0
+"""So much of what was there before HLS may give again after a break."""
+
 IDLE_S = 0.05
 """How often a source without pictures is asked whether the second is over."""
 
@@ -86,6 +89,7 @@ class ConnectionFeed:
         self._shown, self._stop = shown, stop
         self._backoff = Backoff(config.retry_min_s, config.retry_max_s)
         self._past = SkipCounts()
+        self._stamp_s = -math.inf  # the source's own stamp of the newest picture
         self.info = connection.info
         self.clock = clock
 
@@ -110,19 +114,64 @@ class ConnectionFeed:
         """Let the connection go; safe to call twice."""
         self._connection.close()
 
-    def _pictures(self) -> Iterator[Picture]:
+    def _pictures(self) -> Iterator[Picture | float]:
+        """Yield the pictures of this connection; after each the time before which the next is not to be expected."""
         connected_s = time.monotonic()
-        uses_stamps = self._connection.has_clock or self.clock.early != "newest"
-        for picture in self._connection.pictures():
-            now_s = time.monotonic()
-            if self._connection.is_recording and picture.time_s <= self.clock.newest_s:
-                continue  # seen before the connection broke
-            time_s = self.clock.tell(picture.time_s if uses_stamps else None, now_s)
-            if self._stop.wait(self.clock.wait_s(time_s, now_s)):
+        for picture, interval_s in self._placed():
+            if self._stop.wait(self.clock.wait_s(picture.time_s, time.monotonic())):
                 return
-            if now_s - connected_s > self._config.retry_max_s:
+            if time.monotonic() - connected_s > self._config.retry_max_s:
                 self._backoff.reset()
-            yield replace(picture, time_s=time_s)
+            yield picture
+            yield picture.time_s + interval_s / 2
+
+    def _placed(self) -> Iterator[tuple[Picture, float]]:
+        """The pictures with their stream time, and how long after the one before each was captured.
+
+        What a camera sends in one go when it is connected to, to begin with a key picture, is old already: of that
+        only the newest is kept.
+        """
+        is_beginning = self.clock.early == "newest"
+        newest, came_s, stamp_s = None, -math.inf, -math.inf
+        for picture in self._new_pictures():
+            now_s = time.monotonic()
+            interval_s = picture.time_s - stamp_s if newest else picture.duration_s
+            is_burst = newest is not None and now_s - came_s < interval_s / 2
+            # The last picture before a break is held back for no longer than it took the stream to break.
+            held_s = interval_s if is_beginning else min(interval_s, now_s - came_s)
+            came_s, stamp_s = now_s, picture.time_s
+            placed = replace(picture, time_s=self._stream_s(picture, now_s, held_s))
+            if is_beginning and newest and not is_burst:
+                is_beginning = False
+                yield newest
+            newest = placed, interval_s
+            if not is_beginning:
+                yield newest
+        if is_beginning and newest:
+            yield newest
+
+    def _new_pictures(self) -> Iterator[Picture]:
+        """The pictures but for those that were seen before the connection broke."""
+        connection = self._connection
+        seen_s, self._stamp_s = self._seen_stamp_s(), connection.first_stamp_s
+        for picture in connection.pictures():
+            self._stamp_s = max(self._stamp_s, connection.first_stamp_s + picture.time_s)
+            if connection.first_stamp_s + picture.time_s > seen_s:
+                yield picture
+
+    def _seen_stamp_s(self) -> float:
+        """Up to which of its own stamps this connection gives again what was there before: a recording, or HLS.
+
+        HLS begins some seconds back. Where its stamps lie elsewhere, the server has begun anew.
+        """
+        overlap_s = self._stamp_s - self._connection.first_stamp_s
+        is_again = self._connection.is_recording or (self._connection.is_paced and 0 <= overlap_s < MAX_OVERLAP_S)
+        return self._stamp_s if is_again else -math.inf
+
+    def _stream_s(self, picture: Picture, now_s: float, held_s: float) -> float:
+        has_clock = self._connection.has_clock or self.clock.early != "newest"
+        came_s = now_s - held_s if self._connection.holds_one_back else now_s
+        return self.clock.tell(picture.time_s if has_clock else None, came_s)
 
     def _is_over(self) -> bool:
         return self._connect is None or self._connection.has_ended
@@ -153,7 +202,7 @@ class ConnectionFeed:
         self._past = replace(_sum(self._past, self._connection.skipped), num_reconnects=self._past.num_reconnects + 1)
         self._connection = connection
         if connection.is_recording:
-            connection.seek(self.clock.newest_s)
+            connection.seek(self._stamp_s - connection.first_stamp_s)
         else:
             self.clock.reconnected()
 

@@ -39,13 +39,14 @@ def open_source(
     chunk_s: float = 1.0,
     decoder: str = "pyav",
     prefetch: int = 2,
+    start_s: float = 0.0,
     live: LiveConfig | None = None,
 ) -> "VideoReader | LiveReader":
     """Open anything that can be watched, to be read in chunks of `chunk_s` seconds with `fps` frames a second.
 
     source: the path of a file, an address (rtsp, rtsps, rtmp, http, https, file), "webcam" or "webcam:1", "-" for a
     pipe on standard input, or PushedFrames. A file is read as by `open_video`, `decoder` and `prefetch` are for it;
-    under a policy other than "wait" it is shown as if it were live.
+    under a policy other than "wait" it is shown as if it were live. `start_s`: where in a file to begin.
 
     Raises VideoError where the source cannot be opened, ConfigError where a setting is out of range.
     """
@@ -58,9 +59,9 @@ def open_source(
     if address.kind != "file":
         feed, policy = _connect(address, live, stop)
     elif live.policy in (None, "wait"):
-        return open_video(address.target, fps=fps, chunk_s=chunk_s, decoder=decoder, prefetch=prefetch)
+        return open_video(address.target, fps=fps, chunk_s=chunk_s, decoder=decoder, prefetch=prefetch, start_s=start_s)
     else:
-        feed, policy = PacedFeed(open_pictures(address.target, decoder), stop), live.policy
+        feed, policy = PacedFeed(open_pictures(address.target, decoder, start_s=start_s), stop), live.policy
     return LiveReader(feed, policy, live, grid, stop, name=address.name)
 
 

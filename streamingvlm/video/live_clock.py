@@ -18,6 +18,9 @@ DRIFT_WINDOW_S = 10.0
 MAX_DRIFT = 1e-3
 """Seconds a second by which the clock of a camera may be slow. A delay that grows faster is a real one."""
 
+MAX_AHEAD_S = 60.0
+"""A stream that is to be waited for longer has broken its own clock."""
+
 LATE_SHARE = 0.25
 """How much later than its moment a picture may come and still be shown, as a share of the time between two frames.
 
@@ -91,7 +94,7 @@ class LiveClock:
     def _hold_to_real_time(self, late_s: float, now_s: float) -> None:
         if self.early == "keep":
             return
-        if self.early == "wait":
+        if self.early == "wait" and late_s >= -MAX_AHEAD_S:
             self._started_s += max(0.0, late_s)  # a pause to fill the buffer again: what follows is shown later
             return
         if late_s < 0:

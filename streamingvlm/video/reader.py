@@ -108,7 +108,9 @@ def _check_file(path: str | Path) -> None:
     """Say in plain words what a decoder would say in codes."""
     name = repr(os.fspath(path))
     if "://" in name:
-        raise VideoError(f"{redacted(os.fspath(path))} is an address, but only files can be read here; use open_source")
+        raise VideoError(
+            f"{redacted(os.fspath(path))!r} is an address, but only files can be read here; use open_source"
+        )
     path = Path(path)
     if not path.exists():
         raise VideoError(f"{name} does not exist; check the path to the video")

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import golden_folders
 from recording import Recording
+from recordings import golden_folders
+from steering import record_logits
 
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
@@ -34,29 +35,23 @@ class Probe:
     """Steps a session and keeps what it fed, where it stood, and the logits of each token."""
 
     def __init__(self, session: StreamingSession):
-        self.session, self.decoder = session, session.decoder
-        self.prefill, self.speak = self.decoder.prefill_, self.decoder.speak_
-        self.decoder.prefill_, self.decoder.speak_ = self._prefill, self._speak
+        self.session, self.decoder, self.logits = session, session.decoder, record_logits(session)
+        self.feed = session.engine.runner.feed_
+        session.engine.runner.feed_ = self._feed
 
     def step(self, frames: torch.Tensor):
+        self.logits.clear()
         self.session.step(frames)
         self.reply = self.decoder.ids[len(self.input_ids) :]
 
-    def _prefill(self) -> torch.Tensor:
+    def _feed(self, meals) -> torch.Tensor:
         self.input_ids = list(self.decoder.ids)
         self.num_cached = self.decoder.kv.num_tokens
         kept = slice(0, self.num_cached)
         self.key_norms = self.decoder.kv.keys[:, :, kept].norm(dim=-1).transpose(1, 2)
         self.value_norms = self.decoder.kv.values[:, :, kept].norm(dim=-1).transpose(1, 2)
-        logits = self.prefill()
-        self.logits = [logits.clone()]  # the sampler penalises in place
         self.positions = self.decoder.positions
-        return logits
-
-    def _speak(self, token: int) -> torch.Tensor:
-        logits = self.speak(token)
-        self.logits.append(logits.clone())
-        return logits
+        return self.feed(meals)
 
 
 @pytest.fixture(scope="module")

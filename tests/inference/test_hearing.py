@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_stream import NaiveStream
+from steering import steered
+from tiny_inputs import frames
 
 from streamingvlm.cache.layout import Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
@@ -55,11 +56,10 @@ def open_session(model, cache, **settings) -> StreamingSession:
 def say(session: StreamingSession, picture, words: str, **settings):
     """Make a session speak: its sampler chooses these words, token by token, whatever the logits."""
     reply = "".join(f" {word}" for word in words.split()) + " ...<|im_end|>"
-    ids = iter(session.format.encode(reply))
-    session.sampler.choose_ = lambda logits: next(ids)
-    line = session.step(picture, **settings)
-    del session.sampler.choose_
-    assert next(ids, None) is None, "all of the reply was spoken"
+    ids = session.format.encode(reply)
+    with steered(session, ids) as logits:
+        line = session.step(picture, **settings)
+    assert len(logits) == len(ids), "all of the reply was spoken"
     return line
 
 
@@ -119,7 +119,7 @@ def test_a_turn_that_was_interrupted_while_it_was_heard_is_taken_in_all_the_same
         session.hear(frames(second), "goal")
         other.hear(frames(second), "goal")
     with monkeypatch.context() as patch:
-        patch.setattr(session.decoder, "_feed_pending", interrupt)
+        patch.setattr(session.model.text_model, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.hear(frames(3), "the end")
     other.hear(frames(3), "the end")
@@ -130,7 +130,7 @@ def test_a_turn_that_was_interrupted_while_it_was_heard_is_taken_in_all_the_same
         assert session.layout == other.layout
 
 
-def interrupt():
+def interrupt(**_inputs):
     raise KeyboardInterrupt
 
 

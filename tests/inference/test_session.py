@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import frames
 from naive_stream import NaiveStream
+from steering import record_logits, steered
+from tiny_inputs import frames
 
 from streamingvlm.cache.layout import Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
@@ -37,19 +38,6 @@ def model(models):
 
 def open_session(model, cache=None, video=VIDEO, sampling=GREEDY, **settings) -> StreamingSession:
     return StreamingSession(model, cache=cache, video=video, sampling=sampling, **settings)
-
-
-def record_logits(session: StreamingSession) -> list[torch.Tensor]:
-    """Collect the logits before every token that the session chooses."""
-    seen = []
-    choose = session.sampler.choose_
-
-    def choose_and_keep(logits):
-        seen.append(logits.clone())
-        return choose(logits)
-
-    session.sampler.choose_ = choose_and_keep
-    return seen
 
 
 @pytest.mark.parametrize("chunk_s", [1.0, 2.0], ids=["one patch", "two patches"])
@@ -260,11 +248,11 @@ class Interrupted:
 
 
 INTERRUPTED = {
-    "in the vision tower": (lambda session: (session.vision, "features"), 1),
-    "in the prefill": (lambda session: (session.model.text_model.layers[1], "forward"), 1),
-    "in the first word": (lambda session: (session.model.text_model.layers[1], "forward"), 2),
-    "in a later word": (lambda session: (session.model.text_model.layers[0], "forward"), 4),
-    "between words": (lambda session: (session.sampler, "choose_"), 3),
+    "in the vision tower": (lambda session: (session.model.hf.model.visual, "forward"), 1),
+    "in the prefill": (lambda session: (session.model.text_model.layers[1].mlp, "forward"), 1),
+    "in the first word": (lambda session: (session.model.text_model.layers[1].mlp, "forward"), 2),
+    "in a later word": (lambda session: (session.model.text_model.layers[0].mlp, "forward"), 4),
+    "between words": (lambda session: (session.engine.runner, "choose"), 3),
 }
 
 
@@ -298,7 +286,7 @@ def step_alike(session: StreamingSession, other: StreamingSession, picture) -> t
     """Step the one, and the other into the same words; return the logits of both."""
     logits = record_logits(session)
     session.step(picture)
-    del session.sampler.choose_
+    del session.engine.runner.choose
     return torch.stack(logits), repeat(session, other, picture)
 
 
@@ -306,10 +294,8 @@ def repeat(session: StreamingSession, other: StreamingSession, picture) -> torch
     """Put the words of the one's last turn into the other's mouth; both must then hold the same. Return its logits."""
     words = (Kind.SPEECH, Kind.TAIL, Kind.REPLY_END)
     said = sum(s.num_tokens for s in session.layout.segments if s.turn == session.num_turns - 1 and s.kind in words)
-    reply, logits = iter(session.decoder.ids[-said:]), []
-    other.sampler.choose_ = lambda seen: (logits.append(seen.clone()), next(reply))[1]
-    other.step(picture)
-    del other.sampler.choose_
+    with steered(other, session.decoder.ids[-said:]) as logits:
+        other.step(picture)
     assert session.decoder.ids == other.decoder.ids
     assert session.layout == other.layout
     assert torch.equal(session.decoder.positions, other.decoder.positions)

@@ -110,7 +110,7 @@ def test_a_kill_leaves_whole_files(tmp_path):
     deadline = time.monotonic() + 180
     rows = tmp_path / "match.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
-        if rows.exists() and rows.stat().st_size > 100_000:
+        if rows.exists() and rows.stat().st_size > 200_000:
             break
         time.sleep(0.01)
     process.kill()

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamingvlm.errors import VideoError
+from streamingvlm.model import attention, loading
+from streamingvlm.model.attention import WINDOWED_ATTENTION
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
-from streamingvlm.model.vision import capped_max_pixels, preprocess, smart_size
+from streamingvlm.model.vision import VisionFeatures, capped_max_pixels, preprocess, smart_size
 
 QWEN2_5 = FAMILIES["qwen2_5_vl"]
 MIN_PIXELS, MAX_PIXELS = 100 * 28 * 28, 768 * 28 * 28
@@ -185,6 +187,50 @@ def test_seconds_encoded_one_by_one_equal_the_whole_video(tiny_checkpoint, model
     assert len(whole.deepstack) == (2 if model_type == "qwen3_vl" else 0)
     for level, features in enumerate(whole.deepstack):
         assert torch.equal(features, torch.cat([second.deepstack[level] for second in seconds]))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_several_videos_in_one_pass_are_each_as_alone(tiny_checkpoint, model_type):
+    vision = load_model(tiny_checkpoint(model_type), device="cpu").vision_encoder(min_pixels=1)
+    sizes = [(2, 56, 84), (4, 112, 56), (2, 140, 168)]
+    videos = [vision.patches(random_frames(*size, seed)) for seed, size in enumerate(sizes)]
+    for video, together in zip(videos, vision.features_of_many(videos), strict=True):
+        assert_alike(vision.features_of(*video), together)
+
+
+def assert_alike(one: VisionFeatures, other: VisionFeatures):
+    assert one.grid == other.grid
+    assert len(one.deepstack) == len(other.deepstack)
+    for mine, yours in zip(one.rows(0, len(one.embeddings)), other.rows(0, len(other.embeddings)), strict=True):
+        assert (mine - yours).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("has_kernel", [False, True])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_all_windows_at_once_are_as_transformers_takes_them_one_by_one(
+    tiny_checkpoint, model_type, has_kernel, monkeypatch
+):
+    stock = load_model(tiny_checkpoint(model_type), device="cpu").vision_encoder(min_pixels=1)
+    monkeypatch.setattr(loading, "_takes_windows_at_once", lambda *_: True)
+    if has_kernel:
+        monkeypatch.setattr(attention, "takes_runs_at_once", lambda query: True)
+        monkeypatch.setattr(attention, "_varlen", window_by_window)
+    windowed = load_model(tiny_checkpoint(model_type), device="cpu").vision_encoder(min_pixels=1)
+    assert windowed.tower.config._attn_implementation == WINDOWED_ATTENTION
+    for size in [(2, 56, 84), (4, 140, 196)]:
+        frames = random_frames(*size)
+        assert_alike(stock.features(frames), windowed.features(frames))
+
+
+def window_by_window(query, keys, values, *, offsets, longest, is_causal, scaling):
+    """What the kernel is documented to do."""
+    assert not is_causal
+    outputs = []
+    for first, stop in itertools.pairwise(offsets[0].tolist()):
+        assert stop - first <= longest[0] == longest[1]
+        scores = torch.einsum("qhd,khd->hqk", query[first:stop], keys[first:stop]) * scaling
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values[first:stop]))
+    return torch.cat(outputs)
 
 
 def test_features_are_embeddings_and_their_grid(tiny_checkpoint):

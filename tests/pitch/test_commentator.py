@@ -8,6 +8,7 @@ import pytest
 from streamingvlm.pitch import Call, Kind, Match, parse, say
 
 SPEAKS_OF_SIDE = set(Kind) - {Kind.SILENCE, Kind.SHOT}
+SPEAKS_OF_CLUB = {Kind.GOAL, Kind.KICK_OFF}
 SPEAKS_OF_SCORE = {Kind.GOAL, Kind.THROW_IN, Kind.KICK_OFF}
 
 
@@ -27,7 +28,7 @@ def second():
         (Kind.SAVE, "saved! blue denied"),
         (Kind.WIDE, "wide from blue"),
         (Kind.THROW_IN, "throw-in to blue, still 2-1"),
-        (Kind.KICK_OFF, "kick-off for blue, 2-1"),
+        (Kind.KICK_OFF, "kick-off for blue, City away 2-1"),
     ],
 )
 def test_lines(second, kind, line):
@@ -40,7 +41,7 @@ def test_parse_undoes_say():
             assert parse(say(second)) == Call(
                 second.kind,
                 colour=second.colour if second.kind in SPEAKS_OF_SIDE else None,
-                club=second.club if second.kind is Kind.GOAL else None,
+                club=second.club if second.kind in SPEAKS_OF_CLUB else None,
                 score=second.score if second.kind in SPEAKS_OF_SCORE else None,
             )
 

@@ -48,12 +48,18 @@ def test_sides_are_judged_where_the_kind_was_called_right():
     assert report.side_accuracy == 1 / 2
 
 
+SCORES = ((1, 0), (1, 1), (1, 0), (1, 0), (1, 1))
+
+
 def test_clubs_are_judged_over_the_goals_called_and_scores_over_the_lines_that_state_one():
-    truth = [_second(Kind.GOAL), _second(Kind.GOAL, side=1, goals=(1, 1)), _second(Kind.GOAL), _second(Kind.THROW_IN)]
+    kinds = (Kind.GOAL, Kind.GOAL, Kind.GOAL, Kind.THROW_IN, Kind.KICK_OFF)
+    truth = [
+        _second(kind, side=side, goals=goals) for kind, side, goals in zip(kinds, (0, 1, 0, 0, 0), SCORES, strict=True)
+    ]
     lines = ["goal for red! Rovers home 1-0", "goal for blue! Rovers away 2-1", "pass by red", "throw-in to red"]
-    report = score(truth, lines)
+    report = score(truth, [*lines, "kick-off for red, Rovers home 1-1"])
     assert report.club_accuracy == 1 / 2
-    assert report.score_accuracy == 1 / 3
+    assert report.score_accuracy == 2 / 4
     assert report.goal_score_accuracy == 1 / 2
 
 

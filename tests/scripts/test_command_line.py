@@ -187,3 +187,18 @@ def test_help_shows_the_choices_and_the_options(monkeypatch, capsys):
 
 def test_what_hydra_says_otherwise_is_cut_to_its_first_line():
     assert explain(HydraException("\nfirst\nsecond"), "stream", []) == "first"
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys):
+    def write_to_full_disk(options):
+        with open("/dev/full", "w") as file:
+            file.write("a result")
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["stream.py"])
+    with pytest.raises(SystemExit) as ended:
+        run(write_to_full_disk, LINE)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "stream.py: a file cannot be written (No space left on device); make room and run it again\n"
+    )

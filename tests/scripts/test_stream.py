@@ -257,3 +257,40 @@ def assert_one_line(code, out, err, name):
     assert err.count("\n") == 1, err
     assert err.startswith("stream.py: ")
     assert name in err
+
+
+def lines_of(out):
+    return [line for line in out.splitlines() if line.startswith("[")]
+
+
+def test_a_stream_that_was_stopped_is_resumed_where_it_was(stream_here, folder):
+    words = ["sampling.temperature=1", "output=none"]
+    code, whole, err = stream_here("duration_s=6", *words)
+    assert code == 0, err
+    code, first, err = stream_here("duration_s=3", "autosave=kept", "resume=true", *words)
+    assert code == 0, err
+    code, rest, err = stream_here("duration_s=6", "autosave=kept", "resume=true", *words)
+    assert code == 0, err
+    assert lines_of(first) + lines_of(rest) == lines_of(whole)
+    code, nothing, err = stream_here("duration_s=6", "autosave=kept", "resume=true", *words)
+    assert (code, lines_of(nothing)) == (0, []), "it had come to its end"
+
+
+def test_a_snapshot_is_not_lost_and_not_contradicted(stream_here, folder):
+    code, _, err = stream_here("duration_s=2", "autosave=kept")
+    assert code == 0, err
+    assert_one_line(*stream_here("duration_s=4", "autosave=kept"), "resume=true")
+    assert_one_line(*stream_here("duration_s=4", "autosave=kept", "resume=true", "cache=full"), "cache.policy")
+    assert_one_line(*stream_here("duration_s=4", "resume=true"), "autosave")
+    (folder / "kept" / "snapshot.json").write_text("{")
+    assert_one_line(*stream_here("duration_s=4", "autosave=kept", "resume=true"), "kept")
+
+
+def test_an_alert_is_silent_and_says_what_the_model_does_not_know(stream_here, folder):
+    code, out, err = stream_here("duration_s=3", "alert=a goal is scored, by anyone", "output.path=notes.jsonl")
+    assert code == 0, err
+    assert out == ""
+    assert "neither yes nor no was answered in 3 of 3 turns" in err
+    rows = [json.loads(row) for row in (folder / "notes.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["", "", ""]
+    assert all(row["yes"] + row["no"] < 0.5 for row in rows)

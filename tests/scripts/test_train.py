@@ -76,7 +76,7 @@ def test_a_checkpoint_learns_and_streams_as_it_was_trained(call, data, tiny_chec
         (["fit.pack_tokens=50"], ["longer than pack_tokens=50"]),
         (["fit.keep_checkpoints=1000000000000"], ["GB left", "make room"]),
         (["fit.liger=true"], ["streamingvlm[liger]"]),
-        (["experiment=pitch_short", "device=zz"], ["device=zz is unknown"]),
+        (["experiment=pitch", "device=zz"], ["device=zz is unknown"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -12,9 +12,9 @@ import unicodedata
 
 import pytest
 import torch
-from conftest import frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_inputs import frames
 from transformers import AutoTokenizer
 
 from streamingvlm.cache.positions import contiguous_positions

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import frames
+from tiny_inputs import frames
 
 from streamingvlm.config import VideoConfig
 from streamingvlm.model.family import FAMILIES

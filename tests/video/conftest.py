@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from live_sources import FPS, write_camera_file
 
 BLOCKS = 4  # a number is drawn as 4 x 4 blocks, white for 1, the lowest bit at the top left
 TICK = Fraction(1, 90000)
@@ -133,6 +134,13 @@ def write_sound() -> Callable[[Path], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def camera_clip(tmp_path_factory) -> Path:
+    """Half a minute as a camera codes it, 25 pictures a second, each with its number."""
+    path = tmp_path_factory.mktemp("camera") / "clip.mp4"
+    return write_camera_file(path, (picture(number, 64, 48) for number in range(30 * FPS)), FPS)
 
 
 def expected_numbers(times_s: Sequence[Fraction], sample_s: Sequence[Fraction]) -> list[int]:

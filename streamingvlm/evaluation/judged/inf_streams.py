@@ -75,12 +75,13 @@ class Game:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a game that is scored."""
+    """A part of a game that is scored; position: where in the game it begins, 0 to 1."""
 
     video: str
     start_s: float
     end_s: float
     reference: str
+    position: float
 
 
 def read_games(path: Path, video_root: Path, *, num_videos: int | None = None) -> list[Game]:
@@ -101,15 +102,14 @@ def read_games(path: Path, video_root: Path, *, num_videos: int | None = None) -
 
 def read_segments(path: Path, games: Sequence[Game], *, start_s: float) -> list[Segment]:
     """Read those segments of the games that begin at ``start_s`` or later; DataError for another layout."""
-    names = {Path(game.name).name for game in games}
+    end_s = {Path(game.name).name: game.end_s for game in games}
     segments = []
     for where, line in json_lines(path):
         name, pieces = _titled_pieces(line, where)
-        segment = Segment(
-            Path(name).name, pieces[0].start_s, max(p.end_s for p in pieces), " ".join(p.text for p in pieces)
-        )
-        if segment.video in names and segment.start_s >= start_s:
-            segments.append(segment)
+        video, begins_s = Path(name).name, pieces[0].start_s
+        if video in end_s and begins_s >= start_s:
+            reference = " ".join(piece.text for piece in pieces)
+            segments.append(Segment(video, begins_s, max(p.end_s for p in pieces), reference, begins_s / end_s[video]))
     if not segments:
         raise DataError(f"{path} has no segment of these {len(games)} videos from {start_s:g} s on; check both files")
     return segments
@@ -129,7 +129,7 @@ def comparisons(
     for number, segment in enumerate(segments):
         texts = [_text_of(said, segment) for said in (ours, theirs)]
         name = f"{segment.video}:{number}:{segment.start_s:g}-{segment.end_s:g}"
-        yield Comparison(name, segment.video, segment.reference, *texts)
+        yield Comparison(name, segment.video, segment.reference, *texts, segment.position)
 
 
 def by_base_name(said: Mapping[str, Sequence[CommentedChunk]]) -> dict[str, CommentedChunk]:

@@ -32,7 +32,8 @@ _LETTER_TOKENS = 1
 class Comparison:
     """Two texts about the same part of a video.
 
-    name: unique; group: what it belongs to, usually the video; reference: the true commentary.
+    name: unique; group: what it belongs to, usually the video; reference: the true commentary; position: where in its
+    video it begins, 0 to 1, None where that does not matter.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Comparison:
     reference: str
     text_a: str
     text_b: str
+    position: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Verdict:
     name: str
     group: str
     votes: tuple[Vote, Vote]
+    position: float | None = None
 
     @property
     def is_tie(self) -> bool:
@@ -83,7 +86,7 @@ class Judge:
 
     def _verdict(self, comparison: Comparison) -> Verdict:
         first, second = (self.endpoint.ask(request, read_vote) for request in self._requests(comparison))
-        return Verdict(comparison.name, comparison.group, (_valid(first), _OTHER[_valid(second)]))
+        return Verdict(comparison.name, comparison.group, (_valid(first), _OTHER[_valid(second)]), comparison.position)
 
     def _requests(self, comparison: Comparison) -> tuple[Request, Request]:
         a, b = comparison.text_a, comparison.text_b
@@ -158,3 +161,12 @@ def win_rate(verdicts: Sequence[Verdict], *, num_resamples: int = 10_000, seed: 
         num_invalid=2 * len(verdicts) - len(wins),
         num_ties=sum(verdict.is_tie for verdict in verdicts),
     )
+
+
+def win_rates_by_part(verdicts: Sequence[Verdict], num_parts: int = 5) -> list[WinRate]:
+    """The win rate in each part of the videos, from the first to the last; of those whose position is known."""
+    parts: list[list[Verdict]] = [[] for _ in range(num_parts)]
+    for verdict in verdicts:
+        if verdict.position is not None:
+            parts[min(int(verdict.position * num_parts), num_parts - 1)].append(verdict)
+    return [win_rate(of_part) for of_part in parts]

@@ -20,7 +20,7 @@ from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.turns import TurnFormat
 
 _EVERYDAY = (Kind.PASS, Kind.TACKLE, Kind.SHOT, Kind.SAVE, Kind.WIDE)
-_KICK_OFF_PERCENT = 60  # after a goal; what comes between is at times left out of a previous text
+_KICK_OFF_PERCENT = 85  # after a goal; what comes between is at times left out of a previous text
 
 
 @dataclass(frozen=True)

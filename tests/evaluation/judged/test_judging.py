@@ -29,6 +29,7 @@ from streamingvlm.evaluation.judged.judging import (
     Verdict,
     read_vote,
     win_rate,
+    win_rates_by_part,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -258,3 +259,13 @@ def test_a_win_rate_is_told_with_its_interval_where_there_is_one():
     assert text.startswith("win rate 60.00% (95 % interval 33.33% to 100.00%): 3 of 5 votes, 3 comparisons")
     assert "1 ties, 1 invalid" in text
     assert "interval" not in str(win_rate(verdicts[:1]))
+
+
+def test_parts_of_the_videos_are_counted_apart_and_what_stands_nowhere_in_none():
+    won, lost = ("A", "A"), ("B", "B")
+    places = [(0.0, won), (0.19, lost), (0.2, won), (0.61, lost), (1.0, won), (None, lost)]
+    verdicts = [Verdict(str(n), "v", votes, position) for n, (position, votes) in enumerate(places)]
+    parts = win_rates_by_part(verdicts)
+    assert [part.num_comparisons for part in parts] == [2, 1, 0, 1, 1]
+    assert [part.rate for part in parts if part.num_comparisons] == [0.5, 1.0, 0.0, 1.0]
+    assert math.isnan(parts[2].rate)

@@ -21,7 +21,11 @@ def test_under_its_own_names_a_match_is_told_as_it_is(seed):
 def test_the_count_goes_on_from_any_score_and_starts_again_when_full():
     cast = Cast(("red", "blue"), ("Rovers", "City"))
     lines = cast.tell([(Kind.GOAL, 1), (Kind.KICK_OFF, 0), (Kind.GOAL, 0)], (3, 8))
-    assert lines == ["goal for blue! City away 3-9", "kick-off for red, 0-0", "goal for red! Rovers home 1-0"]
+    assert lines == [
+        "goal for blue! City away 3-9",
+        "kick-off for red, Rovers home 0-0",
+        "goal for red! Rovers home 1-0",
+    ]
 
 
 def test_sides_differ_in_club_and_colour():
@@ -40,7 +44,7 @@ def test_a_goal_that_slipped_to_the_other_side_is_put_right_by_the_kick_off():
         Said("throw-in to red, still 2-2"),
         Said("goal for red! Rovers home 3-2", is_slip=True),
         Said(""),
-        Said("kick-off for red, 2-3"),
+        Said("kick-off for red, Rovers home 2-3"),
     ]
 
 

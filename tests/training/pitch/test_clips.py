@@ -149,7 +149,7 @@ def test_a_forgetful_clip_knows_the_introduction_and_one_score(footage, turns):
         text = turns.tokenizer.decode(example.input_ids)
         previous = text.partition("previous text\n")[2].partition("<|im_end|>")[0]
         lines = previous.removeprefix(introduction_of(turns, example))
-        assert len(lines) <= len(" goal for yellow! Wanderers away 0-0")
+        assert len(lines) <= len(" kick-off for yellow, Wanderers away 0-0")
 
 
 def test_a_mute_clip_has_heard_nothing(footage, turns):

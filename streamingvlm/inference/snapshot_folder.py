@@ -1,0 +1,163 @@
+"""A snapshot on disk: a folder that is whole at every moment, whenever its writer is killed.
+
+    snapshot.json           what there is, in JSON with its checksum; replaced in one step, after all that it names
+    run-<hex>/<part>        tensors in safetensors, each with its checksum in snapshot.json
+
+Each writer has a run of its own, named by chance, and removes what other runs left only when its own first snapshot is
+in place. Nothing in a snapshot can be executed. What was written survives the death of the process, not of the machine:
+no file is forced to the disk.
+"""
+
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from streamingvlm.atomic import write_json
+from streamingvlm.errors import SnapshotError
+
+FORMAT, VERSION = "streamingvlm snapshot", 1
+
+_MANIFEST = "snapshot.json"
+_RUN = re.compile(r"run-[0-9a-f]{32}")
+_PART = re.compile(r"[a-z]+-\d+\.safetensors")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of tensors: its name in the run's folder, and the checksum of what it holds."""
+
+    name: str
+    checksum: int
+
+
+class SnapshotFolder:
+    """The writing side. Raises SnapshotError where the folder cannot be written or is in use for something else."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._run = f"run-{uuid4().hex}"
+        self._run_before = self._published_run()
+
+    def write_part(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Part:
+        """Write tensors, on whatever device; they count once `publish` names them."""
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        self._written(lambda: (self.path / self._run).mkdir(parents=True, exist_ok=True))
+        self._written(lambda: save_file(tensors, self.path / self._run / name))
+        return Part(name, _checksum(tensors))
+
+    def publish(self, body: Mapping[str, Any], parts: Collection[Part]):
+        """Make this the snapshot, and remove the files that only older ones named."""
+        if self._published_run() != self._run_before:
+            raise SnapshotError(f"{self.path} is written by another stream, too; give each a folder of its own")
+        body = {**body, "run": self._run}
+        document = {"format": FORMAT, "version": VERSION, "checksum": _checksum_of_json(body), "body": body}
+        self._written(lambda: write_json(self.path / _MANIFEST, document))
+        if self._run_before != self._run:
+            self._remove_other_runs()
+        self._run_before = self._run
+        for file in (self.path / self._run).iterdir():
+            if file.name not in {part.name for part in parts}:
+                file.unlink()
+
+    def _published_run(self) -> str | None:
+        """The run whose snapshot stands in the folder now. Raises SnapshotError for a folder of something else."""
+        try:
+            return json.loads((self.path / _MANIFEST).read_bytes())["body"]["run"]
+        except FileNotFoundError:
+            if self.path.is_dir() and any(not _is_ours(file) for file in self.path.iterdir()):
+                raise SnapshotError(f"{self.path} holds other files; name a new folder, or an empty one") from None
+            return None
+        except NotADirectoryError as error:
+            raise SnapshotError(f"{self.path} is a file, expected a folder; name a new one") from error
+        except (ValueError, KeyError, TypeError):
+            return ""  # what is damaged may be replaced
+        except OSError as error:
+            raise SnapshotError(f"{self.path} cannot be read ({error.strerror}); check its permissions") from error
+
+    def _remove_other_runs(self):
+        for file in self.path.iterdir():
+            if _is_ours(file) and file.name not in (self._run, _MANIFEST):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+    def _written(self, write):
+        try:
+            write()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SnapshotError(
+                f"{self.path} cannot take a snapshot ({reason}); the one before is whole; make room, or name another"
+            ) from error
+
+
+def has_snapshot(path: str | Path) -> bool:
+    """Whether there is a snapshot, in whatever state."""
+    return (Path(path) / _MANIFEST).is_file()
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read what `publish` wrote. Raises SnapshotError for no snapshot, another version's, or a damaged one."""
+    path = Path(path)
+    try:
+        document = json.loads((path / _MANIFEST).read_bytes())
+    except OSError as error:
+        raise SnapshotError(
+            f"{path} has no snapshot ({error.strerror}); name a folder that session.save made"
+        ) from error
+    except ValueError as error:
+        raise damaged(path, f"{_MANIFEST} is not JSON") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise SnapshotError(f"{path / _MANIFEST} is no snapshot of a stream; name a folder that session.save made")
+    if document.get("version") != VERSION:
+        raise SnapshotError(
+            f"{path} is a snapshot of version {document.get('version')}, expected {VERSION}; take it up with the "
+            "streamingvlm that wrote it"
+        )
+    body = document.get("body")
+    if not isinstance(body, dict) or document.get("checksum") != _checksum_of_json(body):
+        raise damaged(path, f"the checksum of {_MANIFEST} differs")
+    return body
+
+
+def read_part(path: str | Path, run: str, part: Part) -> dict[str, torch.Tensor]:
+    """Read the tensors of a part, onto the CPU. Raises SnapshotError where they are not those that were written."""
+    path = Path(path)
+    if not (_RUN.fullmatch(run) and _PART.fullmatch(part.name)):
+        raise damaged(path, f"it names a file {run}/{part.name}")
+    try:
+        tensors = load_file(path / run / part.name)
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, f"{part.name} cannot be read") from error
+    if _checksum(tensors) != part.checksum:
+        raise damaged(path, f"the checksum of {part.name} differs")
+    return tensors
+
+
+def damaged(path: str | Path, what: str) -> SnapshotError:
+    """The error that says so."""
+    return SnapshotError(f"the snapshot {path} is damaged ({what}); take another copy, or begin the stream anew")
+
+
+def _is_ours(file: Path) -> bool:
+    return bool(_RUN.fullmatch(file.name)) or file.name == _MANIFEST or file.name.startswith(f".{_MANIFEST}.")
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), total)
+        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), total)
+    return total
+
+
+def _checksum_of_json(body: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())

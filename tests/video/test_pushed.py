@@ -1,0 +1,145 @@
+"""Frames pushed from Python: from any thread, in bounded memory, at the times at which they were captured."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from streamingvlm.config import LiveConfig
+from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.video import PushedFrames, open_source
+
+
+def frame(value):
+    return torch.full((3, 4, 6), value, dtype=torch.uint8)
+
+
+def seen(seconds):
+    return [(s.start_s, s.frames[:, 0, 0, 0].tolist()) for s in seconds]
+
+
+def test_frames_are_seen_at_the_times_of_their_capture():
+    frames = PushedFrames()
+    began_s = time.monotonic() - 100
+    for i, at_s in enumerate([0, 0.5, 1.0, 1.5, 7.1, 7.6, 8.2]):
+        frames.push(frame(i), captured_s=began_s + at_s)
+    frames.close()
+    with open_source(frames, live=LiveConfig(policy="wait")) as video:
+        seconds = list(video)
+    assert seen(seconds) == [(0, [0, 1]), (1, [2, 3]), (7, [4, 5]), (8, [5, 6])]
+    assert [s.captured_s - began_s for s in seconds] == pytest.approx([0.5, 1.5, 7.6, 8.2])
+
+
+def test_a_second_is_given_when_it_is_over_though_no_frame_follows():
+    frames = PushedFrames()
+    with open_source(frames) as video:
+        frames.push(frame(1))
+        second = next(video)
+        assert 0.5 < time.monotonic() - second.captured_s < 5
+        assert seen([second]) == [(0, [1, 1])]
+
+
+def test_many_threads_may_push():
+    frames = PushedFrames(max_frames=10_000)
+    began_s = time.monotonic()
+
+    def push_all():
+        for _ in range(200):
+            frames.push(frame(7))
+
+    threads = [threading.Thread(target=push_all) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    frames.close()
+    taken = [frames.take(0) for _ in range(1600)]
+    with pytest.raises(EOFError):
+        frames.take(0)
+    assert all(captured_s >= began_s for _, captured_s in taken)
+
+
+@pytest.mark.parametrize("limits", [{"max_frames": 5}, {"max_bytes": 5 * 72}])
+def test_the_oldest_go_where_there_is_no_room(limits):
+    frames = PushedFrames(**limits)
+    for i in range(12):
+        frames.push(frame(i))
+    assert frames.num_dropped == 7
+    assert [int(frames.take(0)[0].max()) for _ in range(5)] == [7, 8, 9, 10, 11]
+    assert frames.take(0) is None
+
+
+def test_who_pushes_can_wait_for_room_and_is_let_go_by_close():
+    frames = PushedFrames(max_frames=1)
+    frames.push(frame(0))
+    ended = threading.Event()
+
+    def push_more():
+        frames.push(frame(1), wait=True)
+        with pytest.raises(VideoError, match=r"after close\(\)"):
+            frames.push(frame(2), wait=True)
+        ended.set()
+
+    thread = threading.Thread(target=push_more)
+    thread.start()
+    assert not ended.wait(0.05)
+    assert int(frames.take(1)[0].max()) == 0
+    while not frames._frames:  # until the other thread has pushed its first
+        time.sleep(0.001)
+    assert not ended.wait(0.05)
+    frames.close()
+    thread.join(10)
+    assert ended.is_set() and frames.num_dropped == 0
+
+
+def test_an_array_has_its_channels_last():
+    frames = PushedFrames()
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    frames.push(image)
+    assert torch.equal(frames.take(0)[0], torch.from_numpy(image).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(3, 4, 6),
+        torch.zeros(4, 6, 3, dtype=torch.uint8),
+        torch.zeros(1, 3, 4, 6, dtype=torch.uint8),
+        torch.zeros(3, 0, 6, dtype=torch.uint8),
+        np.zeros((4, 6), np.uint8),
+        np.zeros((4, 6, 4), np.uint8),
+    ],
+)
+def test_what_is_no_frame_is_told_to_who_pushed_it(wrong):
+    frames = PushedFrames()
+    with pytest.raises(VideoError, match=r"uint8 \[3, H, W\]"):
+        frames.push(wrong)
+    assert frames.take(0) is None
+
+
+def test_a_frame_that_never_fits_and_limits_of_nothing_are_refused():
+    with pytest.raises(VideoError, match="max_bytes"):
+        PushedFrames(max_bytes=10).push(frame(0), wait=True)
+    for limits in ({"max_frames": 0}, {"max_bytes": 0}):
+        with pytest.raises(ConfigError, match=next(iter(limits))):
+            PushedFrames(**limits)
+
+
+def test_frames_that_are_out_of_order_are_passed_over():
+    frames = PushedFrames()
+    began_s = time.monotonic() - 100
+    for i, at_s in enumerate([0, 0.5, 0.3, 1.0, 1.5]):
+        frames.push(frame(i), captured_s=began_s + at_s)
+    frames.close()
+    with open_source(frames, live=LiveConfig(policy="wait")) as video:
+        assert seen(video) == [(0, [0, 1]), (1, [3, 4])]
+
+
+def test_closing_the_reader_leaves_the_frames_to_who_pushes():
+    frames = PushedFrames()
+    video = open_source(frames)
+    video.close()
+    frames.push(frame(0))
+    assert list(video) == []
