@@ -34,7 +34,7 @@ def serve(options: dict[str, Any], config: ServerConfig, listener):
     os.environ.pop("no_proxy", None)
     log_json(options["log_level"])
     model = load_model(**options["model"], attention=STREAMING_ATTENTION)
-    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")})
+    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")}, **config.limits.room)
     port = listener.getsockname()[1]
     try:
         app = create_app(streams, config)
