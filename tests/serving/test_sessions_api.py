@@ -230,7 +230,8 @@ def test_a_question_to_a_session_that_is_deleted_meanwhile_is_told_so(server, ma
         asking.start()
         wait_for_question(server, session)
         deleting.start()
-        time.sleep(0.2)
+        while not server.app.state.hub.find(session, LOCAL_OWNER)._stream.session.is_closed:
+            time.sleep(0.01)
     asking.join()
     deleting.join()
     assert {answer.status_code for answer in answers} == {204, 409}
