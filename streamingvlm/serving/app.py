@@ -17,7 +17,7 @@ from streamingvlm.serving.gateway import Gateway
 from streamingvlm.serving.hub import Hub
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.places import Resolve, resolve_host
-from streamingvlm.serving.refusals import error_body, refusal_of
+from streamingvlm.serving.refusals import FaultBody, error_body, refusal_of
 from streamingvlm.serving.routes import chat, commentary, frames, operations, page, sessions
 from streamingvlm.serving.streams import Streams
 from streamingvlm.serving.webrtc import Cameras
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 def create_app(streams: Streams, config: ServerConfig, *, resolve_name: Resolve = resolve_host) -> FastAPI:
     """The application. resolve_name: how names become addresses, where it is not the system's way."""
     metrics = Metrics()
-    app = FastAPI(title="streamingvlm", lifespan=_lifespan, docs_url=None, redoc_url=None)
+    refused = {"default": {"model": FaultBody, "description": "Not served; the message is one line"}}
+    app = FastAPI(title="streamingvlm", lifespan=_lifespan, docs_url=None, redoc_url=None, responses=refused)
     app.state.hub = Hub(streams, config, metrics, resolve_name=resolve_name)
     app.state.cameras = Cameras(config.ice_servers)
     for part in (operations, sessions, frames, commentary, chat, page):
