@@ -7,31 +7,34 @@ from typing import Any
 
 from streamingvlm.config import LiveConfig, resolve
 from streamingvlm.errors import ConfigError
-from streamingvlm.model.attention import STREAMING_ATTENTION
-from streamingvlm.model.loading import load_model
-
-try:
-    from streamingvlm.serving.app import create_app
-except ImportError as error:
-    raise ConfigError(
-        f'{error.name} is missing, which the server needs; run: pip install "streamingvlm[serve]"'
-    ) from error
-
 from streamingvlm.serving.config import Allowed, ServerConfig, limits_from, read_keys
-from streamingvlm.serving.logs import log_json
-from streamingvlm.serving.server import DrainingServer, bind
-from streamingvlm.serving.streams import Streams
 
 
 def host(options: dict[str, Any]):
-    """Check what was given before the model loads, then serve until told to stop."""
+    """Check what was given before anything that takes seconds is imported or loaded, then serve until told to stop."""
     config = server_config(options)
-    listener = bind(config)
+    try:
+        from streamingvlm.serving.server import bind
+    except ImportError as error:
+        raise ConfigError(f'{error.name} is missing; run: pip install "streamingvlm[serve]"') from error
+    with bind(config) as listener:
+        serve(options, config, listener)
+
+
+def serve(options: dict[str, Any], config: ServerConfig, listener):
+    """Load the model and serve on a port that was taken."""
+    from streamingvlm.model.attention import STREAMING_ATTENTION
+    from streamingvlm.model.loading import load_model
+    from streamingvlm.serving.app import create_app
+    from streamingvlm.serving.logs import log_json
+    from streamingvlm.serving.server import DrainingServer
+    from streamingvlm.serving.streams import Streams
+
     # FFmpeg would go past the gateway to the hosts that are listed there.
     os.environ.pop("no_proxy", None)
     log_json(options["log_level"])
     model = load_model(**options["model"], attention=STREAMING_ATTENTION)
-    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")})
+    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")}, **config.limits.room)
     port = listener.getsockname()[1]
     try:
         app = create_app(streams, config)

@@ -45,7 +45,7 @@ class Gate:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        answer = _Answer(scope, send)
+        answer = _Answer(scope, send, self._config.limits.send_s)
         try:
             scope.setdefault("state", {})["owner"] = self._admit(scope)
             if scope["type"] == "http":
@@ -55,6 +55,8 @@ class Gate:
         except Refusal as refusal:
             self._metrics.refused.labels(str(refusal.status_code)).inc()
             await _refuse(scope, receive, answer.send, refusal)
+        except _NotTakenError:
+            log.info("a client does not take its answer", extra={"path": scope["path"]})
         finally:
             self._metrics.requests.labels(scope.get("method", "WEBSOCKET"), str(answer.status)).inc()
             answer.log()
@@ -124,11 +126,15 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: Refusal):
     await JSONResponse(body, refusal.status_code, refusal.headers)(scope, receive, send)
 
 
-class _Answer:
-    """One answer on its way out: given its headers, and logged when it is done."""
+class _NotTakenError(Exception):
+    """A client has left a piece of its answer lying for too long."""
 
-    def __init__(self, scope: Scope, send: Send):
-        self._scope, self._send, self._started_s = scope, send, time.monotonic()
+
+class _Answer:
+    """One answer on its way out: given its headers, sent piece by piece in time, and logged when it is done."""
+
+    def __init__(self, scope: Scope, send: Send, send_s: float):
+        self._scope, self._send, self._send_s, self._started_s = scope, send, send_s, time.monotonic()
         self.status = 0
 
     async def send(self, message: Message):
@@ -141,7 +147,10 @@ class _Answer:
                 headers["connection"] = "close"
         elif message["type"] == "websocket.accept":
             self.status = 101
-        await self._send(message)
+        try:
+            await asyncio.wait_for(self._send(message), self._send_s)
+        except TimeoutError:
+            raise _NotTakenError from None
 
     def log(self):
         path = urlsplit(self._scope["path"]).path

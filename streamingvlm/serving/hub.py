@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +78,17 @@ class Hub:
         with self._place():
             loop = asyncio.get_running_loop()
             source = await loop.run_in_executor(self.openers, self._open_source, asked)
+            session = LiveSession(source, self._about(asked, source), owner, self)
+            stream = None
             try:
-                session = await self._open_session(asked, source, owner)
+                stream = await asyncio.to_thread(self._open_stream, asked, session)
+                self._check_open()
             except BaseException:
-                loop.run_in_executor(self.openers, source.close)
+                for opened in filter(None, (stream, source)):
+                    loop.run_in_executor(self.openers, opened.close)
                 raise
         self._sessions[session.id] = session
-        session.start()
+        session.start(stream)
         self.metrics.opened.inc()
         log.info("session opened", extra={"session": session.id, "owner": owner, "source": session.about.source})
         return session
@@ -104,20 +107,21 @@ class Hub:
         for session in live:
             session.finish(_SHUTTING_DOWN)
         deadline_s = time.monotonic() + self.config.limits.drain_s
-        while any(session.is_live or session.log.num_listeners for session in live):
+        while self._num_clips or any(session.is_live or session.log.num_listeners for session in live):
             if time.monotonic() >= deadline_s:
                 log.warning("the time to drain is over", extra={"num_left": sum(s.is_live for s in live)})
                 break
             await asyncio.sleep(0.05)
-        for session in live:
-            session.close(_SHUTTING_DOWN)
+        await self._close_all()
 
-    def close(self):
+    async def close(self):
         """End everything at once."""
-        for session in self._sessions.values():
-            session.close(_SHUTTING_DOWN)
+        await self._close_all()
         self.openers.shutdown(wait=False, cancel_futures=True)
         self.decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def _close_all(self):
+        await asyncio.gather(*(session.close(_SHUTTING_DOWN) for session in self._sessions.values()))
 
     @contextmanager
     def clip_place(self) -> Iterator[None]:
@@ -134,8 +138,7 @@ class Hub:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        if self.is_draining:
-            raise Refusal(503, f"{_SHUTTING_DOWN}; ask another", retry_after_s=10)
+        self._check_open()
         most = self.config.limits.max_sessions
         if sum(session.is_live for session in self._sessions.values()) + self._num_opening >= most:
             raise Refusal(429, f"{most} sessions are open, which is all there is room for; close one", retry_after_s=5)
@@ -144,6 +147,10 @@ class Hub:
             yield
         finally:
             self._num_opening -= 1
+
+    def _check_open(self):
+        if self.is_draining:
+            raise Refusal(503, f"{_SHUTTING_DOWN}; ask another", retry_after_s=10)
 
     def _check_asked(self, asked: SessionAsked):
         check_no_more(asked.cache.given(), asdict(self.cache), "cache")
@@ -163,7 +170,7 @@ class Hub:
         return PushedSeconds(
             fps=self.video.fps,
             chunk_s=self.video.chunk_s,
-            policy=asked.lag or "drop",
+            policy=asked.lag or self.config.live.policy or "drop",
             max_lag_s=self.config.live.max_lag_s,
             max_waiting_s=limits.max_waiting_s,
             max_waiting_bytes=limits.max_waiting_bytes,
@@ -178,27 +185,24 @@ class Hub:
             place, fps=video.fps, chunk_s=video.chunk_s, decoder=video.decoder, prefetch=video.prefetch, live=live
         )
 
-    async def _open_session(self, asked: SessionAsked, source: Source, owner: str) -> LiveSession:
-        words = _Words()
-        open_stream = partial(
-            self.streams.open,
-            cache=asked.cache.given(),
-            sampling=asked.sampling.given(),
-            query=asked.query,
-            previous_text=asked.previous_text,
-            on_token=words,
-        )
-        stream: Stream = await asyncio.to_thread(open_stream)
-        about = About(
-            source=asked.source.file or (asked.source.url and redacted(asked.source.url)) or "pushed frames",
+    def _about(self, asked: SessionAsked, source: Source) -> About:
+        address = asked.source.url and redacted(asked.source.url)
+        return About(
+            source=asked.source.file or address or "pushed frames",
             query=asked.query,
             lag=getattr(source, "policy", "wait"),
             fps=self.video.fps,
             chunk_s=self.video.chunk_s,
         )
-        session = LiveSession(stream, source, about, owner, self)
-        words.hear = session.hear_words
-        return session
+
+    def _open_stream(self, asked: SessionAsked, session: LiveSession) -> Stream:
+        return self.streams.open(
+            cache=asked.cache.given(),
+            sampling=asked.sampling.given(),
+            query=asked.query,
+            previous_text=asked.previous_text,
+            on_token=session.hear_words,
+        )
 
     def _sweep(self, now_s: float):
         limits = self.config.limits
@@ -210,16 +214,6 @@ class Hub:
                 session.finish(f"sessions end after {limits.session_s:g} s")
             elif session.is_pushed and now_s - session.fed_s > limits.idle_s:
                 session.finish(f"no frame came for {limits.idle_s:g} s")
-
-
-class _Words:
-    """Called with each piece of what is said; its hearer comes to be after the stream that calls it."""
-
-    def __init__(self):
-        self.hear = lambda piece: None
-
-    def __call__(self, piece: str):
-        self.hear(piece)
 
 
 def settings_of(hub: Hub) -> dict[str, Any]:

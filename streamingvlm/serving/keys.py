@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from streamingvlm.serving.config import is_loopback
 
@@ -63,7 +63,7 @@ def _from_base64url(text: str) -> str | None:
 def is_own_page(headers: Mapping[str, str]) -> bool:
     """Whether a request comes from this server's own page, or from no page at all."""
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    return origin is None or _parts(origin).netloc == headers.get("host")
 
 
 def names_this_machine(host_header: str) -> bool:
@@ -71,5 +71,12 @@ def names_this_machine(host_header: str) -> bool:
 
     A page elsewhere can have its own name resolve to 127.0.0.1 and then reach this server as its own site.
     """
-    name = urlsplit(f"//{host_header}").hostname
+    name = _parts(f"//{host_header}").hostname
     return name is not None and is_loopback(name)
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # brackets that do not close
+        return urlsplit("")

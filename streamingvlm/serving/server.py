@@ -26,11 +26,12 @@ _SHUTDOWN_S = 2
 def bind(config: ServerConfig) -> socket.socket:
     """Take the port, so that what is wrong with it shows before a model is loaded. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host.strip("[]"), config.port))
     except OSError as error:
+        listener.close()
         raise ConfigError(
             f"host={config.host} port={config.port} cannot be listened on ({error.strerror}); choose another"
         ) from error

@@ -6,20 +6,19 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from streamingvlm.errors import StreamingVLMError
+from streamingvlm.errors import ClosedError, StreamingVLMError
 from streamingvlm.inference.session import Commentary
 from streamingvlm.serving.commentary import CommentaryLog
 from streamingvlm.serving.pictures import decode_jpeg, encode_jpeg
 from streamingvlm.serving.pushed import PushedSeconds
 from streamingvlm.serving.rates import Bucket
 from streamingvlm.serving.refusals import Refusal
-from streamingvlm.serving.streams import ClosedError, Stream
+from streamingvlm.serving.streams import Stream
 from streamingvlm.video.clock import Second
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class LiveSession:
     event loop's thread. owner: whoever's key opened it; hub: what all sessions share.
     """
 
-    def __init__(self, stream: Stream, source: Source, about: About, owner: str, hub: "Hub"):
+    def __init__(self, source: Source, about: About, owner: str, hub: "Hub"):
         limits = hub.config.limits
         self.id = f"ses_{secrets.token_urlsafe(_ID_BYTES)}"
         self.owner = owner
@@ -68,18 +67,19 @@ class LiveSession:
         self.num_questions = 0
         self.newest_frame: torch.Tensor | None = None
         self.lag_s = self.seen_s = 0.0
-        self._stream, self._source, self._limits, self._metrics = stream, source, limits, hub.metrics
+        self._source, self._limits, self._metrics = source, limits, hub.metrics
         self._decoders, self._openers = hub.decoders, hub.openers
         self._pushing, self._room = asyncio.Lock(), asyncio.Event()
         self._first_frame_s: float | None = None
         self._frame_rate = Bucket(limits.max_frames_per_s, max(1.0, limits.max_frames_per_s))
-        self._reason = "finished"
+        self._reason: str | None = None  # why it ends, as soon as that is known
         self._loop = asyncio.get_running_loop()
         self._said = ""
         self._thread = threading.Thread(target=self._watch, name=f"watch {self.id[:8]}", daemon=True)
 
-    def start(self):
-        """Begin to watch."""
+    def start(self, stream: Stream):
+        """Begin to watch. The stream is opened with ``hear_words``, so it comes to be after the session."""
+        self._stream = stream
         self._thread.start()
 
     @property
@@ -152,26 +152,28 @@ class LiveSession:
         finally:
             self.num_questions -= 1
 
-    async def instruct(self, query: str):
+    def instruct(self, query: str):
         """Change the standing instruction."""
         self._check_live()
-        await asyncio.wrap_future(self._stream.instruct(query))
+        self._stream.instruct(query)
         self.about = replace(self.about, query=query)
 
     def finish(self, reason: str = "finished"):
-        """Nothing more is fed; what came is still spoken of."""
+        """Nothing more is fed; what came is still spoken of. Who says so first gives the reason."""
+        if self._reason is not None:
+            return
         self._reason = reason
         if self.is_pushed:
             self._source.finish()
         else:
             self._close_source()
 
-    def close(self, reason: str):
-        """End at once."""
+    async def close(self, reason: str):
+        """End at once; its memory is free when this returns."""
         if self.is_live:
             self._reason = reason
-        self._stream.close()
         self._close_source()
+        await asyncio.to_thread(self._stream.close)  # the engine is in the middle of a step, as a rule
 
     def hear_words(self, piece: str):
         """Called in the model's thread with each new piece of what is being said."""
@@ -229,7 +231,7 @@ class LiveSession:
             for second in self._source:
                 line = self._stream.submit(second).result()
                 self._on_loop(self._tell, second, line)
-        except (CancelledError, ClosedError):
+        except ClosedError:
             pass  # whoever closed the stream has said why
         except StreamingVLMError as error:
             reason = str(error)
@@ -259,7 +261,7 @@ class LiveSession:
         self.log.utter({"text": self._said.strip()})
 
     def _end(self, reason: str | None):
-        self._reason = reason or self._reason
+        self._reason = reason or self._reason or "finished"
         self.ended_s = time.monotonic()
         self._room.set()
         self.log.end(self._reason)

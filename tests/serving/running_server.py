@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from fastapi import FastAPI
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
@@ -19,12 +20,15 @@ import streamingvlm
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.serving.app import create_app
 from streamingvlm.serving.config import ServerConfig
+from streamingvlm.serving.pictures import decode_jpeg
 from streamingvlm.serving.places import resolve_host
 from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.streams import Streams
+from streamingvlm.video.clock import Second
 
 MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 KEY = "a key of more than sixteen".replace(" ", "-")
+PATIENCE_S = 60
 OTHER_KEY = "another key, just as long".replace(" ", "-")
 
 
@@ -47,10 +51,10 @@ class Running:
         with connect(self.url.replace("http", "ws") + path, **options) as socket:
             yield socket
 
-    def lines(self, session: str, after: int = 0) -> tuple[list[dict], dict]:
+    def lines(self, session: str, after: int = 0, **options: Any) -> tuple[list[dict], dict]:
         """All lines of a session up to its end, by WebSocket, and the end."""
         lines = []
-        with self.socket(f"/v1/sessions/{session}/commentary?after={after}") as socket:
+        with self.socket(f"/v1/sessions/{session}/commentary?after={after}", **options) as socket:
             for message in map(json.loads, socket):
                 if message["type"] == "line":
                     lines.append(message)
@@ -71,10 +75,10 @@ class Running:
                     yield event["event"], event.get("id"), json.loads(event["data"])
                     event = {}
 
-    def wait_for(self, session: str, num_lines: int) -> dict:
+    def wait_for(self, session: str, num_lines: int, headers: dict[str, str] | None = None) -> dict:
         """The session, once it has said so many lines."""
         deadline_s = time.monotonic() + 120
-        while (state := self.http.get(f"/v1/sessions/{session}").json())["num_lines"] < num_lines:
+        while (state := self.http.get(f"/v1/sessions/{session}", headers=headers).json())["num_lines"] < num_lines:
             assert time.monotonic() < deadline_s, state
             time.sleep(0.02)
         return state
@@ -83,7 +87,7 @@ class Running:
 @contextmanager
 def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve_host, **settings) -> Iterator[Running]:
     """Serve in a thread of this process, as the script does in its own."""
-    streams = Streams(model, settings)
+    streams = Streams(model, settings, **config.limits.room)
     app = create_app(streams, config, resolve_name=resolve_name)
     listener = bind(replace(config, port=0))
     is_ready = threading.Event()
@@ -101,6 +105,39 @@ def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve
         run.join(30)
         streams.close()
         assert not run.is_alive()
+
+
+class Hold:
+    """Given as ``on_token``, keeps the model in the middle of a turn until it may go on."""
+
+    def __init__(self):
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, _piece: str):
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE_S)
+
+
+@contextmanager
+def held(server: Running, jpegs: list[bytes]) -> Iterator[None]:
+    """The model of a server in the middle of another stream's turn for the length of the block."""
+    hold = Hold()
+    stream = server.app.state.hub.streams.open(on_token=hold)
+    futures = [stream.submit(second) for second in seconds_of(jpegs)]
+    assert hold.begun.wait(PATIENCE_S)
+    try:
+        yield
+    finally:
+        hold.go_on.set()
+        for future in futures:
+            future.result(PATIENCE_S)
+        stream.close()
+
+
+def seconds_of(jpegs: list[bytes]) -> list[Second]:
+    """What the server makes of JPEGs, two of them a second."""
+    frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
+    return [Second(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(len(jpegs) // 2)]
 
 
 def as_jpeg(frame) -> bytes:

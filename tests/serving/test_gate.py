@@ -1,5 +1,6 @@
 """What every request passes first: keys, sites, rates, sizes; and what every answer bears."""
 
+import asyncio
 import base64
 import json
 import re
@@ -10,6 +11,11 @@ import httpx
 import pytest
 from running_server import KEY, OTHER_KEY, error_of
 from websockets.exceptions import InvalidStatus
+
+from streamingvlm.serving.config import Limits, ServerConfig
+from streamingvlm.serving.gate import Gate
+from streamingvlm.serving.logs import JsonFormatter
+from streamingvlm.serving.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +228,24 @@ def test_a_wrong_method_is_told_in_one_line(server):
     assert error_of(response)
 
 
+def test_who_does_not_take_an_answer_is_left():
+    async def endless(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    taken = []
+
+    async def full_after_three(message):
+        taken.append(message)
+        await asyncio.sleep(0 if len(taken) < 4 else 3600)
+
+    scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"host", b"localhost")]}
+    gate = Gate(endless, ServerConfig(limits=Limits(send_s=0.1)), Metrics())
+    asyncio.run(asyncio.wait_for(gate(scope, None, full_after_three), 30))
+    assert len(taken) == 4
+
+
 def test_metrics_count_what_was_turned_away(serving):
     with serving(api_keys=(KEY,)) as server:
         httpx.get(server.url + "/v1/models")
@@ -231,8 +255,6 @@ def test_metrics_count_what_was_turned_away(serving):
 
 
 def test_logs_are_one_object_a_line(serving, caplog):
-    from streamingvlm.serving.logs import JsonFormatter
-
     with serving() as server, caplog.at_level("INFO"):
         server.http.get("/v1/models", params={"secret": "1"})
         deadline_s = time.monotonic() + 10

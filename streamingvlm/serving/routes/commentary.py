@@ -18,7 +18,6 @@ router = APIRouter(prefix="/v1/sessions/{session_id}/commentary")
 Session = Annotated[LiveSession, Depends(session_of)]
 
 _KEEP_ALIVE_S = 15.0
-_GOING_AWAY, _NORMAL = 1001, 1000
 
 
 @router.get("")
@@ -35,12 +34,11 @@ async def listen(
 
 
 @router.websocket("")
-async def listen_by_socket(socket: WebSocket, after: Annotated[int, Query(ge=0)] = 0):
+async def listen_by_socket(socket: WebSocket, session: Session, after: Annotated[int, Query(ge=0)] = 0):
     """Lines as JSON messages, from number ``after`` on."""
-    session, limits = session_of(socket), hub_of(socket).config.limits
-    _check_room(session, limits.max_subscribers)
+    _check_room(session, hub_of(socket).config.limits.max_subscribers)
     await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", []) else None)
-    speaker = asyncio.ensure_future(_tell(socket, session, after, limits.send_s))
+    speaker = asyncio.ensure_future(_tell(socket, session, after))
     hearer = asyncio.ensure_future(_until_gone(socket))
     try:
         await asyncio.wait({speaker, hearer}, return_when=asyncio.FIRST_COMPLETED)
@@ -76,18 +74,15 @@ def _as_sse(event: Event) -> str:
     return f"event: {event.kind}\n{number}data: {json.dumps(event.data, ensure_ascii=False)}\n\n"
 
 
-async def _tell(socket: WebSocket, session: LiveSession, after: int, send_s: float):
-    """Send what is told until the end; one that does not take it in time is left."""
-    code = _NORMAL
+async def _tell(socket: WebSocket, session: LiveSession, after: int):
+    """Send what is told until the end."""
     try:
         async for event in session.log.follow(after):
             message = json.dumps({"type": event.kind, **event.data}, ensure_ascii=False)
-            await asyncio.wait_for(socket.send_text(message), send_s)
-    except TimeoutError:
-        code = _GOING_AWAY
+            await socket.send_text(message)
     except (WebSocketDisconnect, RuntimeError):
         return  # the listener has left
-    await socket.close(code)
+    await socket.close()
 
 
 async def _until_gone(socket: WebSocket):

@@ -65,6 +65,7 @@ function begin() {
   let wasLost = false;
   stopListening = listen(session.id, {
     line: takeLine,
+    words: ({ text }) => transcript.utter(text, source.timeS()),
     state: takeState,
     gap: ({ num_missed: count }) => transcript.remark(`${count} lines went by while you were away`),
     end: ({ reason }) => over(reason),

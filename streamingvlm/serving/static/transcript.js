@@ -49,6 +49,13 @@ export class Transcript {
     this.#append(item);
   }
 
+  // What is being said, before its line is whole; nothing where somebody looks at an earlier time.
+  utter(text, timeS) {
+    if (timeS < (this.spoken.at(-1)?.line.start_s ?? 0)) return;
+    this.caption.textContent = text;
+    this.caption.classList.toggle("shown", text !== "");
+  }
+
   remark(text) {
     const item = document.createElement("li");
     item.className = "remark";
