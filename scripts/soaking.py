@@ -30,7 +30,7 @@ class Gauge:
 
     def __init__(self, num_turns: int):
         self.turn_s, self.cpu_s, self.resident_bytes = np.full((3, num_turns), np.nan)
-        self.num_turns = 0
+        self.num_turns = self.num_questions = 0
         self._process = psutil.Process()
 
     def note(self, turn_s: float, cpu_s: float):
@@ -54,18 +54,23 @@ class Gauge:
 
 
 def soak(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Stream for as long as the options say; return the record. An error of the stream is not caught."""
+    """Stream for as long as the options say, or until Ctrl-C after two rows; return the record.
+
+    An error of the stream is not caught.
+    """
     match = Match(options["seed"])
     session = open_session(options, match)
     chunk_s = session.video_config.chunk_s
     num_warm_up, num_in_row, num_rows = turns_of(options, chunk_s)
-    num_turns = num_warm_up + num_rows * num_in_row
-    gauge, began_s = Gauge(num_turns), time.monotonic()
-    num_questions = follow(session, seconds_of(match, session, num_turns), gauge, options)
-    rows = [
-        {"start_s": start * chunk_s, **gauge.figures(start, start + num_in_row)}
-        for start in range(num_warm_up, num_turns, num_in_row)
-    ]
+    gauge, began_s = Gauge(num_warm_up + num_rows * num_in_row), time.monotonic()
+    stops = range(num_warm_up + num_in_row, len(gauge.turn_s) + 1, num_in_row)
+    try:
+        follow(session, seconds_of(match, session, len(gauge.turn_s)), gauge, options)
+    except KeyboardInterrupt:
+        stops = [stop for stop in stops if stop <= gauge.num_turns]
+        if len(stops) < 2:
+            raise
+    rows = [{"start_s": (stop - num_in_row) * chunk_s, **gauge.figures(stop - num_in_row, stop)} for stop in stops]
     return {
         "benchmark": "soak",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,7 +79,7 @@ def soak(options: Mapping[str, Any]) -> dict[str, Any]:
         "settings": dict(options),
         "num_turns": gauge.num_turns,
         "num_tokens": session.stats.num_tokens,
-        "num_questions": num_questions,
+        "num_questions": gauge.num_questions,
         "wall_s": time.monotonic() - began_s,
         "rows": rows,
         **growth(rows, options),
@@ -122,10 +127,10 @@ def seconds_of(match: Match, session: StreamingSession, num_turns: int) -> Itera
         yield Second(turn, float(turn), turn + 1.0, render(shown, fps=fps))
 
 
-def follow(session: StreamingSession, seconds: Iterator[Second], gauge: Gauge, options: Mapping[str, Any]) -> int:
-    """Stream, asking now and then; returns how often."""
+def follow(session: StreamingSession, seconds: Iterator[Second], gauge: Gauge, options: Mapping[str, Any]):
+    """Stream, asking now and then."""
     ask_every, report_every = options["ask_every_s"], options["report_every_s"]
-    num_turns, num_questions, began_s = len(gauge.turn_s), 0, time.monotonic()
+    began_s = time.monotonic()
 
     def step(second: Second) -> Commentary:
         cpu_s = time.process_time()
@@ -136,19 +141,18 @@ def follow(session: StreamingSession, seconds: Iterator[Second], gauge: Gauge, o
     for line in session.stream(seconds, step=step):
         if ask_every and line.end_s % ask_every == 0:
             session.ask(options["question"])
-            num_questions += 1
+            gauge.num_questions += 1
         if line.end_s % report_every == 0:
             recent = gauge.figures(max(0, gauge.num_turns - report_every), gauge.num_turns)
             pace = line.end_s / (time.monotonic() - began_s)
             _LOG.info(
                 "%.0f of %d s of stream, %.1fx real time, p99 of a turn %.1f ms, %.1f MB resident",
                 line.end_s,
-                num_turns,
+                len(gauge.turn_s),
                 pace,
                 recent["turn_p99_ms"],
                 recent["resident_mb"],
             )
-    return num_questions
 
 
 def growth(rows: Sequence[Mapping[str, float]], options: Mapping[str, Any]) -> dict[str, Any]:
