@@ -2,6 +2,7 @@
 
 import random
 import threading
+from itertools import islice
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.runner import Runner
 from streamingvlm.inference.session import StreamingSession
+from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.loading import load_model
+from streamingvlm.pitch import Match, render
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
 
@@ -173,27 +177,27 @@ def interrupt(**_inputs):
     raise KeyboardInterrupt
 
 
-def commentary_while_asked(session, num_turns: int, num_questions: int, seed: int) -> tuple[list[str], list[str]]:
+def commentary_while_asked(session, shown: list[Second], num_questions: int, seed: int) -> tuple[list[str], list[str]]:
     """The lines of a stream, and the answers to questions that another thread asks of it at random moments."""
     dice, answers, errors = random.Random(seed), [], []
     moments = [threading.Event() for _ in range(num_questions)]
-    when = sorted(dice.randrange(num_turns) for _ in moments)
+    when = sorted(dice.randrange(len(shown)) for _ in moments)
 
     def ask():
         try:
             for moment in moments:
                 moment.wait()
-                threading.Event().wait(dice.random() * 0.01)  # anywhere in a turn
+                threading.Event().wait(dice.random() * 0.05)  # anywhere in a turn
                 answers.append(session.ask(QUESTION, max_new_tokens=dice.randrange(1, 9)))
         except BaseException as error:  # noqa: BLE001 - told by the test's own thread
             errors.append(error)
 
     def seconds():
-        for turn in range(num_turns):
+        for turn, seen in enumerate(shown):
             for moment, at in zip(moments, when, strict=True):
                 if at == turn:
                     moment.set()
-            yield second(turn)
+            yield seen
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
@@ -206,7 +210,7 @@ def commentary_while_asked(session, num_turns: int, num_questions: int, seed: in
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_questions_from_another_thread_leave_the_commentary_as_it_is(model, sampling):
     quiet = [line.text for line in open_session(model, SMALL, sampling).stream(turns(12))]
-    lines, answers = commentary_while_asked(open_session(model, SMALL, sampling), 12, 10, seed=1)
+    lines, answers = commentary_while_asked(open_session(model, SMALL, sampling), turns(12), 10, seed=1)
     assert lines == quiet
     assert len(answers) == 10
 
@@ -216,13 +220,32 @@ def test_questions_from_another_thread_leave_the_commentary_as_it_is(model, samp
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
 def test_fifty_questions_at_random_times_leave_the_commentary_as_it_is(model, cache, sampling):
     quiet = [line.text for line in open_session(model, cache, sampling).stream(turns(100))]
-    lines, answers = commentary_while_asked(open_session(model, cache, sampling), 100, 50, seed=2)
+    lines, answers = commentary_while_asked(open_session(model, cache, sampling), turns(100), 50, seed=2)
     assert lines == quiet
     assert len(answers) == 50
 
 
-def turns(number: int):
-    return map(second, range(number))
+def turns(number: int) -> list[Second]:
+    return [second(turn) for turn in range(number)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.9, "seed": 5}], ids=["greedy", "sampled"])
+def test_fifty_questions_leave_the_commentary_of_a_match_as_it_is(sampling):
+    """The embedded model at work, asked in an engine that another stream shares."""
+    match, pitch = Match(seed=5), load_model("pitch", device="cpu", attention=STREAMING_ATTENTION)
+    seconds = islice(match.seconds(), 240)
+    shown = [Second(turn, turn, turn + 1.0, render(seen)) for turn, seen in enumerate(seconds)]
+    settings = {"sampling": sampling, "previous_text": match.intro}
+    quiet = [line.text for line in StreamingSession(pitch, **settings).stream(shown)]
+    with Engine(pitch, num_slots=2) as engine:
+        other = engine.open(**settings)
+        told = [other.submit(seen) for seen in shown]
+        lines, answers = commentary_while_asked(engine.open(**settings), shown, 50, seed=3)
+        assert [future.result(300).text for future in told] == quiet
+    print(f"{len(lines)} lines, of which {len(list(filter(None, lines)))} spoken, and {len(answers)} answers")
+    assert lines == quiet
+    assert len(answers) == 50
 
 
 def test_a_stream_without_end_answers_all_the_same(model):

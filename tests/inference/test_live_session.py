@@ -88,11 +88,10 @@ def watch_slowly(session, camera, live, *, turn_s, watch_s):
     return watched, seen
 
 
-@pytest.mark.parametrize("watch_s", [5, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("policy", ["drop", "coalesce", "degrade"])
-def test_a_model_at_half_of_real_time_stays_near_and_tells_how_old_its_words_are(policy, watch_s, session, camera):
+def test_a_model_at_half_of_real_time_stays_near_and_tells_how_old_its_words_are(policy, session, camera):
     live = {"policy": policy, "max_lag_s": 1.0}
-    watched, seen = watch_slowly(session, camera, live, turn_s=1.0, watch_s=watch_s)
+    watched, seen = watch_slowly(session, camera, live, turn_s=1.0, watch_s=5)
     lines = [line for line, _ in watched]
     wrong_s = max(abs(line.age_s - age_s) for line, age_s in watched)
     print(f"{policy}: oldest {max(line.age_s for line in lines):.2f} s, ages wrong by {wrong_s:.3f} s; {session.stats}")
