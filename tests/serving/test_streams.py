@@ -41,6 +41,18 @@ def test_streams_at_once_say_what_each_says_alone(pitch, streams, seconds):
         assert texts(row[number] for row in futures) == [alone.step(second).text for second in seconds[:6]]
 
 
+def test_a_cache_of_bytes_is_that_of_all_streams(pitch, seconds):
+    cache = {"dtype": "fp8"}
+    opened = Streams(pitch, {"cache": cache})
+    try:
+        stream = opened.open(cache={"vision_window_s": 4.0})
+        alone = StreamingSession(pitch, cache={**cache, "vision_window_s": 4.0})
+        assert stream.session.decoder.kv.keys.dtype == torch.uint8
+        assert texts(map(stream.submit, seconds[:3])) == [alone.step(second).text for second in seconds[:3]]
+    finally:
+        opened.close()
+
+
 def test_a_question_and_its_limit_reach_the_turn(pitch, streams, seconds):
     stream = streams.open(query="Who leads?")
     stream.listen(seconds[0])
