@@ -22,6 +22,7 @@ CACHES = {
     "recompute": {**SMALL, "recompute": True},
     "window": {"policy": "window", "vision_window_s": 3.0},
     "reference": {**SMALL, "policy": "reference"},
+    "fp8": {**SMALL, "reread_text": True, "dtype": "fp8"},
 }
 
 

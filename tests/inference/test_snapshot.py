@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_streams import CACHES, SAMPLED, SMALL, TEXTS, VIDEO, second
 
-from streamingvlm.errors import SnapshotError
+from streamingvlm.errors import ConfigError, SnapshotError
 from streamingvlm.inference import snapshot_folder
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
@@ -148,6 +148,22 @@ def test_a_stream_moves_into_an_engine_that_serves_others(model, tmp_path):
         said += steps(moved, 3, 5)
         steps(other, 2, 4)
     assert said + steps(StreamingSession.load(tmp_path, model=model), 5, 6) == expected
+
+
+def test_keys_of_another_kind_are_refused_and_leave_no_stream_behind(model, tmp_path):
+    with Engine(model, num_slots=1, cache_dtype="fp8") as engine:
+        stream = engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED)
+        steps(stream, 0, 2)
+        stream.save(tmp_path)
+    with Engine(model, num_slots=1) as engine:
+        with pytest.raises(ConfigError, match=r"cache\.dtype=fp8 is not that of the engine"):
+            StreamingSession.load(tmp_path, model=model, engine=engine)
+        plain = engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED)
+        plain.save(tmp_path / "plain")
+    with Engine(model, num_slots=1, cache_dtype="fp8") as engine:
+        with pytest.raises(SnapshotError, match=r"cache\.dtype=None, the engine fp8"):
+            StreamingSession.load(tmp_path / "plain", model=model, engine=engine)
+        engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED)  # its place is free again
 
 
 def test_a_stream_that_has_not_begun_can_be_kept(model, tmp_path):
