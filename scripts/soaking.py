@@ -7,13 +7,11 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import psutil
-from bench_training import machine
-from checkout import commit
+from bench_record import record_of
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
@@ -71,19 +69,17 @@ def soak(options: Mapping[str, Any]) -> dict[str, Any]:
         if len(stops) < 2:
             raise
     rows = [{"start_s": (stop - num_in_row) * chunk_s, **gauge.figures(stop - num_in_row, stop)} for stop in stops]
-    return {
-        "benchmark": "soak",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(session.model.device),
-        "commit": commit(),
-        "settings": dict(options),
-        "num_turns": gauge.num_turns,
-        "num_tokens": session.stats.num_tokens,
-        "num_questions": gauge.num_questions,
-        "wall_s": time.monotonic() - began_s,
-        "rows": rows,
+    return record_of(
+        "soak",
+        session.model.device,
+        settings=dict(options),
+        num_turns=gauge.num_turns,
+        num_tokens=session.stats.num_tokens,
+        num_questions=gauge.num_questions,
+        wall_s=time.monotonic() - began_s,
+        rows=rows,
         **growth(rows, options),
-    }
+    )
 
 
 def turns_of(options: Mapping[str, Any], chunk_s: float) -> tuple[int, int, int]:
