@@ -8,11 +8,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from running_server import KEY, MATCH
 
-from streamingvlm import StreamingSession
-
 pytestmark = pytest.mark.browser
 
-PATIENCE_MS = 60_000
+PATIENCE_MS = 180_000  # a machine that draws pictures without a GPU, and has other work to do
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -60,14 +58,6 @@ def open_page(browser: Browser):
     assert [complaint for complaint in complaints if "401" not in complaint] == []
 
 
-@pytest.fixture
-def answering(monkeypatch):
-    """A model that answers any question in the same words."""
-    monkeypatch.setattr(
-        StreamingSession, "ask", lambda self, question, *, max_new_tokens: "Nobody leads.", raising=False
-    )
-
-
 def lines(page):
     return page.locator(".line")
 
@@ -78,11 +68,18 @@ def saved(page, name) -> str:
     return download.value.path().read_text()
 
 
+def nameless(page) -> list[str]:
+    """Things to use or to look at that a screen reader could not name."""
+    roles = "button|link|textbox|slider|img|dialog|group|region|log|list"
+    shown = page.locator("body").aria_snapshot().splitlines()
+    return [line for line in shown if re.match(rf"\s*- (?:{roles})(?! \"[^\"])(?=[: \[]|$)", line)]
+
+
 def overflow_px(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_page, answering):
+def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_page):
     page = open_page(server.url, viewport={"width": 1280, "height": 800})
     expect(page.get_by_text("pitch", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="VTT")).to_be_disabled()
@@ -94,8 +91,9 @@ def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_p
     page.get_by_label("Ask about what is being watched").fill("Who leads?")
     page.get_by_role("button", name="Ask").click()
     expect(page.locator(".exchange .question")).to_contain_text("Who leads?")
-    expect(page.locator(".exchange .answer")).to_have_text("Nobody leads.")
+    expect(page.locator(".exchange .answer")).to_have_text(re.compile(r"\w"))
 
+    assert nameless(page) == []
     cache = page.get_by_role("img", name=re.compile("The cache holds .* tokens"))
     expect(cache).to_have_accessible_name(re.compile(r"\d+ s of pictures \d+ tokens"))
     expect(page.locator("#pace")).to_contain_text("× real time")
@@ -123,7 +121,7 @@ def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_p
     expect(lines(page)).to_have_count(0)
 
 
-def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page, answering):
+def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page):
     page = open_page(server.url)
     expect(page.get_by_text("pitch", exact=True)).to_be_visible()
     page.keyboard.press("Tab")
@@ -147,15 +145,16 @@ def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page, answe
     page.get_by_label("Ask about what is being watched").focus()
     page.keyboard.type("Who leads?")
     page.keyboard.press("Enter")
-    expect(page.locator(".exchange .answer")).to_have_text("Nobody leads.")
+    expect(page.locator(".exchange .answer")).to_have_text(re.compile(r"\w"))
 
 
 def test_a_camera_is_watched_on_a_phone(server, open_page):
     page = open_page(
-        server.url, viewport={"width": 375, "height": 667}, color_scheme="dark", has_touch=True, is_mobile=True
+        server.url, viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True
     )
     expect(page.get_by_text("What shall be watched?")).to_be_visible()
     assert overflow_px(page) == 0
+    assert nameless(page) == []
     page.get_by_role("button", name="Camera").tap()
     expect(page.get_by_role("status")).to_have_text("Watching, by WebRTC")
     expect(page.locator("#fill")).to_contain_text("tokens")

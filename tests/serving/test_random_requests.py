@@ -100,6 +100,7 @@ def test_some_hundred_requests(serving, pitch, match_jpegs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_ten_thousand_requests(serving, pitch, match_jpegs):
     number = random.randrange(2**32)
     print(f"seed {number}")
