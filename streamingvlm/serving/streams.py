@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from streamingvlm.errors import StreamingVLMError
 from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.serving.cache_picture import Run, cache_picture
 from streamingvlm.video.clock import Second
@@ -66,6 +68,10 @@ class Streams:
         merged = {name: {**self.settings.get(name, {}), **(asked or {})} for name, asked in given.items()}
         session = StreamingSession(self.model, **merged, query=query, previous_text=previous_text, on_token=on_token)
         return Stream(self, session)
+
+    def take_up(self, snapshot: Path, *, on_token: Callable[[str], None] | None = None) -> "Stream":
+        """Go on with the stream of a snapshot. Raises SnapshotError for one that is of another model, or damaged."""
+        return Stream(self, StreamingSession.load(snapshot, model=self.model, on_token=on_token))
 
     def close(self):
         """End the thread once the piece of work that it is at is done; what waits is cancelled."""
@@ -185,6 +191,10 @@ class Stream:
     def instruct(self, instruction: str) -> "Future[None]":
         """Change the standing instruction."""
         return self._run(lambda: self._method("instruct", "change its instruction")(instruction))
+
+    def save(self, keeper: SnapshotKeeper):
+        """Write the stream as it stands between two turns, from any thread. Raises SnapshotError."""
+        self.session.engine.do(SaveJob(self.session, keeper))
 
     def close(self):
         """Cancel what waits; nothing more is taken."""
