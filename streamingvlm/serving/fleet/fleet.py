@@ -49,6 +49,7 @@ class Fleet:
         self._find, self._secret = find, secret
         self._links: dict[str, Link] = {}
         self._gone: set[str] = set()
+        self._next_find_s = 0.0
         self._sessions: dict[str, RemoteSession] = {}
         self._tasks: set[asyncio.Task] = set()
 
@@ -119,13 +120,16 @@ class Fleet:
 
     async def run(self):
         """Look at the replicas for as long as the front runs."""
-        next_find_s = 0.0
         while True:
-            if time.monotonic() >= next_find_s:
-                await self._find_new()
-                next_find_s = time.monotonic() + _FIND_S
-            await asyncio.gather(*(self._look(link) for link in list(self._links.values())))
+            await self.look_around()
             await asyncio.sleep(_LOOK_S)
+
+    async def look_around(self):
+        """Look at the replicas, and now and then for new ones."""
+        if time.monotonic() >= self._next_find_s:
+            await self._find_new()
+            self._next_find_s = time.monotonic() + _FIND_S
+        await asyncio.gather(*(self._look(link) for link in list(self._links.values())))
 
     async def drain(self):
         """Open no session any more; let those that there are speak of what they have, within the limit."""

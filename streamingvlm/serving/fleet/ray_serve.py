@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import ray
+import torch
 from ray import serve
 from ray.serve.config import ProxyLocation
 from ray.serve.handle import DeploymentHandle
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 APPLICATION, DEPLOYMENT = "streamingvlm", "Replica"
 
 _ASK_S = 5.0
-_HEALTH_CHECK_S = 2.0
+_HEALTH_CHECK_S, _WAIT_LOOP_S = 2.0, 0.1
 _LEAVE_SLACK_S = 10.0
 
 
@@ -40,18 +41,18 @@ _LEAVE_SLACK_S = 10.0
 class ReplicaOptions:
     """How many replicas there are, and what each of them gets.
 
-    num_gpus, num_cpus: for each; a part of a GPU is shared with others. address: of a Ray cluster that runs, None for
-    one on this machine alone.
+    num_gpus, num_cpus: for each, parts allowed; None for a GPU where this machine has any.
+    address: of a Ray cluster that runs, None for one on this machine alone.
     """
 
     num_replicas: int = 2
-    num_gpus: float = 0.0
+    num_gpus: float | None = None
     num_cpus: float = 1.0
     address: str | None = None
 
     def __post_init__(self):
         at_least("serving.num_replicas", self.num_replicas, 1, "a replica holds the sessions")
-        at_least("serving.num_gpus", self.num_gpus, 0, "GPUs a replica, parts allowed")
+        at_least("serving.num_gpus", self.num_gpus or 0, 0, "GPUs a replica, parts allowed")
         above("serving.num_cpus", self.num_cpus, 0, "CPUs a replica, parts allowed")
 
 
@@ -104,7 +105,15 @@ class RayReplicas:
     def __enter__(self) -> Self:
         _join_ray(self.options.address)
         serve.start(proxy_location=ProxyLocation.Disabled)
-        self.scale(self.options.num_replicas)
+        try:
+            # Then Ray's own command for it changes how many there are, and leaves alone those that stay.
+            self._handle = serve.run(
+                self._deployment(), name=APPLICATION, route_prefix=None, external_scaler_enabled=True
+            )
+        except RuntimeError as error:
+            self.__exit__()
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"the replicas do not start ({reason}); Ray's logs tell more") from error
         return self
 
     def __exit__(self, *_exception):
@@ -113,22 +122,18 @@ class RayReplicas:
             serve.shutdown()
         ray.shutdown()
 
-    def scale(self, num_replicas: int):
-        """Have so many replicas; returns when they serve. Those that are too many leave. Raises ConfigError."""
-        deployment = serve.deployment(
+    def _deployment(self) -> serve.Application:
+        options = self.options
+        num_gpus = float(torch.cuda.is_available()) if options.num_gpus is None else options.num_gpus
+        return serve.deployment(
             Replica,
             name=DEPLOYMENT,
-            num_replicas=num_replicas,
-            ray_actor_options={"num_cpus": self.options.num_cpus, "num_gpus": self.options.num_gpus},
+            num_replicas=options.num_replicas,
+            ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": num_gpus},
             health_check_period_s=_HEALTH_CHECK_S,
-            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_wait_loop_s=_WAIT_LOOP_S,
             graceful_shutdown_timeout_s=self.plan.config.limits.drain_s + _LEAVE_SLACK_S,
-        )
-        try:
-            self._handle = serve.run(deployment.bind(self.plan), name=APPLICATION, route_prefix=None)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ConfigError(f"the replicas do not start ({reason}); Ray's logs tell more") from error
+        ).bind(self.plan)
 
     async def find(self) -> Iterable[Address]:
         """Ask all replicas that run where they are; one that is about to go may not answer."""

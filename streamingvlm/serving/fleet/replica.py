@@ -191,8 +191,9 @@ class ReplicaHub(Hub):
         return super()._open_stream(asked, session)
 
     def _sweep(self, now_s: float):
+        known = set(self._sessions)
         super()._sweep(now_s)
-        for session_id in set(self._kept) - set(self._sessions):
+        for session_id in known - set(self._sessions):
             self.openers.submit(self._kept.pop(session_id).remove)
 
 
