@@ -43,7 +43,7 @@ def serve(options: dict[str, Any], config: ServerConfig, listener: socket, on_re
 
     log_json(options["log_level"])
     model = load_model(**options["model"], attention=STREAMING_ATTENTION)
-    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")})
+    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")}, **config.limits.room)
     try:
         app = create_app(streams, config)
         DrainingServer(app, config, on_ready=on_ready).run(sockets=[listener])

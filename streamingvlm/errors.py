@@ -35,3 +35,7 @@ class SnapshotError(StreamingVLMError):
 
 class EngineFull(StreamingVLMError):
     """An engine has no room for another stream, or for more of one."""
+
+
+class ClosedError(StreamingVLMError):
+    """A stream or an engine was closed; it takes nothing more."""

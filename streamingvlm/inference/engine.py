@@ -8,6 +8,7 @@ nobody, and under overload the streams take turns: whoever has waited longest is
 The engine plans; runner.py does the work, and a job (job.py) knows what a turn is.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
@@ -19,7 +20,7 @@ import torch
 
 from streamingvlm.cache.kv_cache import KVCache, KVPool, bytes_per_token
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
-from streamingvlm.errors import ConfigError, StreamingVLMError
+from streamingvlm.errors import ClosedError, ConfigError, StreamingVLMError
 from streamingvlm.inference.fair_lock import FairLock
 from streamingvlm.inference.in_hand import JobsInHand
 from streamingvlm.inference.job import Job
@@ -30,6 +31,8 @@ from streamingvlm.model.loading import StreamingModel
 
 if TYPE_CHECKING:
     from streamingvlm.inference.session import StreamingSession
+
+log = logging.getLogger(__name__)
 
 # Streams of an engine that is limited by memory alone.
 _MOST_SLOTS = 256
@@ -122,6 +125,11 @@ class Engine:
         )
 
     @property
+    def is_running(self) -> bool:
+        """Whether there is a worker, and it takes jobs on."""
+        return self._worker is not None and self._worker.is_alive() and not self._is_closed
+
+    @property
     def num_streams(self) -> int:
         """Streams that are open."""
         return self._slots.num_taken
@@ -144,7 +152,11 @@ class Engine:
             self.runner.warm_(self.num_streams, session.sampler, self._on_progress)
 
     def dismiss_(self, session: "StreamingSession"):
-        """Let a session go; its jobs are cancelled."""
+        """Let a session go; its jobs are cancelled, and it hands over no more."""
+        with self._work:
+            if session.is_closed:  # its slot may be another's by now
+                return
+            session.is_closed = True
         with self.without(session):
             self._slots.leave(session.slot)
 
@@ -174,9 +186,11 @@ class Engine:
     # --- what they hand over
 
     def submit(self, job: Job) -> Future:
-        """Take a job on; the jobs of one stream are done one after the other."""
+        """Take a job on; the jobs of one stream are done one after the other. Raises ClosedError."""
         with self._work:
             self._check_open()
+            if job.session.is_closed:
+                raise ClosedError("the stream is closed; open another one")
             self._waiting.append(job)
             self._work.notify_all()
         self._sight.look_ahead_(*self._next_jobs())
@@ -242,7 +256,10 @@ class Engine:
                 self._work.wait_for(lambda: self._is_closed or self._has_work())
             if self._is_closed:
                 return
-            self._run_round()
+            try:
+                self._run_round()
+            except Exception:  # whoever waited for it was told; those who come later shall not wait in vain
+                log.exception("a round of the engine failed")
 
     def _has_work(self) -> bool:
         return bool(self._jobs)
@@ -254,7 +271,7 @@ class Engine:
 
     def _check_open(self):
         if self._is_closed:
-            raise StreamingVLMError("the engine is closed; open another one")
+            raise ClosedError("the engine is closed; open another one")
 
     def _check_outside(self):
         if threading.current_thread() is self._runs_in:

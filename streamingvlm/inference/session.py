@@ -110,6 +110,7 @@ class StreamingSession:
         self._capacity_tokens = setup.capacity_tokens()
         self._keeper = None if autosave is None else SnapshotKeeper(autosave)
         self.engine = Engine(model, num_slots=1) if engine is None else engine
+        self.is_closed = False  # written by the engine
         kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
@@ -251,6 +252,10 @@ class StreamingSession:
         """
         return self.engine.do(HeardTurn(self, frames, words, question))
 
+    def submit_heard(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Future[Commentary]:
+        """Hand over one turn with its words, as ``hear`` does, and go on."""
+        return self.engine.submit(HeardTurn(self, frames, words, question))
+
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
         """Answer a question of what was seen and said so far; the stream goes on as if nobody had asked.
 
@@ -258,9 +263,11 @@ class StreamingSession:
         on token for token. max_new_tokens: by default as many as of a turn, for the sake of that wait. A question that
         is to join the stream, answer and all, is ``step(question=...)``.
         """
-        limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        at_least("max_new_tokens", limit, 1, "tokens an answer")
-        return self.engine.do(AskJob(self, question, limit))
+        return self.engine.do(self._ask_job(question, max_new_tokens))
+
+    def submit_question(self, question: str, *, max_new_tokens: int | None = None) -> Future[str]:
+        """Hand over a question, as ``ask`` does, and go on; the turns that were handed over before it come first."""
+        return self.engine.submit(self._ask_job(question, max_new_tokens))
 
     def weigh(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
         """How probable each choice is as the first word of the answer that ``ask`` would get; nothing is drawn.
@@ -268,6 +275,11 @@ class StreamingSession:
         From any thread, as ``ask``. Raises ConfigError for choices that begin alike.
         """
         return self.engine.do(WeighJob(self, question, choices))
+
+    def _ask_job(self, question: str, max_new_tokens: int | None) -> AskJob:
+        limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        at_least("max_new_tokens", limit, 1, "tokens an answer")
+        return AskJob(self, question, limit)
 
     def spoken_turn(
         self, frames: torch.Tensor | Second, question: str = "", max_new_tokens: int | None = None

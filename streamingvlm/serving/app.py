@@ -18,14 +18,12 @@ from streamingvlm.serving.gateway import Gateway
 from streamingvlm.serving.hub import Hub
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.places import Resolve, resolve_host
-from streamingvlm.serving.refusals import error_body
+from streamingvlm.serving.refusals import error_body, refusal_of
 from streamingvlm.serving.routes import chat, commentary, frames, operations, page, sessions
-from streamingvlm.serving.streams import ClosedError, Streams, UnsupportedError
+from streamingvlm.serving.streams import Streams
 from streamingvlm.serving.webrtc import Cameras
 
 log = logging.getLogger(__name__)
-
-_STATUS = {UnsupportedError: 501, ClosedError: 409}
 
 
 def create_app(streams: Streams, config: ServerConfig, *, resolve_name: Resolve = resolve_host) -> FastAPI:
@@ -70,7 +68,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         sweeping.cancel()
         await app.state.cameras.close()
-        hub.close()
+        await hub.close()
         await asyncio.gather(sweeping, return_exceptions=True)
 
 
@@ -82,9 +80,8 @@ async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     return JSONResponse(error_body(400, _first_fault(error)), 400)
 
 
-async def _impossible(_: Request, error: StreamingVLMError) -> JSONResponse:
-    status = _STATUS.get(type(error), 400)
-    return JSONResponse(error_body(status, str(error)), status)
+async def _impossible(request: Request, error: StreamingVLMError) -> JSONResponse:
+    return await _refused(request, refusal_of(error))
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

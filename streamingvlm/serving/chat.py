@@ -55,8 +55,7 @@ class Completion:
             try:
                 yield stream, seconds
             finally:
-                stream.close()
-                await asyncio.to_thread(seconds.close)
+                await asyncio.to_thread(_close_both, stream, seconds)
 
     async def _comment(self, stream: Stream, seconds: Iterator[Second]) -> AsyncIterator[str]:
         separator = ""
@@ -128,6 +127,11 @@ class Completion:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._hub.streams.model.name}
+
+
+def _close_both(stream: Stream, seconds: Iterator[Second]):
+    stream.close()
+    seconds.close()
 
 
 def as_event(document: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ LEAST_KEY_CHARACTERS = 16
 class Limits:
     """How much of the server anybody may take up; what is beyond is refused in one line, or dropped and counted.
 
-    max_sessions: sessions at a time, of all clients; max_clips: one-shot clips at a time, max_clip_s their length.
+    max_sessions: sessions at a time, of all clients; max_cache_bytes: memory for the caches of all of them, allocated
+        at the start (None: as much as they need); max_clips: one-shot clips at a time, max_clip_s their length.
     max_body_bytes, max_frame_bytes, max_clip_bytes: of a request, a JPEG, a request with a clip in it;
         max_frame_pixels: of a picture, told by its header before it is decoded.
     max_frames_per_s: pictures that a session looks at; more are dropped unread.
@@ -30,6 +31,7 @@ class Limits:
     """
 
     max_sessions: int = 16
+    max_cache_bytes: int | None = None
     max_clips: int = 2
     max_clip_s: float = 120.0
     max_body_bytes: int = 64 * 1024
@@ -55,12 +57,17 @@ class Limits:
     def __post_init__(self):
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if limit.name == "session_s" and value is None:
+            if limit.default is None and value is None:
                 continue
             if limit.name.endswith("_s"):
                 above(f"limits.{limit.name}", value, 0, "a limit leaves something")
             else:
                 at_least(f"limits.{limit.name}", value, 1, "a limit leaves something")
+
+    @property
+    def room(self) -> dict[str, int | None]:
+        """What the model's side is to have room for."""
+        return {"num_streams": self.max_sessions + self.max_clips, "memory_bytes": self.max_cache_bytes}
 
 
 @dataclass(frozen=True)

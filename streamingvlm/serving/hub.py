@@ -78,12 +78,13 @@ class Hub:
         with self._place():
             loop = asyncio.get_running_loop()
             source = await loop.run_in_executor(self.openers, self._open_source, asked)
-            session = self._new_session(asked, source, owner)
+            session, stream = self._new_session(asked, source, owner), None
             try:
                 stream = await asyncio.to_thread(self._open_stream, asked, session)
                 self._check_open()
             except BaseException:
-                loop.run_in_executor(self.openers, source.close)
+                for opened in filter(None, (stream, source)):
+                    loop.run_in_executor(self.openers, opened.close)
                 raise
         self._sessions[session.id] = session
         session.start(stream)
@@ -110,15 +111,16 @@ class Hub:
                 log.warning("the time to drain is over", extra={"num_left": sum(s.is_live for s in live)})
                 break
             await asyncio.sleep(0.05)
-        for session in live:
-            session.close(_SHUTTING_DOWN)
+        await self._close_all()
 
-    def close(self):
+    async def close(self):
         """End everything at once."""
-        for session in self._sessions.values():
-            session.close(_SHUTTING_DOWN)
+        await self._close_all()
         self.openers.shutdown(wait=False, cancel_futures=True)
         self.decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def _close_all(self):
+        await asyncio.gather(*(session.close(_SHUTTING_DOWN) for session in self._sessions.values()))
 
     @contextmanager
     def clip_place(self) -> Iterator[None]:

@@ -4,13 +4,14 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from streamingvlm.errors import ClosedError, EngineFull, StreamingVLMError
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
-    501: "not_implemented_error",
     503: "unavailable_error",
 }
 
@@ -21,6 +22,14 @@ class Refusal(HTTPException):
     def __init__(self, status: int, message: str, *, retry_after_s: float | None = None):
         headers = None if retry_after_s is None else {"Retry-After": f"{max(1, round(retry_after_s))}"}
         super().__init__(status, message, headers)
+
+
+def refusal_of(error: StreamingVLMError) -> Refusal:
+    """What a client is told of an error of the library's own."""
+    if isinstance(error, EngineFull):
+        told = "the server's memory for sessions is spent; close one, ask for smaller windows, or try again later"
+        return Refusal(503, told, retry_after_s=5)
+    return Refusal(409 if isinstance(error, ClosedError) else 400, str(error))
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:

@@ -6,20 +6,19 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from streamingvlm.errors import StreamingVLMError
+from streamingvlm.errors import ClosedError, StreamingVLMError
 from streamingvlm.inference.session import Commentary
 from streamingvlm.serving.commentary import CommentaryLog
 from streamingvlm.serving.pictures import decode_jpeg, encode_jpeg
 from streamingvlm.serving.pushed import PushedSeconds
 from streamingvlm.serving.rates import Bucket
 from streamingvlm.serving.refusals import Refusal
-from streamingvlm.serving.streams import ClosedError, Stream
+from streamingvlm.serving.streams import Stream
 from streamingvlm.video.clock import Second
 
 if TYPE_CHECKING:
@@ -158,10 +157,10 @@ class LiveSession:
         finally:
             self.num_questions -= 1
 
-    async def instruct(self, query: str):
+    def instruct(self, query: str):
         """Change the standing instruction."""
         self._check_live()
-        await asyncio.wrap_future(self._stream.instruct(query))
+        self._stream.instruct(query)
         self.about = replace(self.about, query=query)
 
     def finish(self, reason: str = "finished"):
@@ -174,12 +173,12 @@ class LiveSession:
         else:
             self._close_source()
 
-    def close(self, reason: str):
-        """End at once."""
+    async def close(self, reason: str):
+        """End at once; its memory is free when this returns."""
         if self.is_live:
             self._reason = reason
-        self._stream.close()
         self._close_source()
+        await asyncio.to_thread(self._stream.close)  # the engine is in the middle of a step, as a rule
 
     def hear_words(self, piece: str):
         """Called in the model's thread with each new piece of what is being said."""
@@ -238,7 +237,7 @@ class LiveSession:
                 line = self._stream.submit(second).result()
                 self._keep(line)
                 self._on_loop(self._tell, second, line)
-        except (CancelledError, ClosedError):
+        except ClosedError:
             pass  # whoever closed the stream has said why
         except StreamingVLMError as error:
             reason = str(error)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_inputs import frames
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
-from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError, VideoError
+from streamingvlm.errors import ClosedError, ConfigError, EngineFull, StreamingVLMError, VideoError
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
@@ -161,6 +161,45 @@ def test_all_slots_taken_is_told_in_one_line_and_a_closed_stream_makes_room(mode
     assert engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY).step(frames(0)).num_tokens > 0
 
 
+def test_who_closes_twice_closes_nobody_elses_stream(model):
+    engine, (first, _) = open_many(model, 2)
+    first.close()
+    next_one = engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+    assert next_one.slot == first.slot
+    first.close()
+    assert engine.num_streams == 2
+    assert next_one.step(frames(0)).num_tokens > 0
+
+
+def test_a_closed_stream_hands_over_nothing_more(model):
+    _, (closed, other) = open_many(model, 2)
+    closed.close()
+    for hand_over in (lambda: closed.submit(frames(0)), lambda: closed.step(frames(0)), lambda: closed.ask("Who?")):
+        with pytest.raises(ClosedError, match="the stream is closed"):
+            hand_over()
+    assert other.step(frames(0)).num_tokens > 0
+
+
+def test_questions_and_heard_turns_are_handed_over_in_their_order(model):
+    engine, (session, alone) = open_many(model, 2, WORDY)
+    futures = [
+        session.submit(frames(0)),
+        session.submit_question("Who has the ball?", max_new_tokens=4),
+        session.submit_heard(frames(1), "A pass", question="What?"),
+        session.submit(frames(2)),
+    ]
+    engine.run()
+    expected = [
+        alone.step(frames(0)).text,
+        alone.ask("Who has the ball?", max_new_tokens=4),
+        alone.hear(frames(1), "A pass", question="What?").text,
+        alone.step(frames(2)).text,
+    ]
+    results = [future.result(timeout=0) for future in futures]
+    assert [getattr(result, "text", result) for result in results] == expected
+    assert session.decoder.ids == alone.decoder.ids
+
+
 def test_memory_bounds_what_is_admitted(model):
     one = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=GREEDY)
     engine = Engine(model, memory_bytes=int(2.75 * one.decoder.kv.num_bytes))
@@ -262,6 +301,19 @@ def test_a_broken_pass_fails_its_turns_and_the_engine_goes_on(model, monkeypatch
         engine.run()
     assert all(isinstance(future.exception(), MemoryError) for future in futures)
     assert all(session.step(frames(1)).start_s == 1.0 for session in sessions)
+
+
+def test_a_round_that_breaks_ends_what_was_handed_over_and_the_worker_goes_on(model, monkeypatch, caplog):
+    engine, sessions = open_many(model, 2)
+    with engine, monkeypatch.context() as patch:
+        patch.setattr(engine._sight, "look_at_", broken)
+        futures = [session.submit(frames(0)) for session in sessions]
+        assert all(isinstance(future.exception(timeout=60), MemoryError) for future in futures)
+        assert "a round of the engine failed" in caplog.text
+        patch.undo()
+        assert engine.is_running
+        assert all(session.submit(frames(0)).result(timeout=60).num_tokens > 0 for session in sessions)
+    assert not engine.is_running
 
 
 def broken(*_inputs):

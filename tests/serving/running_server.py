@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from fastapi import FastAPI
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
@@ -19,12 +20,15 @@ import streamingvlm
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.serving.app import create_app
 from streamingvlm.serving.config import ServerConfig
+from streamingvlm.serving.pictures import decode_jpeg
 from streamingvlm.serving.places import resolve_host
 from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.streams import Streams
+from streamingvlm.video.clock import Second
 
 MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 KEY = "a key of more than sixteen".replace(" ", "-")
+PATIENCE_S = 60
 OTHER_KEY = "another key, just as long".replace(" ", "-")
 
 
@@ -83,7 +87,7 @@ class Running:
 @contextmanager
 def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve_host, **settings) -> Iterator[Running]:
     """Serve in a thread of this process, as the script does in its own."""
-    streams = Streams(model, settings)
+    streams = Streams(model, settings, **config.limits.room)
     app = create_app(streams, config, resolve_name=resolve_name)
     listener = bind(replace(config, port=0))
     is_ready = threading.Event()
@@ -101,6 +105,39 @@ def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve
         run.join(30)
         streams.close()
         assert not run.is_alive()
+
+
+class Hold:
+    """Given as ``on_token``, keeps the model in the middle of a turn until it may go on."""
+
+    def __init__(self):
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, _piece: str):
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE_S)
+
+
+@contextmanager
+def held(server: Running, jpegs: list[bytes]) -> Iterator[None]:
+    """The model of a server in the middle of another stream's turn for the length of the block."""
+    hold = Hold()
+    stream = server.app.state.hub.streams.open(on_token=hold)
+    futures = [stream.submit(second) for second in seconds_of(jpegs)]
+    assert hold.begun.wait(PATIENCE_S)
+    try:
+        yield
+    finally:
+        hold.go_on.set()
+        for future in futures:
+            future.result(PATIENCE_S)
+        stream.close()
+
+
+def seconds_of(jpegs: list[bytes]) -> list[Second]:
+    """What the server makes of JPEGs, two of them a second."""
+    frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
+    return [Second(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(len(jpegs) // 2)]
 
 
 def as_jpeg(frame) -> bytes:

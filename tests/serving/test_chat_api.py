@@ -2,10 +2,11 @@
 
 import base64
 import threading
+import time
 
 import openai
 import pytest
-from running_server import KEY, MATCH, error_of
+from running_server import KEY, MATCH, error_of, held
 
 from streamingvlm import StreamingSession
 from streamingvlm.video.reader import open_video
@@ -164,28 +165,24 @@ def test_what_is_no_clip_is_refused_before_anything_is_streamed(client, parts, t
     assert "/tmp" not in error.value.body["message"]
 
 
-def test_so_many_clips_at_a_time_and_no_more(serving, match_jpegs, monkeypatch):
-    begun, go_on = threading.Event(), threading.Event()
-    step = StreamingSession.step
-
-    def slow_step(self, *args, **options):
-        begun.set()
-        go_on.wait(60)
-        return step(self, *args, **options)
-
-    monkeypatch.setattr(StreamingSession, "step", slow_step)
+def test_so_many_clips_at_a_time_and_no_more(serving, match_jpegs):
     body = {"model": "pitch", "messages": user(*images(match_jpegs[:2]))}
     with serving(limits={"max_clips": 1}) as server:
-        first = threading.Thread(target=lambda: answers.append(server.http.post("/v1/chat/completions", json=body)))
-        answers: list = []
-        first.start()
-        assert begun.wait(60)
-        response = server.http.post("/v1/chat/completions", json=body)
-        assert response.status_code == 429
-        assert "1 clips are being watched" in error_of(response)
-        go_on.set()
-        first.join()
-        assert answers[0].status_code == 200
+        clips = [threading.Thread(target=lambda: answers.append(ask(server, body))) for _ in range(2)]
+        answers = []
+        with held(server, match_jpegs[:2]):
+            for clip in clips:
+                clip.start()
+            while not answers:
+                time.sleep(0.02)
+        for clip in clips:
+            clip.join()
+        assert [answer.status_code for answer in answers] == [429, 200]
+        assert "1 clips are being watched" in error_of(answers[0])
+
+
+def ask(server, body):
+    return server.http.post("/v1/chat/completions", json=body)
 
 
 def test_nothing_of_a_clip_is_left_behind(client, clip, tmp_path, monkeypatch):

@@ -8,14 +8,12 @@ import struct
 import time
 
 import pytest
-import torch
 from PIL import Image
-from running_server import error_of
+from running_server import error_of, seconds_of
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from streamingvlm import StreamingSession
 from streamingvlm.serving.pictures import decode_jpeg
-from streamingvlm.video.clock import Second
 
 
 def at(time_s, jpeg):
@@ -32,9 +30,7 @@ def jpeg_of(width, height, **options):
 def expected(pitch, match_jpegs):
     """What the embedded model itself says of the first ten seconds."""
     session = StreamingSession(pitch)
-    frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in match_jpegs[:20]]
-    seconds = [Second(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(10)]
-    return [session.step(second).text for second in seconds]
+    return [session.step(second).text for second in seconds_of(match_jpegs[:20])]
 
 
 def test_frames_by_socket_are_spoken_of_as_the_model_does(server, match_jpegs, expected):

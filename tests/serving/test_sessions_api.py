@@ -6,9 +6,10 @@ import threading
 import time
 
 import pytest
-from running_server import MATCH, error_of
+from running_server import MATCH, error_of, held, seconds_of
 
 from streamingvlm import StreamingSession
+from streamingvlm.serving.keys import LOCAL_OWNER
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +20,16 @@ def with_folder(serving):
         yield server
 
 
-def push(server, session, jpegs):
+def push(server, session, jpegs, start_s=0):
     with server.socket(f"/v1/sessions/{session}/frames") as socket:
         for index, jpeg in enumerate(jpegs):
-            socket.send(struct.pack(">d", index / 2) + jpeg)
-        server.wait_for(session, len(jpegs) // 2)
+            socket.send(struct.pack(">d", start_s + index / 2) + jpeg)
+        server.wait_for(session, start_s + len(jpegs) // 2)
+
+
+def texts_of(server, session):
+    server.http.post(f"/v1/sessions/{session}/finish")
+    return [line["text"] for line in server.lines(session)[0]]
 
 
 def test_a_session_is_opened_listed_inspected_and_deleted(serving):
@@ -170,71 +176,95 @@ def test_two_streams_say_what_each_would_say_alone(server, match_jpegs):
     for thread in threads:
         thread.join()
     for session, start in zip(sessions, starts, strict=True):
-        server.http.post(f"/v1/sessions/{session}/finish")
-        together = [line["text"] for line in server.lines(session)[0]]
+        together = texts_of(server, session)
         alone = server.open(lag="wait")
         push(server, alone, match_jpegs[start : start + 12])
-        server.http.post(f"/v1/sessions/{alone}/finish")
-        assert [line["text"] for line in server.lines(alone)[0]] == together
+        assert texts_of(server, alone) == together
 
 
-def test_a_question_is_answered_beside_the_stream(server, match_jpegs, monkeypatch):
-    monkeypatch.setattr(
-        StreamingSession,
-        "ask",
-        lambda self, question, *, max_new_tokens: f"{question} {self.num_turns} {max_new_tokens}",
-        raising=False,
-    )
-    session = server.open(lag="wait")
+def wait_for_question(server, session):
+    while not server.app.state.hub.find(session, LOCAL_OWNER).num_questions:
+        time.sleep(0.01)
+
+
+def test_a_question_is_answered_beside_the_stream(server, pitch, match_jpegs):
+    session, alone = server.open(lag="wait"), StreamingSession(pitch)
+    first, second, third = seconds_of(match_jpegs[:6])
     push(server, session, match_jpegs[:4])
-    response = server.http.post(
-        f"/v1/sessions/{session}/questions", json={"question": "Who leads?", "max_new_tokens": 999}
-    )
+    asked = {"question": "Who leads?", "max_new_tokens": 999}
+    response = server.http.post(f"/v1/sessions/{session}/questions", json=asked)
+    texts = [alone.step(second).text for second in (first, second)]
     assert response.json() == {
         "object": "answer",
         "question": "Who leads?",
-        "answer": "Who leads? 2 256",
+        "answer": alone.ask("Who leads?", max_new_tokens=256),
         "time_s": 2.0,
     }
+    push(server, session, match_jpegs[4:6], start_s=2)
+    assert texts_of(server, session) == [*texts, alone.step(third).text]
 
 
-def test_a_version_that_cannot_answer_says_so(server, monkeypatch):
-    monkeypatch.delattr(StreamingSession, "ask", raising=False)
-    response = server.http.post(f"/v1/sessions/{server.open()}/questions", json={"question": "Who leads?"})
-    assert response.status_code == 501
-    assert "cannot answer questions" in error_of(response)
-
-
-def test_questions_wait_in_a_short_line(serving, monkeypatch):
-    asked, go_on = threading.Event(), threading.Event()
-
-    def ask(self, question, *, max_new_tokens):
-        asked.set()
-        go_on.wait(60)
-        return "yes"
-
-    monkeypatch.setattr(StreamingSession, "ask", ask, raising=False)
+def test_questions_wait_in_a_short_line(serving, match_jpegs):
     with serving(limits={"max_questions": 1}) as server:
-        path = f"/v1/sessions/{server.open()}/questions"
-        first = threading.Thread(target=lambda: answers.append(server.http.post(path, json={"question": "?"}).json()))
-        answers: list[dict] = []
-        first.start()
-        assert asked.wait(60)
-        response = server.http.post(path, json={"question": "?"})
-        assert response.status_code == 429
-        go_on.set()
+        session, answers = server.open(), []
+        path = f"/v1/sessions/{session}/questions"
+        first = threading.Thread(target=lambda: answers.append(server.http.post(path, json={"question": "?"})))
+        with held(server, match_jpegs[:2]):
+            first.start()
+            wait_for_question(server, session)
+            response = server.http.post(path, json={"question": "?"})
+            assert response.status_code == 429
+            assert "wait already" in error_of(response)
         first.join()
-        assert answers[0]["answer"] == "yes"
+        assert answers[0].status_code == 200
 
 
-def test_the_standing_instruction_may_change(server, monkeypatch):
-    told = []
-    monkeypatch.setattr(StreamingSession, "instruct", lambda self, text: told.append(text), raising=False)
-    session = server.open(query="Who has the ball?")
+def test_a_question_to_a_session_that_is_deleted_meanwhile_is_told_so(server, match_jpegs):
+    session, answers = server.open(), []
+    path = f"/v1/sessions/{session}"
+    asking = threading.Thread(
+        target=lambda: answers.append(server.http.post(f"{path}/questions", json={"question": "Who leads?"}))
+    )
+    deleting = threading.Thread(target=lambda: answers.append(server.http.delete(path)))
+    with held(server, match_jpegs[:2]):
+        asking.start()
+        wait_for_question(server, session)
+        deleting.start()
+        while not server.app.state.hub.find(session, LOCAL_OWNER)._stream.session.is_closed:
+            time.sleep(0.01)
+    asking.join()
+    deleting.join()
+    assert {answer.status_code for answer in answers} == {204, 409}
+
+
+def test_the_standing_instruction_may_change(server, pitch, match_jpegs):
+    session, alone = server.open(query="Who has the ball?", lag="wait"), StreamingSession(pitch)
+    alone.query = "Who has the ball?"
+    push(server, session, match_jpegs[:4])
     response = server.http.patch(f"/v1/sessions/{session}", json={"query": "Who leads?"})
     assert response.status_code == 200
     assert response.json()["query"] == "Who leads?"
-    assert told == ["Who leads?"]
+    push(server, session, match_jpegs[4:8], start_s=2)
+    runs = server.http.get(f"/v1/sessions/{session}").json()["state"]["cache"]["runs"]
+    assert [run[0] for run in runs].count("query") == 1
+    texts = []
+    for number, second in enumerate(seconds_of(match_jpegs[:8])):
+        alone.query = "Who has the ball?" if number < 2 else "Who leads?"
+        texts.append(alone.step(second).text)
+    assert texts_of(server, session) == texts
+
+
+def test_where_memory_is_spent_a_session_is_refused_and_one_that_ends_makes_room(serving, pitch):
+    one = StreamingSession(pitch)
+    with serving(limits={"max_cache_bytes": int(2.5 * one.decoder.kv.num_bytes)}) as server:
+        first, _ = server.open(), server.open()
+        response = server.http.post("/v1/sessions", json={})
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+        assert "memory for sessions is spent" in error_of(response)
+        smaller = {"vision_window_s": 2, "turn_window_s": 2, "text_window_tokens": 16, "text_sink_tokens": 16}
+        server.open(cache=smaller)
+        assert server.http.delete(f"/v1/sessions/{first}").status_code == 204
+        server.open()
 
 
 def test_figures_tell_of_sessions_lines_and_caches(serving, match_jpegs):

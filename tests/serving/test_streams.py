@@ -1,15 +1,17 @@
-"""One thread runs the model for all streams: fairly, without one at another's cost."""
+"""All streams of the server in one engine: each says what it would say alone, whatever becomes of the others."""
 
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import wait
 
 import pytest
-from running_server import MATCH
+import torch
+from running_server import MATCH, PATIENCE_S, Hold
 
 from streamingvlm import StreamingSession
-from streamingvlm.errors import ConfigError
+from streamingvlm.errors import ClosedError, ConfigError, EngineFull, VideoError
 from streamingvlm.serving.cache_picture import cache_picture
-from streamingvlm.serving.streams import ClosedError, Streams
+from streamingvlm.serving.streams import Streams
+from streamingvlm.video.clock import Second
 from streamingvlm.video.reader import open_video
 
 
@@ -26,80 +28,135 @@ def streams(pitch):
     opened.close()
 
 
-def hold(streams, stream, go_on):
-    """Keep the model's thread busy until it may go on."""
-    begun = threading.Event()
-    future = streams.run(stream, lambda: begun.set() or go_on.wait(60))
-    assert begun.wait(60)
-    return future
+def texts(futures):
+    return [future.result(PATIENCE_S).text for future in futures]
 
 
-def test_streams_take_turns_whoever_came_first(streams):
-    order, go_on = [], threading.Event()
-    first, second, third = (streams.open() for _ in range(3))
-    hold(streams, first, go_on)
-    futures = [streams.run(first, lambda: order.append("first")) for _ in range(3)]
-    futures += [streams.run(second, lambda: order.append("second")) for _ in range(2)]
-    futures += [streams.run(third, lambda: order.append("third"))]
-    go_on.set()
-    for future in futures:
-        future.result(60)
-    assert order == ["first", "second", "third", "first", "second", "first"]
-
-
-def test_interleaved_streams_say_what_they_would_say_alone(pitch, streams, seconds):
-    opened = [streams.open() for _ in range(2)]
-    futures = [(stream.submit(second), stream.submit(second)) for second in seconds[:5] for stream in opened[:1]]
-    assert all(line.result(60) for pair in futures for line in pair)
-    alone = StreamingSession(pitch)
-    expected = [alone.step(second).text for second in seconds[:6]]
-    assert [opened[1].submit(second).result(60).text for second in seconds[:6]] == expected
+def test_streams_at_once_say_what_each_says_alone(pitch, streams, seconds):
+    queries = ["", "Who leads?", "Say the score"]
+    opened = [streams.open(query=query) for query in queries]
+    futures = [[stream.submit(second) for stream in opened] for second in seconds[:6]]
+    for number, query in enumerate(queries):
+        alone = StreamingSession(pitch, query=query)
+        assert texts(row[number] for row in futures) == [alone.step(second).text for second in seconds[:6]]
 
 
 def test_a_question_and_its_limit_reach_the_turn(pitch, streams, seconds):
     stream = streams.open(query="Who leads?")
-    stream.listen(seconds[0]).result(60)
-    line = stream.submit(seconds[1], question="pass", max_new_tokens=3).result(60)
+    stream.listen(seconds[0])
+    line = stream.submit(seconds[1], question="pass", max_new_tokens=3).result(PATIENCE_S)
     alone = StreamingSession(pitch, query="Who leads?")
     alone.hear(seconds[0], "")
     assert line.text == alone.step(seconds[1], question="pass", max_new_tokens=3).text
 
 
-def test_an_error_belongs_to_its_own_future(streams, seconds):
-    stream = streams.open()
-    failing = stream.submit(seconds[0], max_new_tokens=0)
+def test_questions_beside_the_stream_and_a_new_instruction(pitch, streams, seconds):
+    stream, alone = streams.open(), StreamingSession(pitch)
+    lines = [stream.submit(second) for second in seconds[:3]]
+    answer = stream.ask("Who leads?", max_new_tokens=8)
+    assert texts(lines) == [alone.step(second).text for second in seconds[:3]]
+    assert answer.result(PATIENCE_S) == alone.ask("Who leads?", max_new_tokens=8)
+    stream.instruct("Say who has the ball")
+    alone.query = "Say who has the ball"
+    lines = [stream.submit(second) for second in seconds[3:6]]
+    assert texts(lines) == [alone.step(second).text for second in seconds[3:6]]
+    assert any(run.what == "query" for run in stream.state.runs)
+
+
+def test_a_stream_that_fails_touches_no_other(pitch, streams, seconds):
+    def fail(_piece):
+        raise RuntimeError("the listener is broken")
+
+    good, blind, broken = streams.open(), streams.open(), streams.open(on_token=fail)
+    futures = [(good.submit(second), blind.submit(no_second(second)), broken.submit(second)) for second in seconds[:3]]
+    alone = StreamingSession(pitch)
+    assert texts(row[0] for row in futures) == [alone.step(second).text for second in seconds[:3]]
+    assert all(isinstance(row[1].exception(PATIENCE_S), VideoError) for row in futures)
+    assert {type(row[2].exception(PATIENCE_S)) for row in futures} <= {RuntimeError, type(None)}
+    assert any(row[2].exception() for row in futures)
+    assert blind.submit(seconds[0]).result(PATIENCE_S).end_s == 1
     with pytest.raises(ConfigError, match="max_new_tokens"):
-        failing.result(60)
-    assert stream.submit(seconds[0]).result(60).end_s == 1
+        good.submit(seconds[3], max_new_tokens=0)
 
 
-def test_a_closed_stream_takes_nothing_and_what_waited_is_cancelled(streams, seconds):
-    stream, other, go_on = streams.open(), streams.open(), threading.Event()
-    running = hold(streams, stream, go_on)
-    waiting = stream.submit(seconds[0])
-    stream.close()
-    go_on.set()
-    assert running.result(60)
-    with pytest.raises(CancelledError):
-        waiting.result(60)
+def no_second(second):
+    return Second(second.index, second.start_s, second.end_s, torch.zeros(2, 3, 8, 8))  # no uint8
+
+
+def test_a_closed_stream_ends_what_it_waited_for_and_no_other(streams, seconds):
+    hold = Hold()
+    talking, waiting = streams.open(on_token=hold), streams.open()
+    talks = [talking.submit(second) for second in seconds[:3]]
+    assert hold.begun.wait(PATIENCE_S)
+    kept = waiting.submit(seconds[0])
+    asked = talking.ask("Who leads?")
+    closing = threading.Thread(target=talking.close)
+    closing.start()
+    hold.go_on.set()
+    closing.join(PATIENCE_S)
+    assert kept.result(PATIENCE_S).end_s == 1
+    assert wait([*talks, asked], PATIENCE_S).not_done == set()
+    for future in (*talks[1:], asked):
+        with pytest.raises(ClosedError, match="the session has ended"):
+            future.result()
     with pytest.raises(ClosedError):
-        stream.submit(seconds[0]).result(60)
-    assert other.submit(seconds[0]).result(60)
+        talking.submit(seconds[3])
+    talking.close()
+    assert waiting.submit(seconds[1]).result(PATIENCE_S).end_s == 2
+
+
+def test_what_nobody_waits_for_any_more_is_not_done(pitch, streams, seconds):
+    hold = Hold()
+    talking, other = streams.open(on_token=hold), streams.open()
+    talks = talking.submit(seconds[0])
+    assert hold.begun.wait(PATIENCE_S)
+    given_up = [other.submit(seconds[0]), other.ask("Who leads?")]
+    assert all(future.cancel() for future in given_up)
+    line = other.submit(seconds[1])
+    hold.go_on.set()
+    assert line.result(PATIENCE_S).text == StreamingSession(pitch).step(seconds[1]).text
+    assert talks.result(PATIENCE_S)
+    assert other.state.num_turns == 1
+
+
+def test_there_is_room_for_so_many_and_who_leaves_makes_room(pitch, seconds):
+    streams = Streams(pitch, {}, num_streams=2)
+    first, second = streams.open(), streams.open()
+    with pytest.raises(EngineFull):
+        streams.open()
+    first.close()
+    lines = [stream.submit(seconds[0]) for stream in (second, streams.open())]
+    assert len(set(texts(lines))) == 1
+    streams.close()
+
+
+def test_memory_too_small_for_one_stream_is_told_at_the_start(pitch):
+    with pytest.raises(EngineFull, match="give the engine more memory"):
+        Streams(pitch, {}, memory_bytes=100_000)
 
 
 def test_after_the_end_nothing_runs(pitch, seconds):
     streams = Streams(pitch, {})
-    stream = streams.open()
-    streams.close()
+    hold = Hold()
+    stream = streams.open(on_token=hold)
+    assert streams.is_running
+    talks = [stream.submit(second) for second in seconds[:2]]
+    assert hold.begun.wait(PATIENCE_S)
+    closing = threading.Thread(target=streams.close)
+    closing.start()
+    hold.go_on.set()
+    closing.join(PATIENCE_S)
     assert not streams.is_running
     with pytest.raises(ClosedError):
-        stream.submit(seconds[0]).result(60)
+        talks[1].result(PATIENCE_S)
+    with pytest.raises(ClosedError):
+        stream.submit(seconds[2])
 
 
 def test_the_picture_of_a_cache_is_drawn_to_scale(streams, seconds):
     stream = streams.open(query="Who leads?", previous_text="Wanderers home blue, Harriers away red. " * 20)
     for second in seconds:
-        stream.submit(second).result(60)
+        stream.submit(second).result(PATIENCE_S)
     session, state = stream.session, stream.state
     assert state.runs == tuple(cache_picture(session.layout, session.cache_config))
     assert sum(run.num_tokens for run in state.runs) == session.layout.num_tokens

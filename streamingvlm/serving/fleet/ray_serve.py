@@ -74,7 +74,7 @@ class Replica:
     def __init__(self, plan: ReplicaPlan):
         log_json(plan.log_level)
         model = load_model(**plan.model, attention=STREAMING_ATTENTION)
-        self._streams = Streams(model, plan.settings)
+        self._streams = Streams(model, plan.settings, **plan.config.limits.room)
         config = replace(plan.config, host=ray.util.get_node_ip_address(), api_keys=(plan.secret,))
         self._server = ReplicaServer(self._streams, config, plan.folder, plan.secret)
 

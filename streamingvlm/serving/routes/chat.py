@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from streamingvlm.errors import StreamingVLMError
 from streamingvlm.serving.chat import Completion, as_event
 from streamingvlm.serving.clips import ChatAsked
-from streamingvlm.serving.refusals import Refusal, error_body
+from streamingvlm.serving.refusals import Refusal, error_body, refusal_of
 from streamingvlm.serving.routes import hub_of
 
 router = APIRouter()
@@ -37,7 +37,6 @@ async def _after(first: list[str], events: AsyncIterator[str]) -> AsyncIterator[
     try:
         async for event in events:
             yield event
-    except Refusal as refusal:
+    except (Refusal, StreamingVLMError) as error:
+        refusal = error if isinstance(error, Refusal) else refusal_of(error)
         yield as_event(error_body(refusal.status_code, refusal.detail))
-    except StreamingVLMError as error:
-        yield as_event(error_body(400, str(error)))

@@ -35,14 +35,14 @@ async def inspect(session: Session) -> dict[str, Any]:
 @router.patch("/{session_id}")
 async def instruct(session: Session, asked: InstructionAsked) -> dict[str, Any]:
     """Change the standing instruction while the stream runs."""
-    await session.instruct(asked.query)
+    session.instruct(asked.query)
     return session.as_json()
 
 
 @router.delete("/{session_id}", status_code=204)
 async def delete(request: Request, session: Session):
     """End a session at once; what waits for the model is let go."""
-    session.close("deleted")
+    await session.close("deleted")
     await request.app.state.cameras.hang_up(session.id)
 
 

@@ -56,7 +56,7 @@ def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *na
         replicas: dict[str, ReplicaServer] = {}
 
         def start(name: str):
-            streams = Streams(model, {})
+            streams = Streams(model, {}, **config.limits.room)
             stack.callback(streams.close)
             replicas[name] = server = ReplicaServer(streams, config, folder, SECRET)
             stack.callback(server.leave)
