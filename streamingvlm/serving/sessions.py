@@ -157,7 +157,7 @@ class LiveSession:
         finally:
             self.num_questions -= 1
 
-    def instruct(self, query: str):
+    async def instruct(self, query: str):
         """Change the standing instruction."""
         self._check_live()
         self._stream.instruct(query)

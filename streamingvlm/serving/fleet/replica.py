@@ -154,11 +154,11 @@ class ReplicaHub(Hub):
         }
         return {"is_leaving": self.is_leaving, "is_ready": self.is_ready, "sessions": sessions}
 
-    def close(self):
+    async def close(self):
         """End what is left; what has ended is forgotten on disk, too."""
         for session_id in [name for name, session in self._sessions.items() if not session.is_live]:
             self._kept.pop(session_id).remove()
-        super().close()
+        await super().close()
 
     async def _open_kept(self, session_id: str, keep, given: KeptAsked | str) -> LiveSession:
         if session_id in self._sessions:  # whoever asked did not hear the answer
