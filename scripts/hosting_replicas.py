@@ -20,6 +20,7 @@ def serve_replicas(options: dict[str, Any], config: ServerConfig, listener: sock
     try:
         from streamingvlm.serving.fleet.fleet import Fleet
         from streamingvlm.serving.fleet.front import create_front
+        from streamingvlm.serving.fleet.kept import left_in
         from streamingvlm.serving.fleet.ray_serve import RayReplicas, ReplicaOptions, ReplicaPlan, new_secret
     except ImportError as error:
         raise ConfigError(f'{error.name} is missing; run: pip install "streamingvlm[ray]"') from error
@@ -32,7 +33,7 @@ def serve_replicas(options: dict[str, Any], config: ServerConfig, listener: sock
     with _sessions_folder(options["serving"]) as folder:
         plan = ReplicaPlan(options["model"], settings, config, folder, new_secret(), options["log_level"])
         with RayReplicas(replica_options, plan) as replicas:
-            fleet = Fleet(config, Metrics(), replicas.find, plan.secret)
+            fleet = Fleet(config, Metrics(), replicas.find, plan.secret, left_in(folder))
             DrainingServer(create_front(fleet), config, on_ready=on_ready).run(sockets=[listener])
 
 

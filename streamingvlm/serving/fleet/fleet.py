@@ -41,12 +41,13 @@ class Fleet:
     """The replicas and the sessions on them.
 
     find: tells which replicas there are; secret: lets the front in at each of them.
+    left: sessions that were kept before there was this front, to go on with.
     """
 
-    def __init__(self, config: ServerConfig, metrics: Metrics, find: Find, secret: str):
+    def __init__(self, config: ServerConfig, metrics: Metrics, find: Find, secret: str, left: Iterable[KeptAsked] = ()):
         self.config, self.metrics = config, metrics
         self.is_draining = False
-        self._find, self._secret = find, secret
+        self._find, self._secret, self._left = find, secret, left
         self._links: dict[str, Link] = {}
         self._gone: set[str] = set()
         self._next_find_s = 0.0
@@ -120,6 +121,9 @@ class Fleet:
 
     async def run(self):
         """Look at the replicas for as long as the front runs."""
+        for asked in self._left:
+            self._sessions[asked.id] = RemoteSession(asked.id, asked.owner, asked.source.push, self, None)
+            self._begin_to_move(self._sessions[asked.id])
         while True:
             await self.look_around()
             await asyncio.sleep(_LOOK_S)
@@ -190,13 +194,16 @@ class Fleet:
         log.warning("a replica has gone", extra={"replica": link.address.id, "num_sessions": len(moving)})
         for session in moving:
             if session.is_live:
-                session.unsettle()
-                task = asyncio.create_task(self._move(session))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._begin_to_move(session)
             else:
                 self._lose(session, "it has ended, and its replica has gone")
         await link.close()
+
+    def _begin_to_move(self, session: RemoteSession):
+        session.unsettle()
+        task = asyncio.create_task(self._move(session))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _move(self, session: RemoteSession):
         """Have a session taken up by a replica with room, as soon as there is one."""
@@ -226,7 +233,7 @@ class Fleet:
             return False
         if response.status_code != 200:
             raise Refusal(410, f"its replica has gone, and another cannot go on ({error_of(response)})")
-        await session.settle(link)
+        await session.settle(link, response.json()["kept_s"])
         return True
 
     def _lose(self, session: RemoteSession, why: str):

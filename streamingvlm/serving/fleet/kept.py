@@ -10,6 +10,7 @@ words by whoever takes up the stream.
 """
 
 import json
+import logging
 import re
 import shutil
 import time
@@ -24,6 +25,8 @@ from streamingvlm.inference.snapshot import SnapshotKeeper
 from streamingvlm.inference.snapshot_folder import has_snapshot, last_published, read_manifest
 from streamingvlm.serving.requests import SessionAsked
 from streamingvlm.serving.streams import Stream
+
+log = logging.getLogger(__name__)
 
 _ABOUT = "session.json"
 _LINES = re.compile(r"lines-(\d+)\.jsonl")
@@ -114,6 +117,17 @@ class KeptSession:
     def remove(self):
         """Forget the session."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def left_in(folder: Path) -> list[KeptAsked]:
+    """The sessions that were kept in a folder of folders, oldest first; what cannot be read is passed over."""
+    left = []
+    for about in sorted(folder.glob(f"*/{_ABOUT}"), key=lambda file: file.stat().st_mtime):
+        try:
+            left.append(KeptAsked.model_validate_json(about.read_bytes()))
+        except ValidationError:
+            log.warning("a kept session cannot be read", extra={"folder": about.parent.name})
+    return left
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,9 @@ class Frame:
 class RemoteSession:
     """What the routes for frames and commentary need of a session, done by the replica that has it."""
 
-    def __init__(self, session_id: str, owner: str, is_pushed: bool, fleet: "Fleet", link: Link, kept_s: float = 0.0):
+    def __init__(
+        self, session_id: str, owner: str, is_pushed: bool, fleet: "Fleet", link: Link | None, kept_s: float = 0.0
+    ):
         self.id, self.owner, self.is_pushed = session_id, owner, is_pushed
         self.link = link
         self.log = RemoteLog(self, fleet)
@@ -111,8 +113,13 @@ class RemoteSession:
         """Its replica leaves or is gone: have what is asked of it wait."""
         self._settled.clear()
 
-    async def settle(self, link: Link):
-        """Go on at another replica, with the frames that the one before has not spoken of. Raises UnreachableError."""
+    async def settle(self, link: Link, kept_s: float):
+        """Go on at another replica, with the frames that the one before has not spoken of.
+
+        kept_s: stream time from which it goes on. Raises UnreachableError.
+        """
+        if self._first_frame_s is None:
+            self._began_s = kept_s
         for frame in list(self._frames):
             while (await self._post(link, frame)).status_code == 503:
                 await asyncio.sleep(_AGAIN_S)

@@ -5,17 +5,19 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 from running_server import Running
+from websockets.exceptions import ConnectionClosedError
 
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.fleet.fleet import Fleet
 from streamingvlm.serving.fleet.front import create_front
+from streamingvlm.serving.fleet.kept import left_in
 from streamingvlm.serving.fleet.link import Address
 from streamingvlm.serving.fleet.replica import ReplicaServer
 from streamingvlm.serving.metrics import Metrics
@@ -66,7 +68,7 @@ def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *na
 
         for name in names:
             start(name)
-        fleet = Fleet(config, Metrics(), find, SECRET)
+        fleet = Fleet(config, Metrics(), find, SECRET, left_in(folder))
         url = stack.enter_context(_serving(fleet))
         headers = {"Authorization": f"Bearer {config.api_keys[0]}"} if config.api_keys else {}
         http = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60))
@@ -90,21 +92,27 @@ def _serving(fleet: Fleet) -> Iterator[str]:
 
 
 class Watched:
-    """A session that is listened to all the time by one WebSocket, and pushed to by another."""
+    """A session that is listened to all the time by one WebSocket, and pushed to by another.
 
-    def __init__(self, server: Running, jpegs: list[bytes], *, headers: dict[str, str] | None = None, **asked):
-        self.server, self.jpegs, self._headers = server, jpegs, headers or {}
-        self.id = server.open(**{"lag": "wait", **asked})
+    session, after: of one that is open already, and of which so many seconds were seen and heard.
+    """
+
+    def __init__(
+        self, server: Running, jpegs: list[bytes], *, headers=None, session: str | None = None, after: int = 0
+    ):
+        self.server, self.jpegs, self._headers, self._after = server, jpegs, headers or {}, after
+        self.id = session or server.open(lag="wait")
         self.path = f"/v1/sessions/{self.id}"
         self.messages: list[dict] = []
         self._listening = threading.Thread(target=self._listen)
         self._listening.start()
         self._stack = ExitStack()
         self._pusher = self._stack.enter_context(server.socket(f"{self.path}/frames", additional_headers=self._headers))
-        self._num_pushed = 0
+        self._pushed_s = after
 
     @property
     def lines(self) -> list[dict]:
+        """What was heard so far."""
         return [message for message in list(self.messages) if message["type"] == "line"]
 
     @property
@@ -116,28 +124,32 @@ class Watched:
 
     def push(self, until_s: int):
         """Push what is before a time; the frames may wait in the server still."""
-        for index in range(self._num_pushed, 2 * until_s):
+        for index in range(2 * self._pushed_s, 2 * until_s):
             self._pusher.send(struct.pack(">d", index / 2) + self.jpegs[index])
-        self._num_pushed = 2 * until_s
+        self._pushed_s = until_s
 
-    def hear(self, num_lines: int):
-        """Wait until so many lines were heard."""
+    def hear(self, until_s: int):
+        """Wait until the lines before a time were heard."""
         deadline_s = time.monotonic() + 120
-        while len(self.lines) < num_lines:
+        while len(self.lines) < until_s - self._after:
             assert time.monotonic() < deadline_s and self._listening.is_alive(), self.messages
             time.sleep(0.02)
 
     def finish(self) -> list[str]:
         """The text of all its lines, each of which came once and in order."""
-        self.hear(self._num_pushed // 2)
+        self.hear(self._pushed_s)
         assert self.server.http.post(f"{self.path}/finish").status_code == 202
         end, lines = self.end, self.lines
-        assert (end["type"], end["reason"], end["last_id"]) == ("end", "finished", len(lines))
-        assert [line["id"] for line in lines] == list(range(1, self._num_pushed // 2 + 1))
-        assert [line["end_s"] for line in lines] == list(range(1, self._num_pushed // 2 + 1))
+        assert (end["type"], end["reason"], end["last_id"]) == ("end", "finished", self._pushed_s)
+        assert [line["id"] for line in lines] == list(range(self._after + 1, self._pushed_s + 1))
+        assert [line["end_s"] for line in lines] == list(range(self._after + 1, self._pushed_s + 1))
         self._stack.close()
         return [line["text"] for line in lines]
 
     def _listen(self):
-        with self.server.socket(f"{self.path}/commentary", additional_headers=self._headers) as socket:
+        path = f"{self.path}/commentary?after={self._after}"
+        with (
+            suppress(ConnectionClosedError),  # the server stops under a session that is live
+            self.server.socket(path, additional_headers=self._headers) as socket,
+        ):
             self.messages.extend(map(json.loads, socket))

@@ -150,6 +150,17 @@ def test_a_session_of_which_nothing_is_left_is_told_as_lost(two, match_jpegs, tm
         assert (answer.status_code, "open another" in error_of(answer)) == (410, True)
 
 
+def test_what_was_going_on_when_all_was_stopped_goes_on_with_the_next_start(two, match_jpegs, unmoved):
+    with two() as server:
+        session = Watched(server, match_jpegs)
+        session.push(4)
+        session.hear(4)
+    with two("c") as server:
+        again = Watched(server, match_jpegs, session=session.id, after=4)
+        again.push(8)
+        assert [line["text"] for line in session.lines] + again.finish() == unmoved[:8]
+
+
 def test_sessions_belong_to_their_key_and_replicas_serve_their_front_alone(two):
     with two(api_keys=(KEY, OTHER_KEY)) as server:
         session = server.open()
