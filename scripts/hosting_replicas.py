@@ -49,10 +49,11 @@ def _sessions_folder(serving: dict[str, Any]) -> Iterator[Path]:
 
 
 def _prepare_ray(address: str | None):
-    """Set what Ray reads when it is imported: to tell nobody of its use, to serve nobody without its token, and to stay
-    on loopback where the cluster is of this machine alone."""
+    """Set what Ray reads when it is imported: to tell nobody of its use, to serve nobody without its token, to have
+    its workers wait behind nobody, and to stay on loopback where the cluster is of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if address is None:
         # The name is of the systems where this is the default; it has Ray take 127.0.0.1 for the address of the node.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -72,6 +72,8 @@ class Link:
     @asynccontextmanager
     async def answer(self, method: str, path: str, owner: str = "", **content: Any) -> AsyncIterator[httpx.Response]:
         """Ask, and have the answer as it comes. Raises UnreachableError before the answer begins."""
+        if self._client.is_closed:
+            raise UnreachableError
         headers = {**content.pop("headers", {}), **self._headers(owner)}
         request = self._client.build_request(method, path, headers=headers, **content)
         try:

@@ -97,9 +97,7 @@ class Watched:
     session, after: of one that is open already, and of which so many seconds were seen and heard.
     """
 
-    def __init__(
-        self, server: Running, jpegs: list[bytes], *, headers=None, session: str | None = None, after: int = 0
-    ):
+    def __init__(self, server: Running, jpegs: list[bytes], *, headers=None, session: str = "", after: int = 0):
         self.server, self.jpegs, self._headers, self._after = server, jpegs, headers or {}, after
         self.id = session or server.open(lag="wait")
         self.path = f"/v1/sessions/{self.id}"
