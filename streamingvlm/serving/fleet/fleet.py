@@ -50,7 +50,6 @@ class Fleet:
         self._find, self._secret, self._left = find, secret, left
         self._links: dict[str, Link] = {}
         self._gone: set[str] = set()
-        self._next_find_s = 0.0
         self._sessions: dict[str, RemoteSession] = {}
         self._tasks: set[asyncio.Task] = set()
 
@@ -124,16 +123,13 @@ class Fleet:
         for asked in self._left:
             self._sessions[asked.id] = RemoteSession(asked.id, asked.owner, asked.source.push, self, None)
             self._begin_to_move(self._sessions[asked.id])
-        while True:
-            await self.look_around()
-            await asyncio.sleep(_LOOK_S)
+        # To find new ones may take long when one of those that there are has just died: the others are not to wait.
+        await asyncio.gather(_again_and_again(self._find_new, _FIND_S), _again_and_again(self._look_around, _LOOK_S))
 
-    async def look_around(self):
-        """Look at the replicas, and now and then for new ones."""
-        if time.monotonic() >= self._next_find_s:
-            await self._find_new()
-            self._next_find_s = time.monotonic() + _FIND_S
-        await asyncio.gather(*(self._look(link) for link in list(self._links.values())))
+    async def begin(self):
+        """Find the replicas and look at each."""
+        await self._find_new()
+        await self._look_around()
 
     async def drain(self):
         """Open no session any more; let those that there are speak of what they have, within the limit."""
@@ -160,7 +156,12 @@ class Fleet:
                 log.info("a replica has come", extra={"replica": address.id, "url": address.url, "pid": address.pid})
                 self._links[address.id] = Link(address, self._secret)
 
+    async def _look_around(self):
+        await asyncio.gather(*(self._look(link) for link in list(self._links.values())))
+
     async def _look(self, link: Link):
+        if link.address.id in self._gone:
+            return
         try:
             self._note(link, await link.look())
         except TimeoutError:
@@ -246,3 +247,12 @@ class Fleet:
 
     def _on(self, link: Link) -> list[RemoteSession]:
         return [session for session in self._sessions.values() if session.link is link]
+
+
+async def _again_and_again(act: Callable[[], Awaitable[None]], pause_s: float):
+    while True:
+        try:
+            await act()
+        except Exception:
+            log.exception("the front could not look at its replicas")  # it would be blind if it gave up
+        await asyncio.sleep(pause_s)

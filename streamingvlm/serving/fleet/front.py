@@ -44,7 +44,7 @@ def create_front(fleet: Fleet) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.hub
-    await fleet.look_around()
+    await fleet.begin()
     looking = asyncio.create_task(fleet.run())
     try:
         yield

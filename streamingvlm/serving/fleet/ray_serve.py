@@ -15,7 +15,9 @@ from typing import Any, Self
 import ray
 import torch
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from streamingvlm.config import above, at_least
@@ -139,7 +141,7 @@ class RayReplicas:
         """Ask all replicas that run where they are; one that is about to go may not answer."""
         try:
             told = await self._handle.broadcast("address").results_async(timeout_s=_ASK_S, return_exceptions=True)
-        except (TimeoutError, RuntimeError) as error:
+        except (TimeoutError, RuntimeError, RayError, RayServeException) as error:
             log.info("the replicas cannot be counted now", extra={"reason": repr(error)})
             return []
         return [address for address in told if isinstance(address, Address)]
@@ -152,8 +154,11 @@ def new_secret() -> str:
 
 def _join_ray(address: str | None):
     """Join a cluster; or start one that nobody can reach from outside, and that shows no dashboard."""
-    quiet = {"log_to_driver": False, "configure_logging": False}
-    if address is not None:
-        ray.init(address=address, **quiet)
-    else:
-        ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+    options = {"log_to_driver": False, "configure_logging": False}
+    if address is None:
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(address=address or "local", **options)
+    except Exception as error:  # what Ray raises where it does not start is of no kind of its own
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"serving.address={address}: Ray cannot be joined or started ({reason})") from error

@@ -59,11 +59,10 @@ class RemoteSession:
         """Where it is on any replica."""
         return f"/v1/sessions/{self.id}"
 
-    async def place(self) -> Link:
+    async def place(self, within_s: float | None) -> Link:
         """The replica that has it, once one has it. Raises Refusal where it is lost, or is being moved for too long."""
-        most_s = self._fleet.config.limits.request_s
         try:
-            await asyncio.wait_for(self._settled.wait(), most_s)
+            await asyncio.wait_for(self._settled.wait(), within_s)
         except TimeoutError:
             raise Refusal(503, "the session is being moved to another replica; try again", retry_after_s=2) from None
         if self._lost is not None:
@@ -73,7 +72,7 @@ class RemoteSession:
     async def request(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Ask the replica that has it, and the next one where that is gone before it has answered. Raises Refusal."""
         while True:
-            link = await self.place()
+            link = await self.place(self._fleet.config.limits.request_s)
             try:
                 return await link.request(method, path, self.owner, **content)
             except UnreachableError:
@@ -142,7 +141,7 @@ class RemoteSession:
 
     async def _send(self, frame: Frame, may_wait: bool):
         while True:
-            link = await self.place()
+            link = await self.place(self._fleet.config.limits.request_s)
             try:
                 response = await self._post(link, frame)
             except UnreachableError:
@@ -197,7 +196,8 @@ class RemoteLog:
         self.num_listeners += 1
         try:
             while True:
-                link, path = await self._session.place(), f"{self._session.path}/commentary?after={after}"
+                link = await self._session.place(within_s=None)
+                path = f"{self._session.path}/commentary?after={after}"
                 try:
                     async with link.socket(path, self._session.owner) as told:
                         async for message in told:
