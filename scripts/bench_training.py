@@ -2,12 +2,11 @@
 
 import json
 import logging
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from checkout import commit
+from architectures import architecture_named
+from bench_record import keep, record_of
 from command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("bench_training", plain="case", text=("result_folder",))
@@ -26,17 +25,15 @@ def main(options: dict[str, Any]):
     chosen = [options["case"]] if options["case"] is not None else list(cases)
     device = device_named(options["device"])
     results = {name: measure(cases[name], options, device) for name in chosen}
-    record = {
-        "benchmark": "training",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(device),
-        "commit": commit(),
-        "shape": options["shape"],
-        "cases": {name: {"settings": cases[name], "figures": results[name]} for name in chosen},
-    }
+    record = record_of(
+        "training",
+        device,
+        shape=options["shape"],
+        cases={name: {"settings": cases[name], "figures": results[name]} for name in chosen},
+    )
     print(table(results))
     if options["result_folder"]:
-        keep(record, Path(options["result_folder"]))
+        logging.info("the record is in %s", keep(record, Path(options["result_folder"])))
     print(json.dumps(record))
 
 
@@ -50,7 +47,7 @@ def measure(case: dict[str, Any], options: dict[str, Any], device) -> dict[str, 
 
     try:
         return measure_training(
-            case["architecture"],
+            architecture_named(case["architecture"]),
             FitSettings(**case["fit"]),
             lora=LoraSettings(**case["lora"]) if case["lora"] else None,
             shape=ChunkShape(**options["shape"]),
@@ -64,34 +61,6 @@ def measure(case: dict[str, Any], options: dict[str, Any], device) -> dict[str, 
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def machine(device) -> dict[str, Any]:
-    """What the figures were measured on."""
-    import os
-
-    import torch
-    import transformers
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": name,
-        "num_cpus": os.cpu_count(),
-        "num_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def keep(record: dict[str, Any], folder: Path):
-    """Write the record to a file of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    device = "-".join(record["machine"]["device"].lower().split())
-    stamp = record["date"].replace(":", "").replace("+0000", "Z")
-    path = folder / f"training-{device}-{stamp}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    logging.info("the record is in %s", path)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 
 from command_line import CommandLine, run
 
+from streamingvlm.errors import ConfigError
+
 COMMAND_LINE = CommandLine("train", plain="data", text=("folder", "target", "video_root", "vision.cache_folder"))
 
 
@@ -90,6 +92,8 @@ def fine_tuning_from(options: dict[str, Any], **how):
     from streamingvlm.training.fine_tuning import FineTuning, FineTuningSettings, VisionSettings
     from streamingvlm.training.settings import FitSettings
 
+    if options["model"]["quantization"]:
+        raise ConfigError("model.quantization is for streams; to train beside weights in 4 bits, choose lora=qlora")
     parts = {
         "fit": FitSettings(**options["fit"]),
         "vision": VisionSettings(**options["vision"]),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from streamingvlm.inference.alert import Alert
     from streamingvlm.inference.session import Commentary, StreamingSession
     from streamingvlm.model.loading import load_model
-    from streamingvlm.video.pushed import PushedFrames
+    from streamingvlm.video.live import PushedFrames
 
 __all__ = [
     "Alert",
@@ -37,7 +37,7 @@ __all__ = [
 _HOMES = {
     "Alert": "streamingvlm.inference.alert",
     "Commentary": "streamingvlm.inference.session",
-    "PushedFrames": "streamingvlm.video.pushed",
+    "PushedFrames": "streamingvlm.video.live",
     "StreamingSession": "streamingvlm.inference.session",
     "load_model": "streamingvlm.model.loading",
 }

@@ -31,6 +31,8 @@ class CacheConfig:
     recompute: prefill all that is kept afresh each second instead of reusing keys and values.
     reread_text: prefill the previous text afresh, after the prologue and before any vision as in training, whenever
         words join it; without it they keep the keys and values of the turn in which they were spoken.
+    dtype: in which numbers keys and values are kept, ``fp8`` (a byte each) or, by default, as the model computes; all
+        streams of an engine share one kind.
     """
 
     policy: Literal["streaming", "full", "window", "reference"] = "streaming"
@@ -41,8 +43,11 @@ class CacheConfig:
     turn_window_s: float = 16.0
     recompute: bool = False
     reread_text: bool = False
+    dtype: Literal["fp8"] | None = None
 
     def __post_init__(self):
+        if self.dtype is not None:
+            one_of("cache.dtype", self.dtype, ("fp8",))
         one_of("cache.policy", self.policy, ("streaming", "full", "window", "reference"))
         one_of("cache.positions", self.positions, ("contiguous", "native"))
         for name in ("vision_window_s", "turn_window_s"):

@@ -95,6 +95,16 @@ def test_decoders_of_video_have_one_home():
     assert len(outside) <= 1
 
 
+def test_what_reads_files_knows_nothing_of_what_is_live():
+    users = {file for file in importers("streamingvlm.video.live") if file.startswith("video/")}
+    assert {file for file in users if not file.startswith("video/live/")} == {"video/__init__.py"}
+
+
+def test_no_two_test_files_share_a_name():
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
+
+
 def test_model_classes_of_transformers_are_used_by_model_and_training_alone():
     users = {
         str(file.relative_to(PACKAGE))

@@ -15,11 +15,11 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.documents import check_writable, write_part
 from streamingvlm.evaluation.pitch.figures import draw
 from streamingvlm.evaluation.pitch.jobs import Job, Setup, read_runs, watch_missing
-from streamingvlm.evaluation.pitch.match import Limits
 from streamingvlm.evaluation.pitch.page import as_watched
 from streamingvlm.evaluation.pitch.summary import Result
 from streamingvlm.evaluation.pitch.tables import Table, table_named
 from streamingvlm.evaluation.report.page import write_report
+from streamingvlm.inference.limits import Limits
 
 
 def evaluate(options: dict[str, Any]):

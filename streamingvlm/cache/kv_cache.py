@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from streamingvlm.cache.extents import Extents
+from streamingvlm.cache.storage import Plain, storage_named
 from streamingvlm.device import on_device
 from streamingvlm.errors import EngineFull
 
@@ -35,7 +36,7 @@ def rotate_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torc
 class KVPool:
     """Keys and values of all layers of many streams: ``num_tokens`` rows that the streams share out among them.
 
-    keys, values, rotated: [layers, rows, kv heads, head size].
+    keys, values, rotated: [layers, rows, kv heads, head size], as ``storage`` keeps them.
     is_elastic: it grows where it is too small; otherwise EngineFull is raised.
     """
 
@@ -48,10 +49,14 @@ class KVPool:
         dtype: torch.dtype,
         device: torch.device,
         *,
+        cache_dtype: str | None = None,
         is_elastic: bool = False,
     ):
-        shape = (num_layers, _FIRST_ROW + num_tokens, num_kv_heads, head_size)
-        self.keys, self.values, self.rotated = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
+        self.storage = storage_named(cache_dtype, head_size, dtype)
+        shape = (num_layers, _FIRST_ROW + num_tokens, num_kv_heads, self.storage.row_size)
+        self.keys, self.values, self.rotated = (
+            torch.zeros(shape, dtype=self.storage.row_dtype, device=device) for _ in range(3)
+        )
         self.is_elastic = is_elastic
         self.extents = Extents(_FIRST_ROW + num_tokens, first=_FIRST_ROW)
         self.caches: list[KVCache] = []
@@ -127,6 +132,19 @@ class KVPool:
             )
         self._grow(num_tokens - self.num_free)
 
+    def rotate_(self, rows: slice, cos: torch.Tensor, sin: torch.Tensor):
+        """Rotate the keys of some rows by ``cos`` and ``sin`` [T, 1, D] into the read buffer."""
+        if isinstance(self.storage, Plain):
+            rotate_into(self.rotated[:, rows], self.keys[:, rows], cos, sin)
+            return
+        for keys, rotated in zip(self.keys, self.rotated, strict=True):  # a layer at a time: the copy stays small
+            rotated[rows] = self.storage.encode(rotate(self.storage.decode(keys[rows]), cos, sin))
+
+    def write_(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, rotated: torch.Tensor, values: torch.Tensor):
+        """Write new keys, unrotated and rotated, and values [T, kv heads, D] of a layer to ``rows`` [T]."""
+        for buffer, new in ((self.keys, keys), (self.rotated, rotated), (self.values, values)):
+            buffer[layer].index_copy_(0, rows, self.storage.encode(new))
+
     @torch.inference_mode(False)  # or what grew inside a turn could not be written outside of one
     def _grow(self, num_tokens: int):
         for name in ("keys", "values", "rotated"):
@@ -157,8 +175,7 @@ class KVCache:
     def __init__(self, pool: KVPool, extent):
         self.pool = pool
         self.extent = extent
-        self.cos = pool.keys.new_empty(0, pool.keys.shape[-1])
-        self.sin = torch.empty_like(self.cos)
+        self.cos = self.sin = pool.storage.decode(pool.keys[0, :0, 0])
         self.num_tokens = 0
 
     @property
@@ -222,7 +239,7 @@ class KVCache:
         self.cos, self.sin = cos, sin
         rows = slice(self.extent.start, self.extent.start + self.num_tokens)
         cos, sin = cos[: self.num_tokens, None], sin[: self.num_tokens, None]
-        rotate_into(self.pool.rotated[:, rows], self.pool.keys[:, rows], cos, sin)
+        self.pool.rotate_(rows, cos, sin)
 
 
 def num_in_place(index: Sequence[int]) -> int:
@@ -230,10 +247,11 @@ def num_in_place(index: Sequence[int]) -> int:
     return next((place for place, source in enumerate(index) if place != source), len(index))
 
 
-def bytes_per_token(text_config, dtype: torch.dtype) -> int:
+def bytes_per_token(text_config, dtype: torch.dtype, cache_dtype: str | None = None) -> int:
     """Memory that a token takes in a pool of a text model, by its configuration."""
     layers, heads, size = _cache_shape(text_config)
-    return 3 * layers * heads * size * dtype.itemsize
+    storage = storage_named(cache_dtype, size, dtype)
+    return 3 * layers * heads * storage.row_size * storage.row_dtype.itemsize
 
 
 def _cache_shape(text_config) -> tuple[int, int, int]:

@@ -46,6 +46,7 @@ class Engine:
     num_slots: the most streams at once; alone, it allocates for as many like the first, and grows where others need it.
     memory_bytes: for the caches of all streams together, allocated at once; a stream that does not fit is refused.
     max_prefill_tokens: the most tokens fed in one round.
+    cache_dtype: in which keys and values are kept, as ``CacheConfig.dtype`` says it.
     graphs: capture the token step as CUDA graphs, as streams are opened; by default where the model allows it.
     fixed_shapes: pad the token step to a few numbers of streams, which graphs need, without them, too.
     looks_ahead: encode video in a thread of its own, the next turn of a stream while this one is spoken; by default on
@@ -64,6 +65,7 @@ class Engine:
         max_prefill_tokens: int = 2048,
         graphs: bool | None = None,
         fixed_shapes: bool = False,
+        cache_dtype: str | None = None,
         looks_ahead: bool | None = None,
         on_progress: Progress | None = None,
     ):
@@ -84,6 +86,7 @@ class Engine:
         self._graphs = can_capture(model) if graphs is None else graphs
         self._fixed_shapes = fixed_shapes
         self._on_progress = on_progress
+        self.cache_dtype = cache_dtype
         self.runner: Runner | None = None
         self._slots = Slots(self.num_slots)
         self._waiting: list[Job] = []  # in the order of their coming
@@ -178,9 +181,10 @@ class Engine:
         text_config, dtype = self.model.text_model.config, self.model.dtype
         num_tokens = capacity * self.num_slots
         if self._memory_bytes is not None:
-            num_tokens = self._memory_bytes // bytes_per_token(text_config, dtype)
+            num_tokens = self._memory_bytes // bytes_per_token(text_config, dtype, self.cache_dtype)
         is_elastic = self._memory_bytes is None
-        pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, is_elastic=is_elastic)
+        settings = {"cache_dtype": self.cache_dtype, "is_elastic": is_elastic}
+        pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, **settings)
         return Runner(self.model, pool, num_slots=self.num_slots, fixed_shapes=self._fixed_shapes, graphs=self._graphs)
 
     # --- what they hand over

@@ -16,6 +16,7 @@ import torch
 
 from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, at_least, resolve
+from streamingvlm.errors import ConfigError
 from streamingvlm.inference.ahead import follow_ahead
 from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.decoder import StreamingDecoder
@@ -29,8 +30,7 @@ from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
-from streamingvlm.video.live import LiveReader, open_source
-from streamingvlm.video.pushed import PushedFrames
+from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader
 
 
@@ -99,7 +99,7 @@ class StreamingSession:
             model, cache=cache, video=video, sampling=sampling, query=query, previous_text=previous_text
         )
         self.model = model
-        self.cache_config, self.video_config, self.sampling_config = setup.cache, setup.video, setup.sampling
+        self.video_config, self.sampling_config = setup.video, setup.sampling
         self.query = query
         self.previous_text = previous_text
         self.on_token = on_token
@@ -109,8 +109,11 @@ class StreamingSession:
         self._setup = setup
         self._capacity_tokens = setup.capacity_tokens()
         self._keeper = None if autosave is None else SnapshotKeeper(autosave)
-        self.engine = Engine(model, num_slots=1) if engine is None else engine
         self.is_closed = False  # written by the engine
+        self.engine = Engine(model, num_slots=1, cache_dtype=setup.cache.dtype) if engine is None else engine
+        if setup.cache.dtype not in (None, self.engine.cache_dtype):
+            raise ConfigError(f"cache.dtype={setup.cache.dtype} is not that of the engine; give it to the engine, too")
+        self.cache_config = replace(setup.cache, dtype=self.engine.cache_dtype)
         kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
@@ -119,13 +122,21 @@ class StreamingSession:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device: str | None = None, dtype: str | torch.dtype | None = None, **settings
+        cls,
+        name: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        quantization: str | None = None,
+        **settings,
     ) -> "StreamingSession":
         """Load a model ("pitch", a folder or a hub name) and open a session on it.
 
-        ``settings`` are those of the constructor. Raises CheckpointError and ConfigError, each with its remedy.
+        device, dtype, quantization: as `load_model` takes them; ``settings`` are those of the constructor. Raises
+        CheckpointError and ConfigError, each with its remedy.
         """
-        return cls(load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION), **settings)
+        weights = {"device": device, "dtype": dtype, "quantization": quantization}
+        return cls(load_model(name, **weights, attention=STREAMING_ATTENTION), **settings)
 
     @classmethod
     def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":
@@ -135,8 +146,12 @@ class StreamingSession:
         may be the folder itself. Raises SnapshotError for a snapshot of another model or version, and a damaged one.
         """
         session = cls(model, **read_settings(path, model), **settings)
-        with session.engine.without(session):
-            restore_(session, path)
+        try:
+            with session.engine.without(session):
+                restore_(session, path)
+        except BaseException:
+            session.close()
+            raise
         return session
 
     def save(self, path: str | Path):

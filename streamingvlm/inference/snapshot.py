@@ -133,6 +133,11 @@ def read_settings(path: str | Path, model: "StreamingModel") -> dict[str, Any]:
 def restore_(session: "StreamingSession", path: str | Path):
     """Put the stream of a snapshot into a session that was opened with its settings. Raises SnapshotError."""
     body = read_manifest(path)
+    kept_as, engines = body["settings"]["cache"].get("dtype"), session.cache_config.dtype
+    if kept_as != engines:
+        raise SnapshotError(
+            f"{path} keeps cache.dtype={kept_as}, the engine {engines}; load it into one of its own kind"
+        )
     try:
         state = read_part(path, body["run"], Part(**body["state"]))
         files = [read_part(path, body["run"], Part(**part)) for part in body["tokens"]]

@@ -82,6 +82,11 @@ class SessionStats:
         """Median and 95th percentile of each stage in seconds, over the recent turns."""
         return {name: (percentile(list(v), 0.5), percentile(list(v), 0.95)) for name, v in list(self._recent.items())}
 
+    @property
+    def newest(self) -> dict[str, float]:
+        """Seconds that each stage took the last time."""
+        return {name: spent_s[-1] for name, spent_s in self._recent.items()}
+
     def summary(self) -> str:
         """A few lines for people."""
         fill = f"{self.cache_tokens}" + (f" of {self.capacity_tokens}" if self.capacity_tokens else "")

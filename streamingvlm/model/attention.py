@@ -51,11 +51,12 @@ def streaming_attention(
 def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float) -> torch.Tensor:
     """Causal attention of each run to its stream's cached tokens: query and result [T, H, D], rotated."""
     keys, values = packed.pool.rotated[layer], packed.pool.values[layer]
+    decode = packed.pool.storage.decode
     if takes_runs_at_once(query):
         return _varlen(
             query,
-            keys,
-            values,
+            decode(keys),
+            decode(values),
             offsets=(packed.new_offsets, packed.row_offsets),
             longest=(packed.max_new, packed.max_seen),
             num_seen=packed.num_seen,
@@ -63,7 +64,7 @@ def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float
             scaling=scaling,
         )
     outputs = [
-        _run(part, _rows_of(keys, run), _rows_of(values, run), mask, scaling)
+        _run(part, decode(_rows_of(keys, run)), decode(_rows_of(values, run)), mask, scaling)
         for part, run, mask in zip(
             query.split([len(run) for run in packed.runs]), packed.runs, packed.masks, strict=True
         )

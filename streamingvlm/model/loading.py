@@ -28,6 +28,7 @@ from streamingvlm.model.checkpoint import (
 )
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.fingerprint import fingerprint
+from streamingvlm.model.quantization import check_quantised, quantization_named
 from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
@@ -107,7 +108,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
-    quantization: "QuantizationConfigMixin | None" = None,
+    quantization: "str | QuantizationConfigMixin | None" = None,
 ) -> StreamingModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
 
@@ -115,12 +116,16 @@ def load_model(
     device: by default CUDA where there is one, else the CPU.
     dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 elsewhere.
     attention: name under which the language model's attention is registered with transformers; by default sdpa.
-    quantization: how transformers is to quantise the weights while it loads them; by default not at all.
+    quantization: how transformers is to quantise the weights while it loads them, one of
+        `quantization.QUANTIZATIONS` or a configuration of transformers; by default not at all.
 
-    Raises CheckpointError for a checkpoint that cannot be used, ConfigError for an unknown device or dtype.
+    Raises CheckpointError for a checkpoint that cannot be used, ConfigError for a device, dtype or quantisation that is
+    unknown or not there.
     """
     device = device_named(device)
-    dtype = _dtype(dtype, device)
+    dtype = dtype_named(dtype, device)
+    if isinstance(quantization, str):
+        quantization = quantization_named(quantization, dtype)
     folder = find_checkpoint(name)
     config_json = read_config_json(folder)
     family = _family(config_json, folder)
@@ -130,12 +135,12 @@ def load_model(
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
-    if _takes_windows_at_once(attention, device, dtype):
-        # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
-        hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
+        if quantization is not None:
+            check_quantised(hf.model.language_model)
+    choose_tower_attention_(hf, attention, device, dtype)
     return StreamingModel(
         name=str(name),
-        hf=hf.to(device).eval(),
+        hf=(hf.to(device) if quantization is None else hf).eval(),  # a quantised one is where it stays
         tokenizer=tokenizer,
         family=family.with_vision_config(config.vision_config.to_dict()).with_turn_format(
             stream_defaults.get("turn_format")
@@ -233,6 +238,15 @@ def _load_weights(
     return hf
 
 
+def choose_tower_attention_(
+    hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
+):
+    """Let the vision tower of a model attend in all windows at once where it can."""
+    if _takes_windows_at_once(attention, device, dtype):
+        # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
+        hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
+
+
 def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the tower attends in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
     return attention == STREAMING_ATTENTION and device.type == "cuda" and dtype != torch.float32
@@ -253,7 +267,8 @@ def _check_keys(info: Mapping[str, Any], folder: Path):
             )
 
 
-def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def dtype_named(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return the dtype of a name; by default bfloat16 on CUDA and float32 elsewhere. Raises ConfigError."""
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype in _DTYPES.values():

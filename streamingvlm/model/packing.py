@@ -88,9 +88,7 @@ class PackedTokens:
 
     def write_(self, layer: int, keys: torch.Tensor, rotated: torch.Tensor, values: torch.Tensor):
         """Write new keys, unrotated and rotated, and values [T, kv heads, D] of a layer."""
-        self.pool.keys[layer].index_copy_(0, self.rows, keys)
-        self.pool.rotated[layer].index_copy_(0, self.rows, rotated)
-        self.pool.values[layer].index_copy_(0, self.rows, values)
+        self.pool.write_(layer, self.rows, keys, rotated, values)
 
     def _int32(self, numbers: list[int]) -> torch.Tensor:
         return on_device(numbers, torch.int32, self.rows.device)

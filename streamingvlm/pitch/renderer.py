@@ -27,7 +27,6 @@ from streamingvlm.pitch.script import Kind
 from streamingvlm.pitch.sprites import NUM_TRAIL_DOTS, RGB, TRAIL_STEP, WHITE, sprite
 from streamingvlm.pitch.staging import Keyframe
 from streamingvlm.pitch.world import Match, PitchSecond
-from streamingvlm.video.encoder import write_video
 
 _GRASS: tuple[RGB, RGB] = ((52, 132, 66), (58, 141, 72))
 _STRIP: RGB = (139, 190, 130)
@@ -51,6 +50,8 @@ def render(second: PitchSecond, *, size: int = 112, fps: float = 2.0) -> torch.T
 
 def write_mp4(path: str | Path, seed: int, duration_s: int, *, size: int = 448, fps: int = 24) -> None:
     """Write the first seconds of a match as a video for people; where a model looks, it shows what `render` shows."""
+    from streamingvlm.video.encoder import write_video  # PyAV, which a machine that only measures may lack
+
     seconds = islice(Match(seed).seconds(), duration_s)
     write_video(path, (frame for second in seconds for frame in _frames(second, size, fps)), fps=fps)
 

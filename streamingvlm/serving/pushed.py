@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
-from streamingvlm.video.backlog import Backlog, Policy
 from streamingvlm.video.clock import Second
 from streamingvlm.video.frames import fit
+from streamingvlm.video.live.backlog import Backlog, Policy
 
 
 class PushedSeconds:

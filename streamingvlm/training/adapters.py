@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 from streamingvlm.errors import CheckpointError, ConfigError
 from streamingvlm.model.checkpoint import find_checkpoint, first_line, read_config_json
 from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.quantization import nf4
 from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.training.checkpoints import checkpoint_folder
 
@@ -82,18 +83,11 @@ def quantised_weights(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBy
 
     The vision tower and the head stay as they are. Raises ConfigError where bitsandbytes is not installed.
     """
-    from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
         raise ConfigError('QLoRA needs bitsandbytes, which is not installed; run: pip install "streamingvlm[qlora]"')
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=["model.visual", "lm_head"],
-    )
+    return nf4(compute_dtype)
 
 
 def save_adapter(adapted: "PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path):

@@ -12,13 +12,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.attention import has_flash_attn
-from streamingvlm.model.family import FAMILIES
-from streamingvlm.model.loading import StreamingModel
-from streamingvlm.pitch.tokenizer import build_tokenizer
+from streamingvlm.model.random_weights import random_model
 from streamingvlm.training.adapters import LoraSettings, with_lora_
 from streamingvlm.training.chunks import RememberingTokenizer, chunk_tokens
 from streamingvlm.training.collate import Collate
@@ -28,58 +25,6 @@ from streamingvlm.training.flops import known_peak_tflops, step_flops
 from streamingvlm.training.progress import Meter, Throughput
 from streamingvlm.training.trainer import FitSettings, fit_
 from streamingvlm.turns import Turn, TurnFormat
-
-_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "tokens_per_second": 2}
-_MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-
-# As in the config.json of Qwen2.5-VL-3B-Instruct and -7B-Instruct; the last is for a test of this file.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "3B": {
-        "tie_word_embeddings": True,
-        "text_config": {
-            "vocab_size": 151936,
-            "hidden_size": 2048,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 2,
-            "rope_parameters": _MROPE,
-        },
-        "vision_config": {**_VISION, "out_hidden_size": 2048},
-    },
-    "7B": {
-        "tie_word_embeddings": False,
-        "text_config": {
-            "vocab_size": 152064,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "rope_parameters": _MROPE,
-        },
-        "vision_config": {**_VISION, "out_hidden_size": 3584},
-    },
-    "tiny": {
-        "tie_word_embeddings": True,
-        "text_config": {
-            "vocab_size": 1024,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {**_MROPE, "mrope_section": [2, 3, 3]},
-        },
-        "vision_config": {
-            "depth": 1,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-        },
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -138,7 +83,7 @@ class _Measurement(Throughput):
 
 
 def measure_training(
-    architecture: str,
+    architecture: Mapping[str, Any],
     fit: FitSettings,
     *,
     lora: LoraSettings | None = None,
@@ -150,16 +95,19 @@ def measure_training(
 ) -> dict[str, float]:
     """Train a random model for ``fit.num_steps`` steps and return the figures of all but the first few.
 
-    lora: adapters instead of all weights. peak_tflops: of the device; by default looked up by its name.
+    architecture: as `random_model` takes it; lora: adapters instead of all weights. peak_tflops: of the device; by
+    default looked up by its name.
     Returns tokens_per_s, video_s_per_s, data_wait, peak_memory_gb, mfu where the peak is known, the weights in
     billions, those of them that are trained, the tokens of a chunk, and the seconds of a step.
-    Raises ConfigError for an unknown architecture, and for a run without a step to be measured.
+    Raises ConfigError for an architecture that cannot stream, and for a run without a step to be measured.
     """
     if fit.num_steps is None or fit.num_steps <= num_warmup_steps:
         raise ConfigError(f"num_steps={fit.num_steps} leaves nothing to measure; give more than {num_warmup_steps}")
     torch.manual_seed(0)
     place = torch.device(device)
-    model = random_model(architecture, place, getattr(torch, weights_dtype), _attention(fit, place))
+    model = random_model(
+        architecture, device=place, dtype=getattr(torch, weights_dtype), attention=_attention(fit, place)
+    )
     module = Commentator(with_lora_(model, lora) if lora else model.hf)
     turns = TurnFormat(RememberingTokenizer(model.tokenizer), temporal_step=2.0)
     chunks = RandomChunks(
@@ -197,22 +145,6 @@ def _train(module, chunks, fit, model, measurement, device):
             callbacks=[measurement],
             meter=measurement.meter,
         )
-
-
-def random_model(architecture: str, device: torch.device, dtype: torch.dtype, attention: str) -> StreamingModel:
-    """Draw a Qwen2.5-VL of a known size on a device, with the tokenizer of the embedded model. Raises ConfigError."""
-    if architecture not in ARCHITECTURES:
-        raise ConfigError(f"architecture={architecture} is unknown; choose one of {', '.join(ARCHITECTURES)}")
-    tokenizer = build_tokenizer()
-    names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    ids = tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
-    config = Qwen2_5_VLConfig(**ARCHITECTURES[architecture], **dict(zip(keys, ids, strict=True)))
-    with device:
-        hf = Qwen2_5_VLForConditionalGeneration._from_config(
-            config, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
-        )
-    return StreamingModel(architecture, hf, tokenizer, FAMILIES["qwen2_5_vl"], {}, device, dtype)
 
 
 def _attention(fit: FitSettings, device: torch.device) -> str:

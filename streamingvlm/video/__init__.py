@@ -5,8 +5,7 @@ No decoder is imported before a source is opened.
 """
 
 from streamingvlm.video.clock import Second
-from streamingvlm.video.live import LiveReader, open_source
-from streamingvlm.video.pushed import PushedFrames
+from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader, open_video
 from streamingvlm.video.source import SkipCounts, VideoInfo
 

@@ -2,24 +2,14 @@
 
 import pytest
 import torch
-from tiny_inputs import frames
+from tiny_streams import SMALL, VIDEO, second
 
-from streamingvlm.config import SamplingConfig, VideoConfig
+from streamingvlm.config import SamplingConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.alert import QUESTION, Alert, AlertLine
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
-from streamingvlm.model.loading import load_model
-from streamingvlm.video.clock import Second
 
-VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
 CONDITION = "a goal is scored"
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
 
 
 def open_session(model) -> StreamingSession:
@@ -27,7 +17,7 @@ def open_session(model) -> StreamingSession:
 
 
 def seconds(number: int):
-    return (Second(turn, turn, turn + 1.0, frames(turn, height=28, width=56)) for turn in range(number))
+    return map(second, range(number))
 
 
 def watch(session, verdicts, monkeypatch, **settings) -> tuple[Alert, list[AlertLine]]:
@@ -69,8 +59,8 @@ def test_the_threshold_is_on_yes_against_no(model, monkeypatch):
 def test_any_model_can_be_asked_and_the_stream_stays_as_it_would(model):
     watched, quiet = open_session(model), open_session(model)
     lines = list(Alert(watched, CONDITION, threshold=0.0).stream(seconds(5)))
-    for second in seconds(5):
-        quiet.hear(second, "")
+    for shown in seconds(5):
+        quiet.hear(shown, "")
     assert watched.decoder.ids == quiet.decoder.ids
     used = slice(0, quiet.decoder.kv.num_tokens)
     assert torch.equal(watched.decoder.kv.keys[:, :, used], quiet.decoder.kv.keys[:, :, used])

@@ -12,19 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_inputs import frames
+from tiny_streams import GREEDY, SMALL, VIDEO
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ClosedError, ConfigError, EngineFull, StreamingVLMError, VideoError
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import Commentary, StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
-from streamingvlm.model.family import FAMILIES
-from streamingvlm.model.loading import load_model
 from streamingvlm.video.clock import Second
 
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
-VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
-GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=5)
 CACHES = (
     SMALL,
     {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0},
@@ -41,16 +36,6 @@ SAMPLINGS = (
     SamplingConfig(temperature=0.9, top_p=0.8, max_new_tokens=3, seed=5),
     SamplingConfig(temperature=1.1, repetition_penalty=1.0, max_new_tokens=9, seed=6),
 )
-
-
-@pytest.fixture(scope="module")
-def models(tiny_checkpoint):
-    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
-
-
-@pytest.fixture(scope="module")
-def model(models):
-    return models["qwen2_5_vl"]
 
 
 @dataclass

@@ -6,58 +6,24 @@ import threading
 import pytest
 import torch
 from naive_stream import NaiveStream
-from tiny_inputs import frames
+from tiny_streams import CACHES, GREEDY, SAMPLED, SMALL, TEXTS, VIDEO, second, small
 
 from streamingvlm.cache.kv_cache import bytes_per_token
 from streamingvlm.cache.layout import Kind
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.runner import Runner
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
-from streamingvlm.model.loading import load_model
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
 
-VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
-GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=5)
-SAMPLED = SamplingConfig(temperature=1.0, repetition_penalty=1.2, max_new_tokens=6, seed=5)
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
-TEXTS = {"query": "Who has the ball?", "previous_text": "The match is about to begin."}
 QUESTION = "How many goals were there?"
 TOLERANCE = 1e-4
-
-CACHES = {
-    "streaming": SMALL,
-    "reread": {**SMALL, "reread_text": True},
-    "native": {**SMALL, "positions": "native"},
-    "native reread": {**SMALL, "positions": "native", "reread_text": True},
-    "one second": {**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0},
-    "full": {"policy": "full"},
-    "recompute": {**SMALL, "recompute": True},
-    "window": {"policy": "window", "vision_window_s": 3.0},
-    "reference": {**SMALL, "policy": "reference"},
-}
-
-
-@pytest.fixture(scope="module")
-def models(tiny_checkpoint):
-    names = ("qwen2_5_vl", "qwen3_vl")
-    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in names}
-
-
-@pytest.fixture(scope="module")
-def model(models):
-    return models["qwen2_5_vl"]
 
 
 def open_session(model, cache=SMALL, sampling=SAMPLED, **settings) -> StreamingSession:
     return StreamingSession(model, cache=cache, video=VIDEO, sampling=sampling, **{**TEXTS, **settings})
-
-
-def small(turn: int) -> torch.Tensor:
-    return frames(turn, height=28, width=56)
 
 
 @pytest.fixture
@@ -227,7 +193,7 @@ def commentary_while_asked(session, num_turns: int, num_questions: int, seed: in
             for moment, at in zip(moments, when, strict=True):
                 if at == turn:
                     moment.set()
-            yield Second(turn, turn, turn + 1.0, small(turn))
+            yield second(turn)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
@@ -256,7 +222,7 @@ def test_fifty_questions_at_random_times_leave_the_commentary_as_it_is(model, ca
 
 
 def turns(number: int):
-    return (Second(turn, turn, turn + 1.0, small(turn)) for turn in range(number))
+    return map(second, range(number))
 
 
 def test_a_stream_without_end_answers_all_the_same(model):

@@ -7,19 +7,14 @@ from hypothesis import strategies as st
 from naive_stream import NaiveStream
 from steering import steered
 from tiny_inputs import frames
+from tiny_streams import GREEDY, SMALL, TEXTS, VIDEO
 
 from streamingvlm.cache.layout import Kind
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.config import CacheConfig, SamplingConfig
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.family import FAMILIES
-from streamingvlm.model.loading import load_model
 
-VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
-GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=5)
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
-TEXTS = {"query": "Who has the ball?", "previous_text": "The match is about to begin."}
 QUESTION = "How many goals were there?"
 TOLERANCE = 1e-4
 
@@ -36,16 +31,6 @@ CACHES = {
 LINES = st.lists(
     st.lists(st.sampled_from(["goal", "the ball", "1-0", "é", "..."]), max_size=3).map(" ".join), max_size=6
 )
-
-
-@pytest.fixture(scope="module")
-def models(tiny_checkpoint):
-    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
-
-
-@pytest.fixture(scope="module")
-def model(models):
-    return models["qwen2_5_vl"]
 
 
 def open_session(model, cache, **settings) -> StreamingSession:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from killed_stream import SETTINGS, second, told
+from tiny_streams import SMALL
 
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
 CACHES = {
     "reread": {**SMALL, "reread_text": True},
     "native": {**SMALL, "positions": "native"},

@@ -9,21 +9,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from streamingvlm import LiveConfig, PushedFrames, StreamingSession, load_model
+from streamingvlm import LiveConfig, PushedFrames, StreamingSession
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.session import Commentary
 from streamingvlm.inference.writers import JsonlWriter
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.turns import Turn, TurnFormat
 from streamingvlm.video.clock import Second
 
 VIDEO = {"min_pixels": 28 * 28, "max_pixels": 56 * 84, "fps": 4.0, "chunk_s": 0.5}
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 8}
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
 
 
 @pytest.fixture

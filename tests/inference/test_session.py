@@ -8,32 +8,21 @@ import torch
 from naive_stream import NaiveStream
 from steering import record_logits, steered
 from tiny_inputs import frames
+from tiny_streams import GREEDY, SMALL
 
 from streamingvlm.cache.layout import Kind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import Commentary, StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.vision import preprocess
 from streamingvlm.video.clock import Second
 
 VIDEO = VideoConfig(fps=2.0, chunk_s=1.0, min_pixels=1, max_pixels=84 * 84)
-GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=5)
 QUERY = "Who has the ball?"
 PREVIOUS = "The match is about to begin and the crowd is on its feet"
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def models(tiny_checkpoint):
-    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
-
-
-@pytest.fixture(scope="module")
-def model(models):
-    return models["qwen2_5_vl"]
 
 
 def open_session(model, cache=None, video=VIDEO, sampling=GREEDY, **settings) -> StreamingSession:
@@ -74,9 +63,6 @@ def full_pass(folder, session: StreamingSession, pictures: list[torch.Tensor]) -
             video_grid_thw=torch.tensor(grids),
             second_per_grid_ts=torch.ones(len(grids)),
         ).logits[0]
-
-
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
 
 
 @pytest.mark.parametrize(

@@ -3,30 +3,16 @@
 import pytest
 import torch
 from steering import record_logits
-from tiny_inputs import frames
+from tiny_streams import SMALL, VIDEO, small
 
-from streamingvlm.config import SamplingConfig, VideoConfig
+from streamingvlm.config import SamplingConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
-from streamingvlm.model.loading import load_model
-
-VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
 
 
 def open_session(model, threshold, temperature=1.0) -> StreamingSession:
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=8, seed=2, silence_threshold=threshold)
     return StreamingSession(model, cache=SMALL, video=VIDEO, sampling=sampling)
-
-
-def small(turn: int) -> torch.Tensor:
-    return frames(turn, height=28, width=56)
 
 
 def replies(session: StreamingSession, num_turns: int) -> list[tuple[float, bool]]:

@@ -8,51 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_inputs import frames
+from tiny_streams import CACHES, SAMPLED, SMALL, TEXTS, VIDEO, second
 
-from streamingvlm.config import SamplingConfig, VideoConfig
-from streamingvlm.errors import SnapshotError
+from streamingvlm.errors import ConfigError, SnapshotError
 from streamingvlm.inference import snapshot_folder
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
-from streamingvlm.video.clock import Second
-
-VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
-SAMPLED = SamplingConfig(temperature=1.0, repetition_penalty=1.2, max_new_tokens=6, seed=5)
-SMALL = {"text_sink_tokens": 6, "text_window_tokens": 8, "vision_window_s": 2.0, "turn_window_s": 3.0}
-TEXTS = {"query": "Who has the ball?", "previous_text": "The match is about to begin."}
-
-CACHES = {
-    "streaming": SMALL,
-    "reread": {**SMALL, "reread_text": True},
-    "native": {**SMALL, "positions": "native"},
-    "one second": {**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0},
-    "full": {"policy": "full"},
-    "recompute": {**SMALL, "recompute": True},
-    "window": {"policy": "window", "vision_window_s": 3.0},
-    "reference": {**SMALL, "policy": "reference"},
-}
-
-
-@pytest.fixture(scope="module")
-def models(tiny_checkpoint):
-    names = ("qwen2_5_vl", "qwen3_vl")
-    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in names}
-
-
-@pytest.fixture(scope="module")
-def model(models):
-    return models["qwen2_5_vl"]
 
 
 def open_session(model, cache=SMALL, **settings) -> StreamingSession:
     return StreamingSession(model, cache=cache, video=VIDEO, **{"sampling": SAMPLED, **TEXTS, **settings})
-
-
-def second(turn: int) -> Second:
-    return Second(turn, turn, turn + 1.0, frames(turn, height=28, width=56))
 
 
 def steps(session: StreamingSession, start: int, stop: int) -> list[tuple[str, int]]:
@@ -181,6 +148,22 @@ def test_a_stream_moves_into_an_engine_that_serves_others(model, tmp_path):
         said += steps(moved, 3, 5)
         steps(other, 2, 4)
     assert said + steps(StreamingSession.load(tmp_path, model=model), 5, 6) == expected
+
+
+def test_keys_of_another_kind_are_refused_and_leave_no_stream_behind(model, tmp_path):
+    with Engine(model, num_slots=1, cache_dtype="fp8") as engine:
+        stream = engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED)
+        steps(stream, 0, 2)
+        stream.save(tmp_path)
+    with Engine(model, num_slots=1) as engine:
+        with pytest.raises(ConfigError, match=r"cache\.dtype=fp8 is not that of the engine"):
+            StreamingSession.load(tmp_path, model=model, engine=engine)
+        plain = engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED)
+        plain.save(tmp_path / "plain")
+    with Engine(model, num_slots=1, cache_dtype="fp8") as engine:
+        with pytest.raises(SnapshotError, match=r"cache\.dtype=None, the engine fp8"):
+            StreamingSession.load(tmp_path / "plain", model=model, engine=engine)
+        engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED)  # its place is free again
 
 
 def test_a_stream_that_has_not_begun_can_be_kept(model, tmp_path):

@@ -5,17 +5,12 @@ import json
 import bench_training
 import pytest
 import torch
+from architectures import architecture_named, architecture_names
 from command_line import run
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.training.benchmark import (
-    ARCHITECTURES,
-    ChunkShape,
-    RandomChunks,
-    measure_training,
-    random_model,
-    table,
-)
+from streamingvlm.model.random_weights import random_model
+from streamingvlm.training.benchmark import ChunkShape, RandomChunks, measure_training, table
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.turns import TurnFormat
 
@@ -61,7 +56,7 @@ def test_an_unknown_case_is_named(bench_here):
 
 
 def test_a_chunk_has_what_its_shape_says():
-    model = random_model("tiny", torch.device("cpu"), torch.float32, "sdpa")
+    model = random_model(architecture_named("tiny"), device=torch.device("cpu"), dtype=torch.float32)
     turns = TurnFormat(model.tokenizer, temporal_step=2.0)
     chunks = RandomChunks(turns, ChunkShape(), hidden_size=64, num_examples=2)
     example = chunks[1]
@@ -70,21 +65,26 @@ def test_a_chunk_has_what_its_shape_says():
     assert 24 * 720 + 1024 < len(example.input_ids) == chunks.length(1) < 24 * 760 + 1100
 
 
-@pytest.mark.parametrize("name, billions", [("3B", 3.75), ("7B", 8.29)])
+@pytest.mark.parametrize("name, billions", [("3b", 3.75), ("7b", 8.29)])
 def test_an_architecture_is_as_large_as_the_released_model(name, billions):
-    with torch.device("meta"):
-        model = random_model(name, torch.device("meta"), torch.bfloat16, "sdpa").hf
+    model = random_model(architecture_named(name), device=torch.device("meta"), dtype=torch.bfloat16).hf
     assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
 def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(ConfigError, match="architecture=9B"):
-        measure_training("9B", FitSettings(num_steps=3, batch_size=1, learning_rate=1e-5))
+    tiny = architecture_named("tiny")
+    with pytest.raises(ConfigError, match="architecture=9b is unknown"):
+        architecture_named("9b")
+    with pytest.raises(ConfigError, match="model_type=llama, which cannot stream"):
+        measure_training({**tiny, "model_type": "llama"}, FitSettings(num_steps=3, batch_size=1, learning_rate=1e-5))
     with pytest.raises(ConfigError, match="nothing to measure"):
-        measure_training("tiny", FitSettings(num_steps=2, batch_size=1, learning_rate=1e-5))
+        measure_training(tiny, FitSettings(num_steps=2, batch_size=1, learning_rate=1e-5))
 
 
 def test_a_case_that_failed_is_told_in_its_row():
     rows = table({"large": {"error": "out of memory"}, "small": {"tokens_per_s": 1234.5}}).splitlines()
     assert rows[1] == "large  out of memory" and rows[2].split()[:3] == ["small", "1,234", "-"]
-    assert set(ARCHITECTURES) == {"3B", "7B", "tiny"}
+
+
+def test_the_sizes_are_those_of_the_configurations():
+    assert set(architecture_names()) == {"3b", "7b", "tiny"}

@@ -2,50 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import BytesIO
 from itertools import pairwise
 from math import isnan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from streamingvlm.atomic import write_bytes
-from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, right_share
 from streamingvlm.evaluation.pitch.summary import Result
+from streamingvlm.plotting import COLOURS, dressed, new_figure, save_figure
 
 Measure = Callable[[PitchRun, int], list[float]]
 
 _NUM_PARTS = 20
 _COMPARED = ("macro-F1", "lines right", "side", "club", "score", "silence")
-# Okabe and Ito's colours, which people who see few colours can tell apart.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 
 
 def draw(result: Result, path: Path):
     """Draw a table as a PNG. Raises ConfigError where matplotlib is not installed, OSError."""
-    figure = _along_the_stream(result) if result.table.by_time else _row_by_row(result)
-    image = BytesIO()
-    # Without the name and version of the program: the same runs make the same file.
-    figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
-    write_bytes(path, image.getvalue())
-
-
-def _figure(**settings: Any):
-    try:
-        # Not pyplot, which keeps figures and picks a screen.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError('figures are drawn by matplotlib; pip install "streamingvlm[eval]"') from error
-    return Figure(layout="constrained", **settings)
+    save_figure(_along_the_stream(result) if result.table.by_time else _row_by_row(result), path)
 
 
 def _along_the_stream(result: Result):
     from matplotlib.ticker import LogFormatter
 
-    figure = _figure(figsize=(11, 3.6))
+    figure = new_figure(figsize=(11, 3.6))
     quality, lines, cost = figure.subplots(1, 3)
-    for (name, runs), colour in zip(result.runs.items(), _COLOURS, strict=False):
+    for (name, runs), colour in zip(result.runs.items(), COLOURS, strict=False):
         quality.plot(*_by_part(runs, _macro_f1), label=name, color=colour)
         lines.plot(*_by_part(runs, _right_share), color=colour)
         cost.plot(*_by_part(runs, _token_ms), color=colour)
@@ -55,28 +37,20 @@ def _along_the_stream(result: Result):
     cost.yaxis.set_major_formatter(LogFormatter())
     cost.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    return _dressed(figure, result)
+    return dressed(figure, result.table.title)
 
 
 def _row_by_row(result: Result):
     rows = result.table.rows
-    figure = _figure(figsize=(11, 1 + 0.42 * len(rows)))
+    figure = new_figure(figsize=(11, 1 + 0.42 * len(rows)))
     names = [name for name in _COMPARED if name in result.table.columns]
     for panel, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
         figures = [result.estimates(row)[name] for row in rows]
         spread = [0 if isnan(figure.half_width) else figure.half_width for figure in figures]
-        panel.errorbar([f.mean for f in figures], range(len(rows)), xerr=spread, fmt="o", color=_COLOURS[0], capsize=3)
+        panel.errorbar([f.mean for f in figures], range(len(rows)), xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
         panel.set(xlabel=name, xlim=(-0.03, 1.03), yticks=range(len(rows)), yticklabels=[row.name for row in rows])
     panel.invert_yaxis()
-    return _dressed(figure, result)
-
-
-def _dressed(figure, result: Result):
-    figure.suptitle(result.table.title, fontsize=11)
-    for panel in figure.axes:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure
+    return dressed(figure, result.table.title)
 
 
 def _by_part(runs: Sequence[PitchRun], measure: Measure) -> tuple[list[float], list[float]]:

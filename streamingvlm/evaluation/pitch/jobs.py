@@ -22,9 +22,10 @@ import torch
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
 from streamingvlm.errors import StreamingVLMError
-from streamingvlm.evaluation.pitch.match import Limits, evaluate_pitch
+from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.evaluation.pitch.run import PitchRun, read_run, write_run
 from streamingvlm.evaluation.pitch.tables import Row
+from streamingvlm.inference.limits import Limits
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.checkpoint import find_checkpoint, read_config_json
@@ -37,8 +38,8 @@ from streamingvlm.pitch.styles import STYLES
 class Setup:
     """What the runs of a table share.
 
-    model: name, device and dtype, as ``load_model`` takes them; cache, video, sampling: settings of the session, None
-    for the checkpoint's own; commit: of the code, for the record.
+    model: name, device, dtype and quantization, as ``load_model`` takes them; cache, video, sampling: settings of the
+    session, None for the checkpoint's own; commit: of the code, for the record.
     """
 
     model: Mapping[str, Any]
@@ -186,5 +187,5 @@ def _watch(job: Job, path: Path):
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, device: str | None = None, dtype: str | None = None) -> StreamingModel:
-    return load_model(name, device=device, dtype=dtype, attention=STREAMING_ATTENTION)
+def _loaded(name: str, **weights: str | None) -> StreamingModel:
+    return load_model(name, **weights, attention=STREAMING_ATTENTION)

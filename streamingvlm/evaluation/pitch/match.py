@@ -6,7 +6,7 @@ well under teacher forcing can fail completely when it hears itself.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -14,32 +14,12 @@ import torch
 
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, fault_of
 from streamingvlm.evaluation.report.watched import CacheFill
+from streamingvlm.inference.limits import Limits
 from streamingvlm.inference.session import Commentary, StreamingSession
 from streamingvlm.pitch import Match, PitchSecond, render
 from streamingvlm.pitch.styles import TELEGRAM, Style
 
 _BYTES_PER_MB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a stream is ended before its time; None is no limit.
-
-    cache_mb: memory of the cache's tensors; busy_s: seconds of work in all.
-    """
-
-    cache_mb: float | None = None
-    busy_s: float | None = None
-
-    def passed_by(self, session: StreamingSession) -> str:
-        """Which limit a stream has passed, "" if none."""
-        cache_mb, busy_s = session.decoder.kv.num_bytes / _BYTES_PER_MB, session.stats.busy_s
-        after = f"after {session.stats.stream_s:.0f} s of stream"
-        if self.cache_mb is not None and cache_mb > self.cache_mb:
-            return f"the cache took {cache_mb:.0f} MB {after}, more than {self.cache_mb:g}"
-        if self.busy_s is not None and busy_s > self.busy_s:
-            return f"the work took {busy_s:.0f} s {after}, more than {self.busy_s:g}"
-        return ""
 
 
 def evaluate_pitch(

@@ -7,10 +7,11 @@ from itertools import islice
 import pytest
 
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.pitch.match import Limits, evaluate_pitch
+from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.evaluation.pitch.page import as_watched, worst_seconds
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, fault_of, read_run, right_share, write_run
 from streamingvlm.evaluation.report.page import render_report
+from streamingvlm.inference.limits import Limits
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, say, score

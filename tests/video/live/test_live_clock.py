@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamingvlm.video.clock import SamplingGrid
-from streamingvlm.video.live_clock import MAX_DRIFT, LiveClock, LiveSampler
+from streamingvlm.video.live.clock import MAX_DRIFT, LiveClock, LiveSampler
 from streamingvlm.video.source import Picture
 
 START_S = 1000.0  # real time does not begin at 0

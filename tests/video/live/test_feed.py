@@ -7,8 +7,8 @@ import torch
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.errors import VideoError
-from streamingvlm.video.feed import GAP, Backoff, ConnectionFeed
-from streamingvlm.video.live_clock import LiveClock
+from streamingvlm.video.live.clock import LiveClock
+from streamingvlm.video.live.feed import GAP, Backoff, ConnectionFeed
 from streamingvlm.video.source import BrokenStreamError, Picture, SkipCounts, VideoInfo
 
 SOON = LiveConfig(retry_min_s=0.001, retry_max_s=0.002)

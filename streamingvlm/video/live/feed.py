@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.errors import VideoError
-from streamingvlm.video.live_clock import LiveClock
-from streamingvlm.video.pushed import PushedFrames, pictures_of
+from streamingvlm.video.live.clock import LiveClock
+from streamingvlm.video.live.pushed import PushedFrames, pictures_of
 from streamingvlm.video.source import BrokenStreamError, Picture, PictureSource, SkipCounts, VideoInfo
 
 if TYPE_CHECKING:
-    from streamingvlm.video.connection import Connection
+    from streamingvlm.video.live.connection import Connection
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from rtsp_server import RtspServer
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.video import connection, open_source
+from streamingvlm.video import open_source
+from streamingvlm.video.live import connection
 
 SOON = LiveConfig(policy="coalesce", retry_min_s=0.05, retry_max_s=0.2, stall_timeout_s=1.0)
 CLIP_S = 30

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.backlog import DETAILS, Backlog, thinned
 from streamingvlm.video.clock import Second
+from streamingvlm.video.live.backlog import DETAILS, Backlog, thinned
 
 POLICIES = ["wait", "drop", "coalesce", "degrade"]
 

@@ -19,12 +19,12 @@ from typing import Self
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.video.address import Address, parse_address
-from streamingvlm.video.backlog import Backlog, Policy
 from streamingvlm.video.clock import SamplingGrid, Second
-from streamingvlm.video.feed import GAP, ConnectionFeed, Feed, PacedFeed, PushedFeed
 from streamingvlm.video.frames import make_second
-from streamingvlm.video.live_clock import LiveClock, LiveSampler
-from streamingvlm.video.pushed import PushedFrames
+from streamingvlm.video.live.backlog import Backlog, Policy
+from streamingvlm.video.live.clock import LiveClock, LiveSampler
+from streamingvlm.video.live.feed import GAP, ConnectionFeed, Feed, PacedFeed, PushedFeed
+from streamingvlm.video.live.pushed import PushedFrames
 from streamingvlm.video.reader import VideoReader, open_pictures, open_video
 from streamingvlm.video.source import SkipCounts, VideoInfo
 
@@ -158,7 +158,7 @@ def _and_gap(events: Iterator) -> Iterator:
 
 
 def _connect(address: Address, config: LiveConfig, stop: threading.Event) -> tuple[ConnectionFeed, Policy]:
-    from streamingvlm.video.connection import connect  # no decoder is imported before it is needed
+    from streamingvlm.video.live.connection import connect  # no decoder is imported before it is needed
 
     reconnect = partial(connect, address, config, stop.is_set)
     connection = reconnect()

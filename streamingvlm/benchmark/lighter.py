@@ -1,0 +1,63 @@
+"""What smaller weights and a smaller cache do to what is said: Pitch, scored, and compared line by line."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streamingvlm.benchmark.roofline import num_bytes
+from streamingvlm.errors import StreamingVLMError
+from streamingvlm.evaluation.pitch.match import evaluate_pitch
+from streamingvlm.evaluation.pitch.run import PitchRun, none_if_nan
+from streamingvlm.inference.session import StreamingSession
+from streamingvlm.inference.stats import percentile
+
+_GREEDY = {"temperature": 0.0}
+
+
+def measure_lighter(
+    cases: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    duration_s: int,
+    *,
+    on_case: Callable[[str], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Watch the matches of some seeds in each case, greedily, and compare what is said with the first case.
+
+    cases: by name, ``model`` (as `load_model` takes it) and ``cache``. A case that cannot run here says why.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    first: dict[int, PitchRun] = {}
+    for name, case in cases.items():
+        if on_case:
+            on_case(name)
+        try:
+            session = StreamingSession.from_pretrained(**case["model"], cache=case["cache"], sampling=_GREEDY)
+            runs = {seed: evaluate_pitch(session, seed=seed, duration_s=duration_s) for seed in seeds}
+        except (StreamingVLMError, NotImplementedError, RuntimeError) as error:  # kernels that a machine lacks
+            results[name] = {"error": str(error).splitlines()[0]}
+            continue
+        first = first or runs
+        results[name] = _sizes(session) | {"runs": {str(seed): _figures(runs[seed], first[seed]) for seed in seeds}}
+        del session
+        gc.collect()
+    return results
+
+
+def _sizes(session: StreamingSession) -> dict[str, Any]:
+    weights = session.model.hf.parameters()
+    return {
+        "weight_mb": round(sum(num_bytes(weight) for weight in weights) / 2**20, 3),
+        "cache_bytes_per_token": session.decoder.kv.pool.bytes_per_token,
+    }
+
+
+def _figures(run: PitchRun, first: PitchRun) -> dict[str, Any]:
+    said, whole = ([second.said for second in of_run.watched] for of_run in (run, first))
+    same = [line == of_first for line, of_first in zip(said, whole, strict=True)]
+    return {
+        "macro_f1": none_if_nan(run.report.macro_f1),
+        "right_share": none_if_nan(run.right_share),
+        "same_lines": sum(same) / len(same),
+        "first_difference_s": same.index(False) if False in same else None,
+        "turn_p50_s": percentile(run.latencies_s, 0.5),
+    }

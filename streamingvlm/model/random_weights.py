@@ -1,0 +1,49 @@
+"""A model of any size with random weights, drawn on the device itself: for figures of speed, which need no others."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+
+from streamingvlm.errors import ConfigError
+from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.loading import StreamingModel, choose_tower_attention_
+from streamingvlm.pitch.tokenizer import build_tokenizer
+
+_MARKS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def random_model(
+    architecture: Mapping[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+) -> StreamingModel:
+    """Draw a model of a family that can stream, with the small tokenizer of the embedded model.
+
+    architecture: a name, and what a config.json says: ``model_type``, ``text_config`` and ``vision_config`` at least.
+    Raises ConfigError for a family that cannot stream.
+    """
+    parts = dict(architecture)
+    name, model_type = parts.pop("name"), parts.pop("model_type", None)
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConfigError(f"{name} has model_type={model_type}, which cannot stream; choose one of {known}")
+    tokenizer = build_tokenizer()
+    ids = {key: tokenizer.convert_tokens_to_ids(mark) for key, mark in _MARKS.items()}
+    config = transformers.AutoConfig.for_model(model_type, **parts, **ids)
+    family = FAMILIES[model_type]
+    with device:
+        hf = getattr(transformers, family.class_name)._from_config(
+            config, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
+        )
+    choose_tower_attention_(hf, attention, device, dtype)
+    family = family.with_vision_config(config.vision_config.to_dict())
+    return StreamingModel(name, hf.eval(), tokenizer, family, {}, device, dtype)

@@ -1,0 +1,97 @@
+"""A stream that is measured: every turn in its stages, and a reason where it ends early."""
+
+import pytest
+import torch
+
+from streamingvlm.benchmark.figures import STAGES, mode_figures
+from streamingvlm.benchmark.modes import StreamSettings, measure_mode
+from streamingvlm.config import SamplingConfig, VideoConfig
+from streamingvlm.errors import ConfigError, EngineFull
+from streamingvlm.inference.limits import Limits, is_out_of_memory
+from streamingvlm.model.attention import STREAMING_ATTENTION
+from streamingvlm.model.loading import load_model
+
+SETTINGS = StreamSettings(
+    video=VideoConfig(fps=2.0, min_pixels=1, max_pixels=84 * 84),
+    sampling=SamplingConfig(temperature=0, max_new_tokens=4),
+    source="noise",
+    height=56,
+    width=84,
+)
+SMALL = {"text_sink_tokens": 8, "text_window_tokens": 8, "vision_window_s": 3.0, "turn_window_s": 3.0}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
+
+
+def test_a_turn_has_all_its_stages_and_what_was_read_for_it(model):
+    run = measure_mode(model, SMALL, SETTINGS, duration_s=6)
+    assert [turn.start_s for turn in run.turns] == [0, 1, 2, 3, 4, 5]
+    assert (run.ended, run.cuda_peak_mb, run.synchronised) == ("", None, run.turns)
+    for turn in run.turns:
+        assert set(STAGES) <= set(turn.stages)
+        inside = sum(seconds for name, seconds in turn.stages.items() if name not in ("video", "turn"))
+        assert inside <= turn.latency_s and turn.num_tokens <= 4
+        assert len(turn.between_tokens_s) == turn.num_tokens - 1
+        assert 0 < turn.num_fed <= turn.num_seen
+    # what is kept is not fed again
+    assert run.turns[-1].num_fed < run.turns[-1].num_seen
+
+
+def test_recompute_feeds_all_that_it_sees(model):
+    run = measure_mode(model, {**SMALL, "recompute": True}, SETTINGS, duration_s=4)
+    assert all(turn.num_fed == turn.num_seen for turn in run.turns)
+
+
+def test_the_figures_tell_the_first_minute_from_the_last(model):
+    figures = mode_figures(measure_mode(model, SMALL, SETTINGS, duration_s=64))
+    assert figures["num_turns"] == len(figures["token_s_by_turn"]) == 64
+    assert [figures[part]["turn"]["n"] for part in ("whole", "first_minute", "last_minute")] == [64, 60, 60]
+    for part in ("whole", "first_minute", "last_minute"):
+        assert figures[part]["turn"]["p50"] <= figures[part]["turn"]["p95"] <= figures[part]["turn"]["p99"]
+
+
+def test_a_limit_ends_a_mode_with_its_reason(model):
+    run = measure_mode(model, {"policy": "full"}, SETTINGS, duration_s=50, limits=Limits(busy_s=0.0))
+    assert len(run.turns) == 1 and run.ended.startswith("the work took")
+
+
+def test_memory_that_is_spent_ends_a_mode_with_what_was_measured_so_far(model, monkeypatch):
+    from streamingvlm.benchmark import modes
+
+    watch = modes.watch_turn
+
+    def until_memory_is_spent(session, second):
+        if second.index == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+        return watch(session, second)
+
+    monkeypatch.setattr(modes, "watch_turn", until_memory_is_spent)
+    run = measure_mode(model, {"policy": "full"}, SETTINGS, duration_s=9)
+    # the warm-up has shown the footage from its beginning: the stream begins with the first second all the same
+    assert len(run.turns) == 5 and run.turns[0].start_s == 0
+    assert run.ended == "out of memory after 5 turns: CUDA out of memory. Tried to allocate 2 GiB"
+    assert mode_figures(run)["ended"] == run.ended
+
+
+def test_a_mode_that_never_began_has_a_reason_alone(model, monkeypatch):
+    def full(*_, **__):
+        raise EngineFull("no room for a stream")
+
+    monkeypatch.setattr("streamingvlm.benchmark.modes.StreamingSession", full)
+    assert mode_figures(measure_mode(model, SMALL, SETTINGS, duration_s=1)) == {
+        "ended": "out of memory after 0 turns: no room for a stream"
+    }
+
+
+def test_a_bug_is_no_spent_memory(model, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr("streamingvlm.benchmark.modes.watch_turn", broken)
+    with pytest.raises(RuntimeError, match="shape"):
+        measure_mode(model, SMALL, SETTINGS, duration_s=2)
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(ConfigError("x"))

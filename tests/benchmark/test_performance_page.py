@@ -1,0 +1,147 @@
+"""The page of performance: what a record tells of the goals, the newest of each kind, nothing that was not measured."""
+
+import json
+
+import pytest
+
+from streamingvlm.benchmark.figures import STAGES, spread
+from streamingvlm.benchmark.goals import GOALS, goals_table
+from streamingvlm.benchmark.page import read_records, write_page
+from streamingvlm.benchmark.tables import lighter_table, tables_of
+from streamingvlm.errors import DataError
+
+LARGE = {"name": "7b", "dtype": "bfloat16", "quantization": None}
+
+
+def record(date="2026-11-22T10:00:00+00:00", device="NVIDIA H100 80GB HBM3", model=LARGE, width=1280, **parts):
+    return {
+        "benchmark": "streaming",
+        "date": date,
+        "machine": {"device": device, "torch": "2.11.0", "num_threads": 8},
+        "commit": "0123456789abcdef",
+        "settings": {
+            "model": model,
+            "footage": {"source": "noise", "width": width, "height": 720},
+            "video": {"fps": 2.0},
+        },
+        **parts,
+    }
+
+
+def mode(turn_s=0.08, ended=""):
+    times = {name: spread([turn_s]) for name in ("turn", "token", "between_tokens", *STAGES)}
+    return {
+        "ended": ended,
+        "num_turns": 600,
+        "cache_tokens": 13_000,
+        "cuda_peak_mb": 20_000.0,
+        "resident_peak_mb": 900.0,
+        "whole": times,
+        "first_minute": times,
+        "last_minute": times,
+        "roofline": {"vision_s": 0.01, "prefill_s": 0.02, "token_s": 0.005, "turn_s": 0.06, "turn_share": 0.75},
+    }
+
+
+def modes(**changed):
+    return {"ceilings": {"flop_per_s": 6e14, "bytes_per_s": 3e12}, "modes": {"streaming": mode(**changed)}}
+
+
+def found(highest, window=None):
+    trials = [{"load": highest, "passed": True, "ended": "", "turn": spread([0.5])}]
+    return {"highest": highest, "is_limit_of_search": False, "trials": trials, **({"window": window} if window else {})}
+
+
+def measured(records):
+    return [row[2] for row in goals_table(records).rows]
+
+
+def test_what_was_not_measured_says_so_with_its_command():
+    assert measured([]) == ["not yet measured"] * len(GOALS)
+    other = record(device="NVIDIA L4", **modes()), record(model={**LARGE, "quantization": "int8"}, **modes())
+    assert measured(other) == ["not yet measured"] * len(GOALS)
+    assert goals_table([]).rows[5][3] == "`python scripts/bench.py model=7b workload=72_tokens parts=[streams]`"
+
+
+def test_a_record_tells_its_own_goals_alone():
+    records = [
+        record(**modes()),
+        record(frames_per_s=found(44, "tokens"), streams=found(22)),
+        record(width=252, streams=found(210)),
+    ]
+    told = [text.split(" (")[0] for text in measured(records)]
+    assert told == ["80 ms", "80 ms and 80 ms", "75%", "44", "22", "210", "not yet measured"]
+
+
+def test_a_mode_that_ended_early_tells_no_goal():
+    assert measured([record(**modes(ended="out of memory after 9 turns: ..."))])[:3] == ["not yet measured"] * 3
+
+
+def test_the_newest_record_counts():
+    old, new = record(**modes(turn_s=0.2)), record(date="2026-12-01T00:00:00+00:00", **modes(turn_s=0.1))
+    assert measured([new, old])[0] == "100 ms (2026-12-01)"
+
+
+def test_the_ratio_of_an_engine_is_told_by_threads():
+    cases = [
+        {
+            "num_streams": streams,
+            "num_threads": threads,
+            "ratios": [1.0, streams / 2, 9.0],
+            "in_turn_s": [1],
+            "batched_s": [1],
+        }
+        for threads in (1, 2)
+        for streams in (2, 4)
+    ]
+    embedded = record(
+        device="x86_64", model={"name": "pitch", "dtype": "float32", "quantization": None}, batching=cases
+    )
+    assert measured([embedded])[-1].startswith("2.00 (1 thread), 2.00 (2 threads)")
+
+
+def test_the_page_has_a_section_a_machine_and_model_with_the_newest_of_each_part(tmp_path):
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for number, kept in enumerate(
+        (
+            record(**modes(turn_s=0.2)),
+            record(date="2026-12-01T00:00:00+00:00", **modes(turn_s=0.1)),
+            record(streams=found(22)),
+            {"benchmark": "training", "date": "2026-12-02T00:00:00+00:00"},
+        )
+    ):
+        (folder / f"{number}.json").write_text(json.dumps(kept))
+    (folder / "1.png").write_bytes(b"")
+    page = tmp_path / "docs" / "performance.md"
+    write_page(read_records(folder), page)
+    text = page.read_text()
+    assert text.count("### 7b, bfloat16, on NVIDIA H100 80GB HBM3: noise of 1280x720 at 2 frames/s") == 1
+    assert "[1.json](../benchmarks/1.json): 2026-12-01, 0123456789, torch 2.11.0, 8 threads." in text
+    assert "![Seconds a token along the stream](../benchmarks/1.png)" in text
+    assert "[0.json]" not in text and "Highest load: 22 streams" in text
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", '{"other": 1}'])
+def test_a_file_that_is_no_record_is_named(tmp_path, content):
+    (tmp_path / "odd.json").write_text(content)
+    with pytest.raises(DataError, match=r"odd\.json is no record of a benchmark"):
+        read_records(tmp_path)
+
+
+def test_a_mode_that_never_began_has_a_row_with_its_reason():
+    table = next(iter(tables_of({"modes": {"full": {"ended": "out of memory after 0 turns: x"}}})))
+    assert table.rows == [["full", *["-"] * 7, "out of memory after 0 turns: x"]]
+    assert table.markdown().splitlines()[1] == "| --- " * 9 + "|"
+
+
+def test_a_lighter_case_that_cannot_run_here_says_why():
+    run = {"macro_f1": 1.0, "right_share": 0.9, "same_lines": 1.0, "first_difference_s": None, "turn_p50_s": 0.06}
+    cases = {
+        "plain": {"weight_mb": 20.0, "cache_bytes_per_token": 12288, "runs": {"1007": run, "2718": run}},
+        "fp8": {"error": "no numbers"},
+    }
+    table = lighter_table(cases)
+    assert table.title.endswith("seeds 1007 and 2718")
+    assert table.rows[0] == ["plain", "20.0", "12288", "1.000 1.000", "0.900 0.900", "1.000 1.000", "60 60"]
+    assert table.rows[1] == ["fp8", *["-"] * 5, "no numbers"]

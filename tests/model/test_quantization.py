@@ -1,0 +1,79 @@
+"""Weights in fewer bits: by name, with the remedy where a package is absent, and near the whole model."""
+
+import importlib.util
+
+import pytest
+import torch
+from architectures import architecture_named
+
+from streamingvlm.benchmark.roofline import num_bytes
+from streamingvlm.errors import ConfigError
+from streamingvlm.model import quantization
+from streamingvlm.model.loading import load_model
+from streamingvlm.model.quantization import QUANTIZATIONS, quantization_named, quantize_
+from streamingvlm.model.random_weights import random_model
+
+
+def test_a_name_that_is_none_is_refused_with_those_there_are():
+    with pytest.raises(
+        ConfigError, match=r"model\.quantization=int3 is unknown; choose one of int8, int8_dynamic, fp8"
+    ):
+        load_model("pitch", device="cpu", quantization="int3")
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_a_package_that_is_absent_is_named_with_the_remedy(name, monkeypatch):
+    monkeypatch.setattr(quantization, "find_spec", lambda _package: None)
+    package, _ = QUANTIZATIONS[name]
+    with pytest.raises(ConfigError, match=rf'needs {package}, .*pip install "streamingvlm\[quant\]"'):
+        quantization_named(name, torch.float32)
+
+
+def needs(package):
+    return pytest.mark.skipif(
+        importlib.util.find_spec(package) is None, reason=f"{package}, of the extra quant, is absent"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, most",
+    [
+        pytest.param("int8", 0.3, marks=needs("torchao")),
+        pytest.param("nf4", 0.2, marks=needs("bitsandbytes")),
+    ],
+)
+def test_the_language_model_shrinks_and_stays_near(name, most):
+    whole, light = (load_model("pitch", device="cpu", quantization=how) for how in (None, name))
+    matrices = [model.text_model.layers[0].mlp.up_proj.weight for model in (whole, light)]
+    assert num_bytes(matrices[1]) < most * num_bytes(matrices[0])
+    for part in (light.hf.model.visual.blocks[0].attn.qkv, light.lm_head):
+        assert type(part) is torch.nn.Linear and part.weight.dtype == torch.float32
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        states = [model.text_model(input_ids=ids).last_hidden_state for model in (whole, light)]
+    assert 0 < (states[1] - states[0]).norm() < 0.3 * states[0].norm()
+
+
+@needs("torchao")
+def test_a_row_of_zeros_of_which_fp8_makes_no_numbers_is_told():
+    with pytest.raises(ConfigError, match=r"numbers that are none in layers\.0\.self_attn\.q_proj; choose another"):
+        load_model("pitch", device="cpu", quantization="fp8")
+
+
+@needs("torchao")
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_random_weights_can_be_quantised_where_they_are(name):
+    model = random_model(architecture_named("tiny"), device=torch.device("cpu"), dtype=torch.float32)
+    before = num_bytes(model.text_model.layers[0].mlp.up_proj.weight)
+    quantize_(model.text_model, quantization_named(name, torch.float32))
+    assert num_bytes(model.text_model.layers[0].mlp.up_proj.weight) < 0.4 * before
+    with torch.inference_mode():
+        assert model.text_model(input_ids=torch.arange(9)[None]).last_hidden_state.isfinite().all()
+
+
+def test_what_only_loading_can_do_is_refused_for_random_weights():
+    class ByLoading:
+        quant_method = "bitsandbytes"
+
+    with pytest.raises(ConfigError, match="cannot be quantised by bitsandbytes; choose one of int8"):
+        quantize_(torch.nn.Linear(2, 2), ByLoading())
