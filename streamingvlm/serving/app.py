@@ -18,7 +18,7 @@ from streamingvlm.serving.gateway import Gateway
 from streamingvlm.serving.hub import Hub
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.places import Resolve, resolve_host
-from streamingvlm.serving.refusals import error_body, refusal_of
+from streamingvlm.serving.refusals import FaultBody, error_body, refusal_of
 from streamingvlm.serving.routes import chat, commentary, frames, operations, page, sessions
 from streamingvlm.serving.streams import Streams
 from streamingvlm.serving.webrtc import Cameras
@@ -48,7 +48,8 @@ def session_app(hub: Hub) -> FastAPI:
 
 def plain_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
     """An application that answers nothing yet, and tells whatever fails in one line."""
-    app = FastAPI(title="streamingvlm", lifespan=lifespan, docs_url=None, redoc_url=None)
+    refused = {"default": {"model": FaultBody, "description": "Not served; the message is one line"}}
+    app = FastAPI(title="streamingvlm", lifespan=lifespan, docs_url=None, redoc_url=None, responses=refused)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StreamingVLMError, _impossible)

@@ -33,7 +33,7 @@ def decode_jpeg(data: bytes, *, max_pixels: int) -> torch.Tensor:
 
 def frame_of(rgb: np.ndarray) -> torch.Tensor:
     """An image [H, W, 3] of 8-bit RGB as a frame, uint8 [3, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(rgb.transpose(2, 0, 1), order="C"))  # a copy: a picture's own memory is read-only
 
 
 def encode_jpeg(frame: torch.Tensor) -> bytes:

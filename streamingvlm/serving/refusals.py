@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import HTTPException
+from pydantic import BaseModel
 
 from streamingvlm.errors import ClosedError, EngineFull, StreamingVLMError
 
@@ -14,6 +15,21 @@ _TYPES = {
     429: "rate_limit_error",
     503: "unavailable_error",
 }
+
+
+class Fault(BaseModel):
+    """Why a request is not served: one line that names the remedy, its sort, and the status."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class FaultBody(BaseModel):
+    """The body of every refusal."""
+
+    error: Fault
 
 
 class Refusal(HTTPException):
@@ -35,4 +51,4 @@ def refusal_of(error: StreamingVLMError) -> Refusal:
 def error_body(status: int, message: str) -> dict[str, Any]:
     """The body of a refusal."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": " ".join(message.split()), "type": kind, "param": None, "code": status}}
+    return FaultBody(error=Fault(message=" ".join(message.split()), type=kind, code=status)).model_dump()

@@ -51,10 +51,10 @@ class Running:
         with connect(self.url.replace("http", "ws") + path, **options) as socket:
             yield socket
 
-    def lines(self, session: str, after: int = 0) -> tuple[list[dict], dict]:
+    def lines(self, session: str, after: int = 0, **options: Any) -> tuple[list[dict], dict]:
         """All lines of a session up to its end, by WebSocket, and the end."""
         lines = []
-        with self.socket(f"/v1/sessions/{session}/commentary?after={after}") as socket:
+        with self.socket(f"/v1/sessions/{session}/commentary?after={after}", **options) as socket:
             for message in map(json.loads, socket):
                 if message["type"] == "line":
                     lines.append(message)
@@ -75,10 +75,10 @@ class Running:
                     yield event["event"], event.get("id"), json.loads(event["data"])
                     event = {}
 
-    def wait_for(self, session: str, num_lines: int) -> dict:
+    def wait_for(self, session: str, num_lines: int, headers: dict[str, str] | None = None) -> dict:
         """The session, once it has said so many lines."""
         deadline_s = time.monotonic() + 120
-        while (state := self.http.get(f"/v1/sessions/{session}").json())["num_lines"] < num_lines:
+        while (state := self.http.get(f"/v1/sessions/{session}", headers=headers).json())["num_lines"] < num_lines:
             assert time.monotonic() < deadline_s, state
             time.sleep(0.02)
         return state

@@ -17,7 +17,7 @@ import httpx
 from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.fleet.kept import KeptAsked
 from streamingvlm.serving.fleet.link import Address, Link, UnreachableError, read
-from streamingvlm.serving.fleet.remote import RemoteSession, error_of, refusal_of
+from streamingvlm.serving.fleet.remote import RemoteSession, error_of, refused_there
 from streamingvlm.serving.fleet.replica import REPORT_PATH
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.refusals import Refusal
@@ -86,7 +86,7 @@ class Fleet:
             except UnreachableError:
                 raise Refusal(503, "the replica has gone before it had the session; try again") from None
             if response.status_code != 201:
-                raise refusal_of(response)
+                raise refused_there(response)
             is_pushed = asked.source.push
             self._sessions[kept.id] = RemoteSession(kept.id, owner, is_pushed, self, link)
         log.info("session opened", extra={"session": kept.id, "owner": owner, "replica": link.address.id})
@@ -106,7 +106,7 @@ class Fleet:
                         yield link, response
                         return
                     await read(response)
-                    refused = refusal_of(response)
+                    refused = refused_there(response)
             except UnreachableError:
                 await self.doubt(link)
             finally:

@@ -150,13 +150,13 @@ class RemoteSession:
             if response.status_code == 202:
                 return
             if response.status_code != 503:
-                raise refusal_of(response)
+                raise refused_there(response)
             if may_wait:
                 await asyncio.sleep(_AGAIN_S)
                 continue
             await self._fleet.doubt(link)  # one that leaves has no room, either
             if not link.is_leaving:
-                raise refusal_of(response)
+                raise refused_there(response)
 
     async def _post(self, link: Link, frame: Frame) -> httpx.Response:
         response = await link.request(
@@ -215,7 +215,7 @@ class RemoteLog:
             self.num_listeners -= 1
 
 
-def refusal_of(response: httpx.Response) -> Refusal:
+def refused_there(response: httpx.Response) -> Refusal:
     """What a replica refused, to be refused likewise."""
     wait_s = response.headers.get("retry-after")
     return Refusal(response.status_code, error_of(response), retry_after_s=None if wait_s is None else float(wait_s))

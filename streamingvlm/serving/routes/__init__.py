@@ -16,6 +16,6 @@ def owner_of(request: HTTPConnection) -> str:
     return request.scope["state"]["owner"]
 
 
-def session_of(request: HTTPConnection) -> LiveSession:
+def session_of(request: HTTPConnection, session_id: str) -> LiveSession:
     """The session that the path names. Raises Refusal where the owner has none such."""
-    return hub_of(request).find(request.path_params["session_id"], owner_of(request))
+    return hub_of(request).find(session_id, owner_of(request))

@@ -34,9 +34,8 @@ async def listen(
 
 
 @router.websocket("")
-async def listen_by_socket(socket: WebSocket, after: Annotated[int, Query(ge=0)] = 0):
+async def listen_by_socket(socket: WebSocket, session: Session, after: Annotated[int, Query(ge=0)] = 0):
     """Lines as JSON messages, from number ``after`` on."""
-    session = session_of(socket)
     _check_room(session, hub_of(socket).config.limits.max_subscribers)
     await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", []) else None)
     speaker = asyncio.ensure_future(_tell(socket, session, after))

@@ -18,12 +18,13 @@ from streamingvlm.serving.sessions import LiveSession
 router = APIRouter(prefix="/v1/sessions/{session_id}/frames")
 Session = Annotated[LiveSession, Depends(session_of)]
 
+_JPEG = {"required": True, "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
 _TIME = struct.Struct(">d")
 _MAX_BAD_FRAMES = 10
 _POLICY_VIOLATION = 1008
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, openapi_extra={"requestBody": _JPEG})
 async def push(request: Request, session: Session, time_s: float | None = None) -> dict[str, Any]:
     """Push one JPEG, the body of the request; ``time_s`` is its stream time, without it the time it comes."""
     session.check_takes_frames()
@@ -34,12 +35,11 @@ async def push(request: Request, session: Session, time_s: float | None = None) 
 
 
 @router.websocket("")
-async def push_many(socket: WebSocket):
+async def push_many(socket: WebSocket, session: Session):
     """Push JPEGs as binary messages, each alone or after its stream time as a big-endian double.
 
     ``{"type": "finish"}`` as text ends the stream when all has been spoken of. Nothing is sent back but errors.
     """
-    session = session_of(socket)
     session.check_takes_frames()
     await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope.get("subprotocols", []) else None)
     num_bad = 0
