@@ -79,22 +79,10 @@ class Cluster(Running):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
     words = ["serving=ray", "serving.num_cpus=0.1", "port=0", "limits.max_sessions=4", "limits.requests_per_s=1000"]
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "serve.py", *words],
-        cwd=tmp_path_factory.mktemp("cluster"),
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     entries: list[dict] = []
     others: list[str] = []
-    reading = threading.Thread(target=_read, args=(process.stderr, entries, others))
-    reading.start()
+    process, url = _started(words, tmp_path_factory.mktemp("cluster"), entries, others)
     try:
-        announced = process.stdout.readline()
-        assert " is ready; " in announced, "".join(others)
-        url = announced.split()[0]
         with httpx.Client(base_url=url, headers=HEADERS, timeout=120) as http:
             yield Cluster(None, url, http, entries)
         process.terminate()
@@ -102,7 +90,24 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     finally:
         process.kill()
         process.wait()
-        reading.join()
+
+
+def _started(words, folder: Path, entries: list[dict], others: list[str]) -> tuple[subprocess.Popen, str]:
+    """Run the command, and wait until it serves. Ray itself waits for its parts for 15 s alone, so it gets three goes."""
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "scripts" / "serve.py", *words],
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=_read, args=(process.stderr, entries, others), daemon=True).start()
+        if " is ready; " in (announced := process.stdout.readline()):
+            return process, announced.split()[0]
+        process.wait(60)
+    raise AssertionError("".join(others))
 
 
 def _read(rows, entries: list[dict], others: list[str]):
