@@ -93,7 +93,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 def _started(words, folder: Path, entries: list[dict], others: list[str]) -> tuple[subprocess.Popen, str]:
-    """Run the command, and wait until it serves. Ray itself waits for its parts for 15 s alone, so it gets three goes."""
+    """Run the command until it serves. Ray gives up on its own parts after 15 s, busy machine or not: three goes."""
     for _ in range(3):
         process = subprocess.Popen(
             [sys.executable, ROOT / "scripts" / "serve.py", *words],
