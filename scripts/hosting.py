@@ -2,7 +2,10 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from streamingvlm.config import LiveConfig, resolve
@@ -18,10 +21,18 @@ def host(options: dict[str, Any]):
     except ImportError as error:
         raise ConfigError(f'{error.name} is missing; run: pip install "streamingvlm[serve]"') from error
     with bind(config) as listener:
-        serve(options, config, listener)
+        # FFmpeg would go past the gateway to the hosts that are listed there.
+        os.environ.pop("no_proxy", None)
+        on_ready = partial(announce, config.host, listener.getsockname()[1])
+        if options["serving"]["kind"] == "ray":
+            from hosting_replicas import serve_replicas
+
+            serve_replicas(options, config, listener, on_ready)
+        else:
+            serve(options, config, listener, on_ready)
 
 
-def serve(options: dict[str, Any], config: ServerConfig, listener):
+def serve(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
     """Load the model and serve on a port that was taken."""
     from streamingvlm.model.attention import STREAMING_ATTENTION
     from streamingvlm.model.loading import load_model
@@ -30,15 +41,12 @@ def serve(options: dict[str, Any], config: ServerConfig, listener):
     from streamingvlm.serving.server import DrainingServer
     from streamingvlm.serving.streams import Streams
 
-    # FFmpeg would go past the gateway to the hosts that are listed there.
-    os.environ.pop("no_proxy", None)
     log_json(options["log_level"])
     model = load_model(**options["model"], attention=STREAMING_ATTENTION)
     streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")}, **config.limits.room)
-    port = listener.getsockname()[1]
     try:
         app = create_app(streams, config)
-        DrainingServer(app, config, on_ready=lambda: announce(config.host, port)).run(sockets=[listener])
+        DrainingServer(app, config, on_ready=on_ready).run(sockets=[listener])
     finally:
         streams.close()
 

@@ -135,6 +135,8 @@ IMPORT_ALL = """
 import importlib, pkgutil, sys
 from importlib.util import find_spec
 
+EXTRAS = {"streamingvlm.video.decord": "decord", "streamingvlm.serving.fleet.ray_serve": "ray"}
+
 package = sys.argv[1]
 network = ("socket.connect", "socket.bind", "socket.getaddrinfo")
 caught = []
@@ -155,7 +157,7 @@ sys.addaudithook(watch)
 import streamingvlm
 
 for module in pkgutil.walk_packages(streamingvlm.__path__, "streamingvlm."):
-    if find_spec("decord") or module.name != "streamingvlm.video.decord":
+    if find_spec(EXTRAS.get(module.name, "torch")):
         importlib.import_module(module.name)
 
 import torch

@@ -109,11 +109,11 @@ class StreamingSession:
         self._setup = setup
         self._capacity_tokens = setup.capacity_tokens()
         self._keeper = None if autosave is None else SnapshotKeeper(autosave)
+        self.is_closed = False  # written by the engine
         self.engine = Engine(model, num_slots=1, cache_dtype=setup.cache.dtype) if engine is None else engine
         if setup.cache.dtype not in (None, self.engine.cache_dtype):
             raise ConfigError(f"cache.dtype={setup.cache.dtype} is not that of the engine; give it to the engine, too")
         self.cache_config = replace(setup.cache, dtype=self.engine.cache_dtype)
-        self.is_closed = False  # written by the engine
         kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
         self.decoder = StreamingDecoder(model, self.cache_config, kv)
         self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)

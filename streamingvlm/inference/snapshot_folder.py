@@ -104,6 +104,11 @@ def has_snapshot(path: str | Path) -> bool:
     return (Path(path) / _MANIFEST).is_file()
 
 
+def last_published(path: str | Path) -> float:
+    """When a snapshot was last published, by time.time(). Raises OSError where there is none."""
+    return (Path(path) / _MANIFEST).stat().st_mtime
+
+
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read what `publish` wrote. Raises SnapshotError for no snapshot, another version's, or a damaged one."""
     path = Path(path)

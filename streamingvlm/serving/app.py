@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Lifespan
 
 from streamingvlm.errors import StreamingVLMError
 from streamingvlm.serving.config import ServerConfig
@@ -28,18 +29,31 @@ log = logging.getLogger(__name__)
 def create_app(streams: Streams, config: ServerConfig, *, resolve_name: Resolve = resolve_host) -> FastAPI:
     """The application. resolve_name: how names become addresses, where it is not the system's way."""
     metrics = Metrics()
-    refused = {"default": {"model": FaultBody, "description": "Not served; the message is one line"}}
-    app = FastAPI(title="streamingvlm", lifespan=_lifespan, docs_url=None, redoc_url=None, responses=refused)
-    app.state.hub = Hub(streams, config, metrics, resolve_name=resolve_name)
-    app.state.cameras = Cameras(config.ice_servers)
-    for part in (operations, sessions, frames, commentary, chat, page):
-        app.include_router(part.router)
+    app = session_app(Hub(streams, config, metrics, resolve_name=resolve_name))
+    app.include_router(page.router)
     app.mount("/static", page.static)
+    app.add_middleware(Gate, config=config, metrics=metrics)
+    return app
+
+
+def session_app(hub: Hub) -> FastAPI:
+    """All that a program may ask of a hub, before anybody stands at the gate."""
+    app = plain_app(_lifespan)
+    app.state.hub = hub
+    app.state.cameras = Cameras(hub.config.ice_servers)
+    for part in (operations, sessions, frames, commentary, chat):
+        app.include_router(part.router)
+    return app
+
+
+def plain_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
+    """An application that answers nothing yet, and tells whatever fails in one line."""
+    refused = {"default": {"model": FaultBody, "description": "Not served; the message is one line"}}
+    app = FastAPI(title="streamingvlm", lifespan=lifespan, docs_url=None, redoc_url=None, responses=refused)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StreamingVLMError, _impossible)
     app.add_exception_handler(Exception, _failed)
-    app.add_middleware(Gate, config=config, metrics=metrics)
     return app
 
 

@@ -78,8 +78,7 @@ class Hub:
         with self._place():
             loop = asyncio.get_running_loop()
             source = await loop.run_in_executor(self.openers, self._open_source, asked)
-            session = LiveSession(source, self._about(asked, source), owner, self)
-            stream = None
+            session, stream = self._new_session(asked, source, owner), None
             try:
                 stream = await asyncio.to_thread(self._open_stream, asked, session)
                 self._check_open()
@@ -156,16 +155,19 @@ class Hub:
         check_no_more(asked.cache.given(), asdict(self.cache), "cache")
         check_no_more(asked.sampling.given(), asdict(self.sampling), "sampling")
 
-    def _open_source(self, asked: SessionAsked) -> Source:
+    def _new_session(self, asked: SessionAsked, source: Source, owner: str) -> LiveSession:
+        return LiveSession(source, self.about(asked, source), owner, self)
+
+    def _open_source(self, asked: SessionAsked, start_s: float = 0.0) -> Source:
         if asked.source.file is not None:
             path = allowed_file(asked.source.file, self.config.allowed)
             try:
-                return self._open_live(path, asked)
+                return self._open_live(path, asked, start_s)
             except VideoError as error:  # where the folder lies is nobody's business
                 raise VideoError(str(error).replace(repr(str(path)), repr(asked.source.file))) from None
         if asked.source.url is not None:
             self.addresses.check(asked.source.url)
-            return self._open_live(asked.source.url, asked)
+            return self._open_live(asked.source.url, asked, start_s)
         limits = self.config.limits
         return PushedSeconds(
             fps=self.video.fps,
@@ -175,17 +177,25 @@ class Hub:
             max_waiting_s=limits.max_waiting_s,
             max_waiting_bytes=limits.max_waiting_bytes,
             max_frame_bytes=3 * limits.max_frame_pixels,
+            start_s=start_s,
         )
 
-    def _open_live(self, place: Path | str, asked: SessionAsked) -> Source:
+    def _open_live(self, place: Path | str, asked: SessionAsked, start_s: float) -> Source:
         proxy = self.gateway and self.gateway.url
         live = replace(self.config.live, policy=asked.lag or self.config.live.policy, http_proxy=proxy)
         video = self.video
         return open_source(
-            place, fps=video.fps, chunk_s=video.chunk_s, decoder=video.decoder, prefetch=video.prefetch, live=live
+            place,
+            fps=video.fps,
+            chunk_s=video.chunk_s,
+            decoder=video.decoder,
+            prefetch=video.prefetch,
+            start_s=start_s,
+            live=live,
         )
 
-    def _about(self, asked: SessionAsked, source: Source) -> About:
+    def about(self, asked: SessionAsked, source: Source) -> About:
+        """What is shown of a session that watches this source."""
         address = asked.source.url and redacted(asked.source.url)
         return About(
             source=asked.source.file or address or "pushed frames",

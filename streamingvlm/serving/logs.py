@@ -18,7 +18,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        entry.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        entry.update({name: value for name, value in vars(record).items() if name not in _STANDARD and name[0] != "_"})
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False, default=str)

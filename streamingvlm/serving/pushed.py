@@ -20,6 +20,7 @@ class PushedSeconds:
     policy: what is done with seconds that wait for the model, as of any live stream.
     max_waiting_s, max_waiting_bytes: how much may wait.
     max_frame_bytes: of the largest frame, decoded, that is ever pushed.
+    start_s: stream time of the first second, where a stream is taken up again; frames before it are late.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class PushedSeconds:
         max_waiting_s: float,
         max_waiting_bytes: int,
         max_frame_bytes: int,
+        start_s: float = 0.0,
     ):
         self.policy = policy
         self._fps, self._chunk_s = fps, chunk_s
@@ -48,10 +50,11 @@ class PushedSeconds:
             chunk_s=chunk_s,
         )
         self._slots: dict[int, torch.Tensor] = {}  # of the second that is being filled, by their number in it
-        self._chunk = self._next_moment = 0
+        self._chunk = round(start_s / chunk_s)
+        self._next_moment = self._chunk * self._num_frames
         self._captured_s = 0.0
         self._has_ended = False
-        self.pushed_s = 0.0  # stream time of the newest frame
+        self.pushed_s = start_s  # stream time of the newest frame
 
     @property
     def has_room(self) -> bool:

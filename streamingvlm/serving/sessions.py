@@ -48,6 +48,11 @@ class About:
     chunk_s: float
 
 
+def new_id() -> str:
+    """An id that nobody guesses."""
+    return f"ses_{secrets.token_urlsafe(_ID_BYTES)}"
+
+
 class LiveSession:
     """One stream being watched: a source, the model's side, and all that was said.
 
@@ -55,9 +60,9 @@ class LiveSession:
     event loop's thread. owner: whoever's key opened it; hub: what all sessions share.
     """
 
-    def __init__(self, source: Source, about: About, owner: str, hub: "Hub"):
+    def __init__(self, source: Source, about: About, owner: str, hub: "Hub", session_id: str | None = None):
         limits = hub.config.limits
-        self.id = f"ses_{secrets.token_urlsafe(_ID_BYTES)}"
+        self.id = session_id or new_id()
         self.owner = owner
         self.about = about
         self.log = CommentaryLog(limits.backlog_lines)
@@ -152,7 +157,7 @@ class LiveSession:
         finally:
             self.num_questions -= 1
 
-    def instruct(self, query: str):
+    async def instruct(self, query: str):
         """Change the standing instruction."""
         self._check_live()
         self._stream.instruct(query)
@@ -230,6 +235,7 @@ class LiveSession:
         try:
             for second in self._source:
                 line = self._stream.submit(second).result()
+                self._keep(line)
                 self._on_loop(self._tell, second, line)
         except ClosedError:
             pass  # whoever closed the stream has said why
@@ -242,6 +248,9 @@ class LiveSession:
             self._source.close()
             self._stream.close()
             self._on_loop(self._end, reason)
+
+    def _keep(self, line: Commentary):
+        """Called in the session's thread before anybody is told a line; nothing here outlives the process."""
 
     def _on_loop(self, call, *args):
         if not self._loop.is_closed():

@@ -6,11 +6,13 @@ All that the rest of the server knows of inference is here: open a stream, hand 
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from streamingvlm.errors import ClosedError
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.serving.cache_picture import Run, cache_picture
 from streamingvlm.video.clock import Second
@@ -63,6 +65,13 @@ class Streams:
         given = {"cache": cache, "video": video, "sampling": sampling}
         merged = {name: {**self.settings.get(name, {}), **(asked or {})} for name, asked in given.items()}
         return Stream(self._engine.open(**merged, query=query, previous_text=previous_text, on_token=on_token))
+
+    def take_up(self, snapshot: Path, *, on_token: Callable[[str], None] | None = None) -> "Stream":
+        """Go on with the stream of a snapshot.
+
+        Raises SnapshotError for one that is of another model, or damaged, EngineFull where no room is left.
+        """
+        return Stream(StreamingSession.load(snapshot, model=self.model, on_token=on_token, engine=self._engine))
 
     def close(self):
         """End the model's thread; what waits for it ends with ClosedError."""
@@ -124,6 +133,10 @@ class Stream:
     def instruct(self, instruction: str):
         """Change the standing instruction, from the next second on."""
         self.session.query = instruction
+
+    def save(self, keeper: SnapshotKeeper):
+        """Write the stream as it stands between two turns, from any thread. Raises SnapshotError."""
+        self.session.engine.do(SaveJob(self.session, keeper))
 
     def close(self):
         """Let go of its memory, once the engine is between two steps; nothing more is taken."""

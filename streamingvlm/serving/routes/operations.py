@@ -8,15 +8,16 @@ from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.routes import hub_of
 
 router = APIRouter()
+liveness = APIRouter()
 
 
-@router.get("/health")
+@liveness.get("/health")
 async def health() -> dict[str, str]:
     """Whether the process answers at all."""
     return {"status": "ok"}
 
 
-@router.get("/ready")
+@liveness.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
     """Whether a session could be opened now; not while the server drains."""
     if not hub_of(request).is_ready:
@@ -53,3 +54,6 @@ async def settings(request: Request) -> dict:
         "max_frame_bytes": hub.config.limits.max_frame_bytes,
         "max_frames_per_s": hub.config.limits.max_frames_per_s,
     }
+
+
+router.include_router(liveness)

@@ -35,7 +35,7 @@ async def inspect(session: Session) -> dict[str, Any]:
 @router.patch("/{session_id}")
 async def instruct(session: Session, asked: InstructionAsked) -> dict[str, Any]:
     """Change the standing instruction while the stream runs."""
-    session.instruct(asked.query)
+    await session.instruct(asked.query)
     return session.as_json()
 
 

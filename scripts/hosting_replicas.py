@@ -1,0 +1,59 @@
+"""What ``serve.py serving=ray`` does: start replicas under Ray Serve, and the front that clients talk to."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+from streamingvlm.errors import ConfigError
+from streamingvlm.serving.config import ServerConfig
+from streamingvlm.serving.logs import log_json
+
+
+def serve_replicas(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
+    """Start the replicas, and serve on a port that was taken until told to stop."""
+    given = {name: value for name, value in options["serving"].items() if name not in ("kind", "folder")}
+    _prepare_ray(given["address"])
+    try:
+        from streamingvlm.serving.fleet.fleet import Fleet
+        from streamingvlm.serving.fleet.front import create_front
+        from streamingvlm.serving.fleet.kept import left_in
+        from streamingvlm.serving.fleet.ray_serve import RayReplicas, ReplicaOptions, ReplicaPlan, new_secret
+    except ImportError as error:
+        raise ConfigError(f'{error.name} is missing; run: pip install "streamingvlm[ray]"') from error
+    from streamingvlm.serving.metrics import Metrics
+    from streamingvlm.serving.server import DrainingServer
+
+    log_json(options["log_level"])
+    replica_options = ReplicaOptions(**given)
+    settings = {name: options[name] for name in ("cache", "video", "sampling")}
+    with _sessions_folder(options["serving"]) as folder:
+        plan = ReplicaPlan(options["model"], settings, config, folder, new_secret(), options["log_level"])
+        with RayReplicas(replica_options, plan) as replicas:
+            fleet = Fleet(config, Metrics(), replicas.find, plan.secret, left_in(folder))
+            DrainingServer(create_front(fleet), config, on_ready=on_ready).run(sockets=[listener])
+
+
+@contextmanager
+def _sessions_folder(serving: dict[str, Any]) -> Iterator[Path]:
+    if serving["folder"] is not None:
+        yield Path(str(serving["folder"])).expanduser().resolve()
+        return
+    if serving["address"] is not None:
+        raise ConfigError("serving.folder is not given; name one that all machines of the cluster see")
+    with tempfile.TemporaryDirectory(prefix="streamingvlm-sessions-") as folder:
+        yield Path(folder)
+
+
+def _prepare_ray(address: str | None):
+    """Set what Ray reads when it is imported: to tell nobody of its use, to serve nobody without its token, to have
+    its workers wait behind nobody, and to stay on loopback where the cluster is of this machine alone."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if address is None:
+        # The name is of the systems where this is the default; it has Ray take 127.0.0.1 for the address of the node.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -1,0 +1,153 @@
+"""A front on loopback, and replicas in threads of this process."""
+
+import json
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+from running_server import Running
+from websockets.exceptions import ConnectionClosedError
+
+from streamingvlm.model.loading import StreamingModel
+from streamingvlm.serving.config import ServerConfig
+from streamingvlm.serving.fleet.fleet import Fleet
+from streamingvlm.serving.fleet.front import create_front
+from streamingvlm.serving.fleet.kept import left_in
+from streamingvlm.serving.fleet.link import Address
+from streamingvlm.serving.fleet.replica import ReplicaServer
+from streamingvlm.serving.metrics import Metrics
+from streamingvlm.serving.server import DrainingServer, bind
+from streamingvlm.serving.streams import Streams
+
+SECRET = "the secret of a front and its replicas".replace(" ", "-")
+
+
+@dataclass
+class RunningFleet(Running):
+    """A front that runs, and its replicas by name."""
+
+    replicas: dict[str, ReplicaServer]
+    fleet: Fleet
+    start: object
+
+    def replica_of(self, session: str) -> str:
+        """The name of the replica that has a session."""
+        return self.fleet._sessions[session].link.address.id
+
+    def leave(self, name: str):
+        """Have a replica leave in good order, as Ray Serve has it."""
+        self.replicas.pop(name).leave()
+
+    def cut_off(self, name: str) -> ReplicaServer:
+        """Have a replica answer nobody from now on, while it goes on in ignorance of that."""
+        server = self.replicas.pop(name)
+        server._server.force_exit = server._server.should_exit = True
+        server._thread.join(30)
+        return server
+
+
+@contextmanager
+def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *names: str) -> Iterator[RunningFleet]:
+    """Run a front in a thread of this process, as the script does in its own, and replicas of these names."""
+    with ExitStack() as stack:
+        replicas: dict[str, ReplicaServer] = {}
+
+        def start(name: str):
+            streams = Streams(model, {}, **config.limits.room)
+            stack.callback(streams.close)
+            replicas[name] = server = ReplicaServer(streams, config, folder, SECRET)
+            stack.callback(server.leave)
+
+        async def find() -> list[Address]:
+            return [Address(name, server.url, 0) for name, server in replicas.items()]
+
+        for name in names:
+            start(name)
+        fleet = Fleet(config, Metrics(), find, SECRET, left_in(folder))
+        url = stack.enter_context(_serving(fleet))
+        headers = {"Authorization": f"Bearer {config.api_keys[0]}"} if config.api_keys else {}
+        http = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60))
+        yield RunningFleet(None, url, http, replicas, fleet, start)
+
+
+@contextmanager
+def _serving(fleet: Fleet) -> Iterator[str]:
+    listener = bind(replace(fleet.config, port=0))
+    is_ready = threading.Event()
+    server = DrainingServer(create_front(fleet), fleet.config, on_ready=is_ready.set)
+    run = threading.Thread(target=server.run, args=([listener],))
+    run.start()
+    assert is_ready.wait(60)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        run.join(30)
+        assert not run.is_alive()
+
+
+class Watched:
+    """A session that is listened to all the time by one WebSocket, and pushed to by another.
+
+    session, after: of one that is open already, and of which so many seconds were seen and heard.
+    """
+
+    def __init__(self, server: Running, jpegs: list[bytes], *, headers=None, session: str = "", after: int = 0):
+        self.server, self.jpegs, self._headers, self._after = server, jpegs, headers or {}, after
+        self.id = session or server.open(lag="wait")
+        self.path = f"/v1/sessions/{self.id}"
+        self.messages: list[dict] = []
+        self._listening = threading.Thread(target=self._listen)
+        self._listening.start()
+        self._stack = ExitStack()
+        self._pusher = self._stack.enter_context(server.socket(f"{self.path}/frames", additional_headers=self._headers))
+        self._pushed_s = after
+
+    @property
+    def lines(self) -> list[dict]:
+        """What was heard so far."""
+        return [message for message in list(self.messages) if message["type"] == "line"]
+
+    @property
+    def end(self) -> dict:
+        """What the listener was told last, once that is the end."""
+        self._listening.join(120)
+        assert not self._listening.is_alive(), "the commentary does not end"
+        return self.messages[-1]
+
+    def push(self, until_s: int):
+        """Push what is before a time; the frames may wait in the server still."""
+        for index in range(2 * self._pushed_s, 2 * until_s):
+            self._pusher.send(struct.pack(">d", index / 2) + self.jpegs[index])
+        self._pushed_s = until_s
+
+    def hear(self, until_s: int):
+        """Wait until the lines before a time were heard."""
+        deadline_s = time.monotonic() + 120
+        while len(self.lines) < until_s - self._after:
+            assert time.monotonic() < deadline_s and self._listening.is_alive(), self.messages
+            time.sleep(0.02)
+
+    def finish(self) -> list[str]:
+        """The text of all its lines, each of which came once and in order."""
+        self.hear(self._pushed_s)
+        assert self.server.http.post(f"{self.path}/finish").status_code == 202
+        end, lines = self.end, self.lines
+        assert (end["type"], end["reason"], end["last_id"]) == ("end", "finished", self._pushed_s)
+        assert [line["id"] for line in lines] == list(range(self._after + 1, self._pushed_s + 1))
+        assert [line["end_s"] for line in lines] == list(range(self._after + 1, self._pushed_s + 1))
+        self._stack.close()
+        return [line["text"] for line in lines]
+
+    def _listen(self):
+        path = f"{self.path}/commentary?after={self._after}"
+        with (
+            suppress(ConnectionClosedError),  # the server stops under a session that is live
+            self.server.socket(path, additional_headers=self._headers) as socket,
+        ):
+            self.messages.extend(map(json.loads, socket))
