@@ -38,6 +38,7 @@ class ClipSettings:
         from any score.
     goal_gap_turns: the most everyday seconds before such a goal. The score is then read from far back, and it is the
         distance that makes it hard: one goal right after the other teaches it for the nearest line alone.
+    throw_ins_percent: of such goals, those that a throw-in goes before, which says the score again.
     highlights_percent: of the others, clips that leave out the everyday seconds (silence, passes, tackles), so that
         what is rare comes often: shots and what becomes of them, throw-ins, kick-offs, and with them the score.
     mute_percent: clips without any previous text, the introduction included.
@@ -52,6 +53,7 @@ class ClipSettings:
     opening_percent: int = 4
     goals_percent: int = 0
     goal_gap_turns: int = 0
+    throw_ins_percent: int = 0
     highlights_percent: int = 25
     mute_percent: int = 0
     forgetful_percent: int = 15
@@ -123,7 +125,8 @@ class ClipDataset(DrawnDataset):
 
         A goal that slips to the other side looks like one of that side, too: the kick-off alone tells whose it was.
         """
-        places = shuffled_goals(film, dice, gap_turns=self.settings.goal_gap_turns)
+        gap_turns, throw_ins_percent = self.settings.goal_gap_turns, self.settings.throw_ins_percent
+        places = shuffled_goals(film, dice, gap_turns=gap_turns, throw_ins_percent=throw_ins_percent)
         told = [(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
         score_line, *said = cast.tell_with_slips(told, _any_score(dice), self.settings.slips, dice, self.style)
         first = dice.below(max(1, len(places) - self.settings.clip_turns + 1))
@@ -181,21 +184,28 @@ def recast(film: Footage, dice: Dice) -> tuple[Cast, list[Event]]:
     return cast, [(s.kind, None if s.side is None else s.side ^ flip) for s in film.seconds]
 
 
-def shuffled_goals(film: Footage, dice: Dice, *, gap_turns: int = 0) -> list[int]:
+def shuffled_goals(film: Footage, dice: Dice, *, gap_turns: int = 0, throw_ins_percent: int = 0) -> list[int]:
     """Places of the goals of a match in random order, each from the shot to the kick-off that follows.
 
-    Up to ``gap_turns`` everyday seconds, a stretch of the same match, go before each.
+    Before each, and before the throw-in that goes before some of them, up to ``gap_turns`` everyday seconds: mostly few,
+    at times all of them, as a match waits for its next score.
     """
     goals = [place for place, second in enumerate(film.seconds[:-2]) if second.kind is Kind.GOAL]
     everyday = [place for place, second in enumerate(film.seconds) if second.kind in _EVERYDAY]
+    throw_ins = [place for place, second in enumerate(film.seconds) if second.kind is Kind.THROW_IN]
     places: list[int] = []
     while goals:
         goal = goals.pop(dice.below(len(goals)))
-        num_before = dice.below(gap_turns + 1)
-        start = dice.below(max(1, len(everyday) - num_before))
-        places += everyday[start : start + num_before]
-        places += range(goal - 1, goal - 1 + _GOAL_S)
+        if throw_ins and dice.chance(throw_ins_percent):
+            places += [*_gap(everyday, gap_turns, dice), throw_ins[dice.below(len(throw_ins))]]
+        places += [*_gap(everyday, gap_turns, dice), *range(goal - 1, goal - 1 + _GOAL_S)]
     return places
+
+
+def _gap(everyday: list[int], most_turns: int, dice: Dice) -> list[int]:
+    num_turns = dice.below(dice.below(most_turns + 1) + 1)
+    start = dice.below(max(1, len(everyday) - num_turns))
+    return everyday[start : start + num_turns]
 
 
 def _pictures_of_slips(places: list[int], said: list[Said], events: list[Event], dice: Dice) -> list[int]:
@@ -212,4 +222,8 @@ def _pictures_of_slips(places: list[int], said: list[Said], events: list[Event],
 
 
 def _any_score(dice: Dice) -> tuple[int, int]:
-    return dice.below(LAST_SCORE), dice.below(LAST_SCORE)  # with room for a goal before the next kick-off
+    """A score with room for a goal before the next kick-off; at times one goal short of where the count starts again."""
+    score = [dice.below(LAST_SCORE), dice.below(LAST_SCORE)]
+    if dice.below(3) == 0:
+        score[dice.below(2)] = LAST_SCORE - 1
+    return score[0], score[1]
