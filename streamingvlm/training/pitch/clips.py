@@ -187,8 +187,8 @@ def recast(film: Footage, dice: Dice) -> tuple[Cast, list[Event]]:
 def shuffled_goals(film: Footage, dice: Dice, *, gap_turns: int = 0, throw_ins_percent: int = 0) -> list[int]:
     """Places of the goals of a match in random order, each from the shot to the kick-off that follows.
 
-    Before each, and before the throw-in that goes before some of them, up to ``gap_turns`` everyday seconds: mostly few,
-    at times all of them, as a match waits for its next score.
+    Before each, and before the throw-in that goes before some of them, up to ``gap_turns`` everyday seconds: mostly
+    few, at times all of them, as a match waits for its next score.
     """
     goals = [place for place, second in enumerate(film.seconds[:-2]) if second.kind is Kind.GOAL]
     everyday = [place for place, second in enumerate(film.seconds) if second.kind in _EVERYDAY]
@@ -222,7 +222,7 @@ def _pictures_of_slips(places: list[int], said: list[Said], events: list[Event],
 
 
 def _any_score(dice: Dice) -> tuple[int, int]:
-    """A score with room for a goal before the next kick-off; at times one goal short of where the count starts again."""
+    """A score with room for a goal before the next kick-off; at times one goal short of where it starts again."""
     score = [dice.below(LAST_SCORE), dice.below(LAST_SCORE)]
     if dice.below(3) == 0:
         score[dice.below(2)] = LAST_SCORE - 1
