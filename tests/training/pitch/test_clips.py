@@ -81,13 +81,25 @@ def test_clips_of_goals_count_every_one(footage, turns):
 
 def test_between_goals_lie_everyday_seconds_up_to_the_gap(footage):
     gaps = set()
-    for seed in range(20):
+    for seed in range(100):
         places = shuffled_goals(footage[0], Dice(seed), gap_turns=3)
         kinds = [footage[0].seconds[place].kind for place in places]
         shots = [n for n, kind in enumerate(kinds) if kind is Kind.SHOT]
         assert all(kinds[n + 1] is Kind.GOAL and kinds[n + 3] is Kind.KICK_OFF for n in shots)
         gaps |= {shots[0], *(later - earlier - 4 for earlier, later in pairwise(shots))}
     assert gaps == {0, 1, 2, 3}
+
+
+def test_a_throw_in_goes_before_as_many_goals_as_asked_for(footage):
+    num_goals = num_thrown = 0
+    for seed in range(100):
+        places = shuffled_goals(footage[0], Dice(seed), gap_turns=3, throw_ins_percent=50)
+        kinds = [footage[0].seconds[place].kind for place in places]
+        told = [kind for kind in kinds if kind in (Kind.THROW_IN, Kind.GOAL)]
+        assert told[-1] is Kind.GOAL and (Kind.THROW_IN, Kind.THROW_IN) not in pairwise(told)
+        num_goals += told.count(Kind.GOAL)
+        num_thrown += told.count(Kind.THROW_IN)
+    assert 0.3 < num_thrown / num_goals < 0.7
 
 
 def test_a_slip_is_heard_and_not_asked_for(footage, turns):

@@ -30,7 +30,7 @@ def test_a_few_steps_lean_towards_the_style_and_merge(tmp_path):
     losses = [point["loss"] for point in restyle(little, tmp_path / "adapter")]
     assert min(losses[-2:]) < 0.8 * losses[0]
     session = StreamingSession.from_pretrained(merge(tmp_path / "adapter", tmp_path / "merged"), device="cpu")
-    assert session.sampling_config.temperature == 0 and session.cache_config.text_window_tokens == 64
+    assert session.sampling_config.temperature == 0 and session.cache_config.text_window_tokens == 160
 
 
 def test_a_style_that_nobody_speaks_is_refused():
