@@ -2,7 +2,8 @@
 
 Keys are kept unrotated. Each second they are rotated afresh into a read buffer, never in place: a rotation repeated in
 bf16 drifts. A stream has a run of the pool's rows to itself, as long as its windows need; streams of different windows
-lie side by side. This file knows nothing of the model but its shapes.
+lie side by side. The rows of a head lie together: on a CPU attention reads them in half of the time. This file knows
+nothing of the model but its shapes.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def rotate_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torc
 class KVPool:
     """Keys and values of all layers of many streams: ``num_tokens`` rows that the streams share out among them.
 
-    keys, values, rotated: [layers, rows, kv heads, head size], as ``storage`` keeps them.
+    keys, values, rotated: [layers, kv heads, rows, head size], as ``storage`` keeps them.
     is_elastic: it grows where it is too small; otherwise EngineFull is raised.
     """
 
@@ -53,7 +54,7 @@ class KVPool:
         is_elastic: bool = False,
     ):
         self.storage = storage_named(cache_dtype, head_size, dtype)
-        shape = (num_layers, _FIRST_ROW + num_tokens, num_kv_heads, self.storage.row_size)
+        shape = (num_layers, num_kv_heads, _FIRST_ROW + num_tokens, self.storage.row_size)
         self.keys, self.values, self.rotated = (
             torch.zeros(shape, dtype=self.storage.row_dtype, device=device) for _ in range(3)
         )
@@ -85,7 +86,7 @@ class KVPool:
     @property
     def bytes_per_token(self) -> int:
         """Memory that a token takes in the three buffers."""
-        return 3 * self.keys[:, 0].numel() * self.keys.element_size()
+        return 3 * self.keys[:, :, 0].numel() * self.keys.element_size()
 
     def open(self, capacity: int) -> "KVCache":
         """Give a stream ``capacity`` tokens to itself. Raises EngineFull where they are not there."""
@@ -109,12 +110,12 @@ class KVPool:
         longer = self.extents.lengthen(cache.extent, capacity)
         if longer is None:
             used = slice(cache.extent.start, cache.extent.start + cache.num_tokens)
-            held = [buffer[:, used].clone() for buffer in self._buffers]
+            held = [buffer[:, :, used].clone() for buffer in self._buffers]
             self.extents.release(cache.extent)
             self._pack()
             longer = self.extents.take(capacity)
             for buffer, rows in zip(self._buffers, held, strict=True):
-                buffer[:, longer.start : longer.start + cache.num_tokens] = rows
+                buffer[:, :, longer.start : longer.start + cache.num_tokens] = rows
         cache.extent = longer
 
     @property
@@ -133,22 +134,22 @@ class KVPool:
         self._grow(num_tokens - self.num_free)
 
     def rotate_(self, rows: slice, cos: torch.Tensor, sin: torch.Tensor):
-        """Rotate the keys of some rows by ``cos`` and ``sin`` [T, 1, D] into the read buffer."""
+        """Rotate the keys of some rows by ``cos`` and ``sin`` [T, D] into the read buffer."""
         if isinstance(self.storage, Plain):
-            rotate_into(self.rotated[:, rows], self.keys[:, rows], cos, sin)
+            rotate_into(self.rotated[:, :, rows], self.keys[:, :, rows], cos, sin)
             return
         for keys, rotated in zip(self.keys, self.rotated, strict=True):  # a layer at a time: the copy stays small
-            rotated[rows] = self.storage.encode(rotate(self.storage.decode(keys[rows]), cos, sin))
+            rotated[:, rows] = self.storage.encode(rotate(self.storage.decode(keys[:, rows]), cos, sin))
 
     def write_(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, rotated: torch.Tensor, values: torch.Tensor):
         """Write new keys, unrotated and rotated, and values [T, kv heads, D] of a layer to ``rows`` [T]."""
         for buffer, new in ((self.keys, keys), (self.rotated, rotated), (self.values, values)):
-            buffer[layer].index_copy_(0, rows, self.storage.encode(new))
+            buffer[layer].index_copy_(1, rows, self.storage.encode(new).transpose(0, 1))
 
     @torch.inference_mode(False)  # or what grew inside a turn could not be written outside of one
     def _grow(self, num_tokens: int):
         for name in ("keys", "values", "rotated"):
-            setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, 0, 0, num_tokens)))
+            setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, num_tokens)))
         self.extents.num_rows += num_tokens
 
     def _pack(self):
@@ -163,7 +164,7 @@ class KVPool:
     def _move(self, was: int, now: int, num_tokens: int):
         for buffer in self._buffers:
             for layer in buffer:  # a layer at a time: the copy that an overlap needs stays small
-                layer[now : now + num_tokens] = layer[was : was + num_tokens].clone()
+                layer[:, now : now + num_tokens] = layer[:, was : was + num_tokens].clone()
 
 
 class KVCache:
@@ -175,7 +176,7 @@ class KVCache:
     def __init__(self, pool: KVPool, extent):
         self.pool = pool
         self.extent = extent
-        self.cos = self.sin = pool.storage.decode(pool.keys[0, :0, 0])
+        self.cos = self.sin = pool.storage.decode(pool.keys[0, 0, :0])
         self.num_tokens = 0
 
     @property
@@ -204,7 +205,7 @@ class KVCache:
         return self._rows(self.pool.rotated)
 
     def _rows(self, buffer: torch.Tensor) -> torch.Tensor:
-        return buffer[:, self.extent.start : self.extent.stop].transpose(1, 2)
+        return buffer[:, :, self.extent.start : self.extent.stop]
 
     def close(self):
         """Give the rows back to the pool."""
@@ -231,15 +232,14 @@ class KVCache:
             places = start + on_device(index[num_staying:], torch.long, self.pool.keys.device)
             for buffer in (self.pool.keys, self.pool.values):
                 for layer in buffer:  # a layer at a time: the copy stays small
-                    layer[start + num_staying : start + len(index)] = layer.index_select(0, places)
+                    layer[:, start + num_staying : start + len(index)] = layer.index_select(1, places)
         self.num_tokens = len(index)
 
     def rotate_(self, cos: torch.Tensor, sin: torch.Tensor):
         """Rotate all keys by ``cos`` and ``sin`` [T, D], whose rows past the cached tokens serve those to come."""
         self.cos, self.sin = cos, sin
         rows = slice(self.extent.start, self.extent.start + self.num_tokens)
-        cos, sin = cos[: self.num_tokens, None], sin[: self.num_tokens, None]
-        self.pool.rotate_(rows, cos, sin)
+        self.pool.rotate_(rows, cos[: self.num_tokens], sin[: self.num_tokens])
 
 
 def num_in_place(index: Sequence[int]) -> int:

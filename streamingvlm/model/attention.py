@@ -55,8 +55,8 @@ def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float
     if takes_runs_at_once(query):
         return _varlen(
             query,
-            decode(keys),
-            decode(values),
+            decode(keys).transpose(0, 1),
+            decode(values).transpose(0, 1),
             offsets=(packed.new_offsets, packed.row_offsets),
             longest=(packed.max_new, packed.max_seen),
             num_seen=packed.num_seen,
@@ -120,7 +120,7 @@ def _varlen(query, keys, values, *, offsets, longest, is_causal, scaling, num_se
 
 def _rows_of(buffer: torch.Tensor, run: Run) -> torch.Tensor:
     """The rows of the pool that a run sees, [1, kv heads, S, D]."""
-    return buffer[run.row : run.row + run.stop].transpose(0, 1)[None]
+    return buffer[None, :, run.row : run.row + run.stop]
 
 
 def _run(query, keys, values, mask, scaling):

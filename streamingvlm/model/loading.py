@@ -28,6 +28,7 @@ from streamingvlm.model.checkpoint import (
 )
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.fingerprint import fingerprint
+from streamingvlm.model.patch_product import PatchProduct
 from streamingvlm.model.quantization import check_quantised, quantization_named
 from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
@@ -137,7 +138,7 @@ def load_model(
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
         if quantization is not None:
             check_quantised(hf.model.language_model)
-    choose_tower_attention_(hf, attention, device, dtype)
+    choose_tower_kernels_(hf, attention, device, dtype)
     return StreamingModel(
         name=str(name),
         hf=(hf.to(device) if quantization is None else hf).eval(),  # a quantised one is where it stays
@@ -238,10 +239,12 @@ def _load_weights(
     return hf
 
 
-def choose_tower_attention_(
+def choose_tower_kernels_(
     hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
 ):
-    """Let the vision tower of a model attend in all windows at once where it can."""
+    """Let the vision tower of a model take its patches as a product, and attend in all windows at once where it can."""
+    patch_embed = hf.model.visual.patch_embed
+    patch_embed.proj = PatchProduct.of(patch_embed.proj)
     if _takes_windows_at_once(attention, device, dtype):
         # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
         hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION

@@ -45,7 +45,7 @@ def render(second: PitchSecond, *, size: int = 112, fps: float = 2.0) -> torch.T
     `size` divides 1792 (56, 112, 224, 448, 896). Raises ConfigError otherwise.
     """
     frames = np.stack(list(_frames(second, size, fps)))
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 def write_mp4(path: str | Path, seed: int, duration_s: int, *, size: int = 448, fps: int = 24) -> None:

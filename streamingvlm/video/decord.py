@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from streamingvlm.errors import VideoError
 from streamingvlm.video.clock import StreamClock
+from streamingvlm.video.frames import channels_first
 from streamingvlm.video.mp4 import is_mp4
 from streamingvlm.video.pyav import MAX_THREADS, open_pyav
 from streamingvlm.video.source import Picture, SkipCounts, VideoInfo
@@ -57,7 +57,7 @@ class DecordSource:
         """Yield the pictures in the order in which they are shown."""
         clock = StreamClock(float(self._spans_s[0, 1] - self._spans_s[0, 0]))
         for start_s, end_s in self._spans_s.tolist():
-            rgb = partial(_channels_first, self._next())
+            rgb = partial(channels_first, self._next())
             time_s = clock.tell(start_s, end_s - start_s)
             self.skipped.num_clock_jumps, self.skipped.gap_s = clock.num_jumps, clock.gap_s
             if time_s is None:
@@ -81,7 +81,3 @@ class DecordSource:
             yield
         except (decord.DECORDError, RuntimeError) as error:
             raise VideoError(f"{str(self._path)!r} is damaged or cut off, and decord stops there; {REMEDY}") from error
-
-
-def _channels_first(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

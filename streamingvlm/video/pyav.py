@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from streamingvlm.errors import VideoError
 from streamingvlm.video.clock import StreamClock, plausible_s
+from streamingvlm.video.frames import channels_first
 from streamingvlm.video.mp4 import has_index, is_mp4
 from streamingvlm.video.orientation import Orientation
 from streamingvlm.video.source import Picture, SkipCounts, VideoInfo
@@ -265,4 +265,4 @@ def to_rgb(frame: "av.VideoFrame", orientation: Orientation, reformatter: VideoR
     except av.FFmpegError:  # the frame's colours are tagged with a reserved value: take them as untagged ones are taken
         rgb = reformatter.reformat(frame, format="rgb24", src_colorspace="itu601", dst_colorspace="itu601")
     image = orientation.apply(rgb.to_ndarray())
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return channels_first(image)

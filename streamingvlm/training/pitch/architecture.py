@@ -4,6 +4,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 # The smallest whole window of the vision tower is then a whole picture, and every block attends to all of it.
 PICTURE_PIXELS = 112
+PICTURE_GRID = (1, 4, 4)  # its merged tokens (t, h, w), of 28 pixels each way
 
 _HEAD_SIZE = 64
 # Of the 32 pairs of a head: time, row, column. A small base, because four rows of tokens must be told apart.

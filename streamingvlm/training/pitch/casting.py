@@ -33,10 +33,12 @@ class Slips:
 
     goals_percent: goals given to the other side, and counted for it; the kick-off that follows shows who conceded.
     restated_percent: scores that are said again, at throw-ins, one off.
+    earlier_percent: of these, scores of before instead, which is what a model says that misreads.
     """
 
     goals_percent: int = 0
     restated_percent: int = 0
+    earlier_percent: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,15 @@ class Cast:
         The first score is true, and so is a goal that no kick-off follows: nothing could tell otherwise.
         """
         said: list[Said] = []
+        scores: list[tuple[int, int]] = []
         is_known = False
         for number, event in enumerate(events):
             before, score = score, counted(score, event)
             can_slip = is_known and (event[0] is not Kind.GOAL or _is_kicked_off(events[number + 1 :]))
-            slip = _slip(event, before, score, slips, dice) if can_slip else None
+            slip = _slip(event, before, score, scores, slips, dice) if can_slip else None
             said.append(Said(self._line(*slip, style), True) if slip else Said(self._line(event, score, style)))
             is_known = is_known or event[0] in _SCORED
+            scores.append(score)
         return said
 
     def _line(self, event: Event, score: tuple[int, int], style: Style) -> str:
@@ -87,7 +91,12 @@ def _is_kicked_off(events: Sequence[Event]) -> bool:
 
 
 def _slip(
-    event: Event, before: tuple[int, int], after: tuple[int, int], slips: Slips, dice: Dice
+    event: Event,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    earlier: Sequence[tuple[int, int]],
+    slips: Slips,
+    dice: Dice,
 ) -> tuple[Event, tuple[int, int]] | None:
     """What is said in place of the truth, if this is the time for a slip."""
     kind, side = event
@@ -95,6 +104,9 @@ def _slip(
         wrong = (kind, 1 - side)
         return wrong, counted(before, wrong)
     if kind is Kind.THROW_IN and dice.chance(slips.restated_percent):
+        others = [score for score in dict.fromkeys(earlier) if score != after]
+        if slips.earlier_percent and others and dice.chance(slips.earlier_percent):
+            return event, others[dice.below(len(others))]
         count = dice.below(2)
         by = -1 if after[count] else 1  # mostly the score of a goal ago
         return event, (after[0] + by * (count == 0), after[1] + by * (count == 1))

@@ -15,6 +15,7 @@ from streamingvlm.pitch.script import LAST_SCORE, Kind
 from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import IGNORED_LABEL, Example, example_from
+from streamingvlm.training.pitch.architecture import PICTURE_GRID
 from streamingvlm.training.pitch.casting import Cast, Event, Said, Slips, draw_cast
 from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.training.pitch.footage import Footage
@@ -70,9 +71,9 @@ class ClipSettings:
 
 
 class ClipDataset(DrawnDataset):
-    """Clips drawn from encoded footage: ``num_examples`` of them, each by the seed and its number.
+    """Clips drawn from footage: ``num_examples`` of them, each by the seed and its number.
 
-    style: in which the matches are commented on.
+    footage: all of it encoded, or none, for a tower that learns, too. style: in which the matches are commented on.
     """
 
     def __init__(
@@ -103,12 +104,11 @@ class ClipDataset(DrawnDataset):
             places, said, previous = self._goals(film, cast, events, dice)
         else:
             places, said, previous = self._stretch(film, cast, events, dice)
-        vision = film.vision[dice.below(film.vision.shape[0]), places]
+        shown = film.shown(places, dice.below(film.num_mirrorings))
         offset_s = dice.below(_LONGEST_STREAM_S) if places[0] else 0
-        grid = (1, *[round(vision.shape[1] ** 0.5)] * 2)
-        seconds = [Turn(offset_s + n, offset_s + n, offset_s + n + 1, grid) for n in range(len(places))]
+        seconds = [Turn(offset_s + n, offset_s + n, offset_s + n + 1, PICTURE_GRID) for n in range(len(places))]
         tokens = chunk_tokens(self.turns, seconds, [line for line, _ in said], previous)
-        example = example_from(f"match {number}, second {places[0]}", tokens, vision.flatten(0, 1))
+        example = example_from(f"match {number}, second {places[0]}", tokens, shown)
         slipped = {turn.index for turn, (_, is_slip) in zip(seconds, said, strict=True) if is_slip}
         is_slip = torch.tensor([s.turn in slipped for s in tokens.segments for _ in range(s.num_tokens)])
         return replace(example, labels=example.labels.masked_fill(is_slip, IGNORED_LABEL))

@@ -36,6 +36,17 @@ class Footage:
     def __len__(self) -> int:
         return len(self.seconds)
 
+    @property
+    def num_mirrorings(self) -> int:
+        """In how many ways its seconds can be shown."""
+        return len(self.vision) or NUM_MIRRORINGS
+
+    def shown(self, places: list[int], mirroring: int) -> torch.Tensor:
+        """What a clip shows: tokens [S * V, D], or, where no tower has seen them yet, frames uint8 [S, F, 3, H, W]."""
+        if len(self.vision):
+            return self.vision[mirroring, places].flatten(0, 1)
+        return mirrored(self.frames[places], mirroring)
+
 
 def film(seed: int, duration_s: int) -> Footage:
     """Play and render the first seconds of the match of a seed."""

@@ -31,6 +31,7 @@ from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
 from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixed
 from streamingvlm.training.pitch.footage import Footage, encode_, film
 from streamingvlm.training.pitch.look_back import hold_, look_back_
+from streamingvlm.training.pitch.together import SeeingCommentator
 from streamingvlm.training.pitch.tower import Tower
 from streamingvlm.training.trainer import FitSettings, fit_
 from streamingvlm.turns import TurnFormat
@@ -59,6 +60,7 @@ class FootagePlan:
 class Stage:
     """The tower learns to see, or the language model learns from clips, drills or both while the tower rests.
 
+    with_tower: the tower does not rest, it learns with the language model from the pictures of the clips.
     footage: of the tower's seconds or of the clips; clips, drills: None for none of them, a tower's stage has neither.
     drills_percent: of the examples where there are clips, too.
     """
@@ -69,11 +71,17 @@ class Stage:
     clips: ClipSettings | None = None
     drills: DrillSettings | None = None
     drills_percent: int = 0
+    with_tower: bool = False
 
     @property
-    def teaches_tower(self) -> bool:
-        """Whether it is the tower that learns."""
+    def is_of_tower(self) -> bool:
+        """Whether it is the tower alone that learns."""
         return self.clips is None and self.drills is None
+
+    @property
+    def changes_tower(self) -> bool:
+        """Whether pictures look otherwise after it than before."""
+        return self.is_of_tower or self.with_tower
 
 
 @dataclass(frozen=True)
@@ -129,13 +137,13 @@ class Run:
 
     def _teach_(self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage) -> list[dict[str, float]]:
         draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": hashed(self.recipe.seed, number)}
-        if stage.teaches_tower:
+        if stage.is_of_tower:
             module = TowerWithHeads(Tower(model)).to(self.device)
             dataset, collate = SecondDataset(stage.footage.film(), **draw), module.collate
         else:
             if self.recipe.look_back:
                 hold_(model)
-            module = Commentator(model)
+            module = SeeingCommentator(model).to(self.device) if stage.with_tower else Commentator(model)
             dataset, collate = self._examples(model, number, stage, draw), Collate(self.tokenizer.pad_token_id)
         folder = self._stage_folder(number)
         return fit_(module, dataset, collate, stage.fit, seed=self.recipe.seed, folder=folder, device=self.device)
@@ -147,7 +155,8 @@ class Run:
         drills = DrillDataset(turns, stage.drills, **draw) if stage.drills else None
         if stage.clips is None:
             return drills
-        clips = ClipDataset(self._encoded_footage(model, number), turns, stage.clips, **draw)
+        footage = stage.footage.film() if stage.with_tower else self._encoded_footage(model, number)
+        clips = ClipDataset(footage, turns, stage.clips, **draw)
         if drills is None:
             return clips
         return Mixed(clips, drills, drills_percent=stage.drills_percent, seed=draw["seed"])
@@ -158,7 +167,7 @@ class Run:
     def _encoded_footage(self, model: Qwen2_5_VLForConditionalGeneration, number: int) -> list[Footage]:
         """What the tower makes of a stage's footage; stages with the same footage and the same tower share it."""
         plan = self.recipe.stages[number].footage
-        tower_stage = max(n for n in range(-1, number) if n < 0 or self.recipe.stages[n].teaches_tower)
+        tower_stage = max(n for n in range(-1, number) if n < 0 or self.recipe.stages[n].changes_tower)
         if self._encoded[0] != (plan, tower_stage):
             footage = plan.film()
             encode_(footage, Tower(model), num_mirrorings=plan.num_mirrorings)
@@ -231,6 +240,7 @@ def _stage(
     clips: Mapping | None = None,
     drills: Mapping | None = None,
     drills_percent: int = 0,
+    with_tower: bool = False,
 ) -> Stage:
     return Stage(
         name,
@@ -239,6 +249,7 @@ def _stage(
         None if clips is None else ClipSettings(**{**clips, **all_clips}),
         None if drills is None else DrillSettings(**drills),
         drills_percent,
+        with_tower,
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.patch_product import PatchProduct
 from streamingvlm.training.pitch.architecture import PICTURE_PIXELS
 
 _ATTENTION = "streamingvlm_pictures"
@@ -49,22 +50,11 @@ class Tower(nn.Module):
         return merged.view(num_seconds, -1, merged.shape[-1])
 
 
-class _PatchProduct(nn.Conv3d):
-    """A convolution whose stride equals its kernel is a matrix product over the patches."""
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(patches.flatten(1), self.weight.flatten(1))
-
-
 @contextmanager
 def _fast_kernels(visual: nn.Module) -> Iterator[None]:
     """Lend a tower the kernels of this file; the weights stay its own."""
     attention, projection = visual.config._attn_implementation, visual.patch_embed.proj
-    product = _PatchProduct(
-        projection.in_channels, projection.out_channels, projection.kernel_size, bias=False, device="meta"
-    )
-    product.weight = projection.weight
-    visual.patch_embed.proj = product
+    visual.patch_embed.proj = PatchProduct.of(projection)
     visual.set_attn_implementation(_ATTENTION)
     try:
         yield

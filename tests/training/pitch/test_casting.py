@@ -64,6 +64,18 @@ def test_slips_come_as_often_as_asked_and_all_else_is_what_is_told_without_them(
         assert all(0 <= count <= 9 for count in parse(line.line).score or ())
 
 
+def test_a_score_of_before_is_restated_as_often_as_asked():
+    events = [(second.kind, second.side) for second in islice(Match(5).seconds(), 4000)]
+    cast = Cast(("red", "blue"), ("Rovers", "City"))
+    scores = [parse(line).score for line in cast.tell(events)]
+    said = cast.tell_with_slips(events, (0, 0), Slips(restated_percent=50, earlier_percent=100), Dice(1))
+    slips = [(place, parse(line).score) for place, (line, is_slip) in enumerate(said) if is_slip]
+    assert len(slips) > 50
+    for place, score in slips:
+        before = {other for other in scores[:place] if other} - {scores[place]}
+        assert score in before or not before
+
+
 @pytest.mark.parametrize("after", [[], [(Kind.THROW_IN, 0)], [(Kind.SILENCE, None)]])
 def test_nothing_slips_that_could_not_be_put_right(after):
     cast = Cast(("red", "blue"), ("Rovers", "City"))

@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch import Match, render
+from streamingvlm.training.pitch.drills import DrillSettings
+from streamingvlm.training.pitch.footage import NUM_MIRRORINGS, encode_, film
 from streamingvlm.training.pitch.recipe import Run, publish, recipe_from
 from streamingvlm.training.pitch.report import write_loss_curves
+from streamingvlm.training.pitch.tower import Tower
 
 EXPERIMENTS = Path(__file__).parents[3] / "configs"
 
@@ -53,6 +56,31 @@ def test_the_tower_stands_still_while_the_language_model_learns(finished):
     assert any("visual" in name for name in before)
     assert changed
     assert not any("visual" in name for name in changed)
+
+
+def test_the_tower_learns_with_the_language_model_where_a_stage_says_so(finished, tmp_path):
+    run, _ = finished
+    stage = dataclasses.replace(
+        run.recipe.stages[1], name="together", with_tower=True, drills=DrillSettings(num_lines=8), drills_percent=50
+    )
+    (tmp_path / "0-tower").symlink_to(run.folder / "0-tower")
+    recipe = dataclasses.replace(run.recipe, stages=[run.recipe.stages[0], stage])
+    last = Run(recipe, tmp_path).follow()
+    before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
+    still = {name for name, weights in before.items() if torch.equal(weights, after[name])}
+    assert not any("visual" in name and name.endswith("weight") for name in still)
+    assert not any("mlp" in name for name in still)
+
+
+def test_footage_is_shown_as_pictures_until_a_tower_has_seen_it(finished):
+    run, _ = finished
+    reel = film(7, 12)
+    places = [3, 9]
+    assert reel.num_mirrorings == NUM_MIRRORINGS
+    assert torch.equal(reel.shown(places, 1), reel.frames[places].flip(-1))
+    encode_([reel], Tower(run._model_before(1)), num_mirrorings=2)
+    assert reel.num_mirrorings == 2
+    assert reel.shown(places, 1).shape == (2 * 16, 64)
 
 
 def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
