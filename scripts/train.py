@@ -46,9 +46,9 @@ def follow_recipe(options: dict[str, Any]):
 
     device = str(device_named(options["device"]))
     training = Run(recipe_from(options["recipe"]), options["folder"], device=device)
-    last = training.follow()
+    training.follow()
     target = Path(options["target"] or training.folder / "model")
-    publish(training, last, target)
+    publish(training, target)
     write_loss_curves(training, training.folder / "loss_curves.json")
     logging.info("the model is in %s", target)
 

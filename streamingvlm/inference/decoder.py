@@ -198,6 +198,8 @@ class StreamingDecoder:
         num_before: dict[int, int] = {}  # a turn may have several spans, which share its features in order
         for span in self.layout.spans():
             segment = span.segment
+            if span.start >= stop:
+                return
             if segment.kind is not Kind.VISION:
                 continue
             origin = span.start - num_before.get(segment.turn, 0)

@@ -89,12 +89,20 @@ class Recipe:
     """All that decides a model: the seed, the stages in their order, the sizes as `tiny_config` takes them.
 
     look_back: the language model is born with heads that look back (`look_back_`), which no stage trains.
+    num_averaged: the model is the mean of the weights after so many last stages (model soups, arXiv 2203.05482).
     """
 
     seed: int
     stages: Sequence[Stage]
     sizes: Mapping[str, int] = field(default_factory=dict)
     look_back: bool = False
+    num_averaged: int = 1
+
+    def __post_init__(self):
+        if not 1 <= self.num_averaged <= len(self.stages):
+            raise ConfigError(
+                f"num_averaged={self.num_averaged}, but the recipe has {len(self.stages)} stages; average one or more"
+            )
 
 
 class Run:
@@ -123,6 +131,16 @@ class Run:
             _LOG.info("%s: loss %.3f after %.1f min", folder.name, loss_curve[-1]["loss"], record["minutes"])
         return folder
 
+    def averaged(self) -> Qwen2_5_VLForConditionalGeneration:
+        """The model of the last stage with the mean of the weights after the last ones, as many as are averaged."""
+        last = len(self.recipe.stages) - 1
+        model = _read(self._stage_folder(last))
+        others = [_read(self._stage_folder(last - back)) for back in range(1, self.recipe.num_averaged)]
+        with torch.no_grad():
+            for weights, *more in zip(model.parameters(), *(other.parameters() for other in others), strict=True):
+                weights.copy_(torch.stack([weights, *more]).mean(0))
+        return model
+
     def _stage_folder(self, number: int) -> Path:
         return self.folder / f"{number}-{self.recipe.stages[number].name}"
 
@@ -132,8 +150,7 @@ class Run:
             if self.recipe.look_back:
                 look_back_(model)
             return model.to(self.device)
-        before = self._stage_folder(number - 1)
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype=torch.float32).to(self.device)
+        return _read(self._stage_folder(number - 1)).to(self.device)
 
     def _teach_(self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage) -> list[dict[str, float]]:
         draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": hashed(self.recipe.seed, number)}
@@ -200,9 +217,9 @@ class Run:
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
-def publish(run: Run, stage_folder: Path, target: str | Path):
+def publish(run: Run, target: str | Path):
     """Write the finished model to ``target``: half the bytes, with its streaming defaults and its history."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(stage_folder, dtype=torch.bfloat16)
+    model = run.averaged().to(torch.bfloat16)
     model.config.streamingvlm = stream_defaults(run.recipe) | {"training": run.history()}
     _save(model, run.tokenizer, Path(target))
 
@@ -225,7 +242,8 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
     """
     try:
         stages = [_stage(options.get("clips") or {}, **stage) for stage in options["stages"]]
-        return Recipe(int(options["seed"]), stages, options.get("sizes", {}), options.get("look_back", False))
+        more = {name: options[name] for name in ("sizes", "look_back", "num_averaged") if name in options}
+        return Recipe(int(options["seed"]), stages, **more)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the recipe cannot be read ({error}); configs/experiment/pitch.yaml is a whole one"
@@ -256,3 +274,7 @@ def _stage(
 def _save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _read(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)

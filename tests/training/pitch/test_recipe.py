@@ -95,13 +95,29 @@ def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
 
 def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
     run, last = finished
-    publish(run, last, tmp_path)
+    publish(run, tmp_path)
     match = Match(5)
     session = StreamingSession.from_pretrained(tmp_path, previous_text=match.intro)
     assert session.cache_config.text_sink_tokens == run.recipe.stages[-1].clips.text_sink_tokens
     assert session.sampling_config.temperature == 0
     assert session.step(render(next(match.seconds()))).num_tokens > 0
     assert session.model.hf.config.streamingvlm["training"]["stages"]["clips"]["steps"] == 4
+
+
+def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finished, tmp_path):
+    run, last = finished
+    averaging = Run(dataclasses.replace(run.recipe, num_averaged=2), run.folder)
+    publish(averaging, tmp_path)
+    published, *after = (load_file(folder / "model.safetensors") for folder in (tmp_path, run.folder / "1-clips", last))
+    assert published.keys() == after[0].keys()
+    for name, weights in published.items():
+        assert torch.equal(weights, ((after[0][name] + after[1][name]) / 2).bfloat16())
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_more_stages_than_there_are_cannot_be_averaged(number):
+    with pytest.raises(ConfigError, match=f"num_averaged={number}"):
+        recipe_from(options() | {"num_averaged": number})
 
 
 def test_loss_curves_are_written_as_figures_and_as_a_picture(finished, tmp_path):
