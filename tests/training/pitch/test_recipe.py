@@ -94,7 +94,7 @@ def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
 
 
 def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
-    run, last = finished
+    run, _ = finished
     publish(run, tmp_path)
     match = Match(5)
     session = StreamingSession.from_pretrained(tmp_path, previous_text=match.intro)
