@@ -243,8 +243,11 @@ def choose_tower_kernels_(
     hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
 ):
     """Let the vision tower of a model take its patches as a product, and attend in all windows at once where it can."""
-    patch_embed = hf.model.visual.patch_embed
-    patch_embed.proj = PatchProduct.of(patch_embed.proj)
+    if (
+        dtype != torch.float32
+    ):  # there the sum in another order would show: logits 1.1e-4 from those of the released code
+        patch_embed = hf.model.visual.patch_embed
+        patch_embed.proj = PatchProduct.of(patch_embed.proj)
     if _takes_windows_at_once(attention, device, dtype):
         # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
         hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION

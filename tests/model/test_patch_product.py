@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from streamingvlm.model.loading import load_model
 from streamingvlm.model.patch_product import PatchProduct
 
 
@@ -24,3 +25,9 @@ def test_it_shares_the_weights_and_their_names():
     assert product.state_dict().keys() == convolution.state_dict().keys()
     product(torch.randn(5, 3, 2, 4, 4)).sum().backward()
     assert convolution.weight.grad is not None
+
+
+@pytest.mark.parametrize(("dtype", "is_product"), [("float32", False), ("bfloat16", True)])
+def test_a_model_in_half_precision_takes_it_and_one_in_float32_sums_as_the_released_code_does(dtype, is_product):
+    tower = load_model("pitch", device="cpu", dtype=dtype).hf.model.visual
+    assert isinstance(tower.patch_embed.proj, PatchProduct) == is_product
