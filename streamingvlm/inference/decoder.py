@@ -197,9 +197,9 @@ class StreamingDecoder:
     def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
         num_before: dict[int, int] = {}  # a turn may have several spans, which share its features in order
         for span in self.layout.spans():
-            segment = span.segment
             if span.start >= stop:
                 return
+            segment = span.segment
             if segment.kind is not Kind.VISION:
                 continue
             origin = span.start - num_before.get(segment.turn, 0)

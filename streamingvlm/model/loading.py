@@ -243,9 +243,8 @@ def choose_tower_kernels_(
     hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
 ):
     """Let the vision tower of a model take its patches as a product, and attend in all windows at once where it can."""
-    if (
-        dtype != torch.float32
-    ):  # there the sum in another order would show: logits 1.1e-4 from those of the released code
+    # In float32 the sum in another order would show: logits 1.1e-4 from those of the released code.
+    if dtype != torch.float32:
         patch_embed = hf.model.visual.patch_embed
         patch_embed.proj = PatchProduct.of(patch_embed.proj)
     if _takes_windows_at_once(attention, device, dtype):

@@ -220,6 +220,8 @@ class Run:
 def publish(run: Run, target: str | Path):
     """Write the finished model to ``target``: half the bytes, with its streaming defaults and its history."""
     model = run.averaged().to(torch.bfloat16)
+    for part in (model.config.text_config, model.config.vision_config):
+        part.dtype = torch.bfloat16
     model.config.streamingvlm = stream_defaults(run.recipe) | {"training": run.history()}
     _save(model, run.tokenizer, Path(target))
 

@@ -110,6 +110,8 @@ def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finis
     publish(averaging, tmp_path)
     published, *after = (load_file(folder / "model.safetensors") for folder in (tmp_path, run.folder / "1-clips", last))
     assert published.keys() == after[0].keys()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {part["dtype"] for part in (config, config["text_config"], config["vision_config"])} == {"bfloat16"}
     for name, weights in published.items():
         assert torch.equal(weights, ((after[0][name] + after[1][name]) / 2).bfloat16())
 
