@@ -1,6 +1,7 @@
 """What every request passes first: rate, site, key, size and time, and the headers that every answer bears."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico")
 OPEN_FOLDERS = ("/static/", "/sample/")
 """The page asks for the key itself; nothing in these is anybody's own."""
 
+_LINGER_S = 5.0
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -45,7 +47,7 @@ class Gate:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        answer = _Answer(scope, send, self._config.limits.send_s)
+        answer = _Answer(scope, receive, send, self._config.limits.send_s)
         try:
             scope.setdefault("state", {})["owner"] = self._admit(scope)
             if scope["type"] == "http":
@@ -133,8 +135,9 @@ class _NotTakenError(Exception):
 class _Answer:
     """One answer on its way out: given its headers, sent piece by piece in time, and logged when it is done."""
 
-    def __init__(self, scope: Scope, send: Send, send_s: float):
-        self._scope, self._send, self._send_s, self._started_s = scope, send, send_s, time.monotonic()
+    def __init__(self, scope: Scope, receive: Receive, send: Send, send_s: float):
+        self._scope, self._receive, self._send, self._send_s = scope, receive, send, send_s
+        self._started_s = time.monotonic()
         self.status = 0
 
     async def send(self, message: Message):
@@ -147,10 +150,28 @@ class _Answer:
                 headers["connection"] = "close"
         elif message["type"] == "websocket.accept":
             self.status = 101
+        elif self.status == 413 and not message.get("more_body", False):
+            await self._send_in_time({**message, "more_body": True})
+            await self._pass_by()
+            message = {"type": message["type"], "body": b""}
+        await self._send_in_time(message)
+
+    async def _send_in_time(self, message: Message):
         try:
             await asyncio.wait_for(self._send(message), self._send_s)
         except TimeoutError:
             raise _NotTakenError from None
+
+    async def _pass_by(self):
+        """Read what is left of the request, for a while, and let it go.
+
+        A connection closed while its client still sends is reset, and what the client had not read yet of the answer
+        is lost with it (RFC 9112, section 9.6).
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (await self._receive()).get("more_body", False):
+                    pass
 
     def log(self):
         path = urlsplit(self._scope["path"]).path

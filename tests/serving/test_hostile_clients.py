@@ -1,6 +1,5 @@
 """Clients that break every rule, while somebody else watches undisturbed: nothing hangs, nothing is left behind."""
 
-import contextlib
 import json
 import random
 import socket
@@ -46,9 +45,8 @@ def test_malformed_and_oversized_frames(server, match_jpegs):
     chance = random.Random(7)
     session = server.open()
     for size in (0, 1, 7, 8, 9, 100_001, 300_000):
-        with contextlib.suppress(httpx.TransportError):  # hung up on before all of it was sent
-            response = server.http.post(f"/v1/sessions/{session}/frames", content=b"\xff\xd8" + bytes(size))
-            assert response.status_code == (400 if size < 100_000 else 413)
+        response = server.http.post(f"/v1/sessions/{session}/frames", content=b"\xff\xd8" + bytes(size))
+        assert response.status_code == (400 if size < 100_000 else 413)
     for _ in range(12):
         with server.socket(f"/v1/sessions/{session}/frames", additional_headers=RULES) as pusher:
             try:
