@@ -182,14 +182,16 @@ def test_a_refusal_reaches_a_client_that_reads_only_after_it_has_sent_all(servin
     piece, num_pieces = b" " * 50_000, 40
     length = b"Content-Length: %d" % (len(piece) * num_pieces) if announced else b"Transfer-Encoding: chunked"
     frame = (lambda data: data) if announced else (lambda data: b"%x\r\n%b\r\n" % (len(data), data))
-    with serving(limits={"max_body_bytes": 5000}) as server:
-        with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port), timeout=30) as raw:
-            raw.sendall(b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n\r\n")
-            for _ in range(num_pieces):
-                raw.sendall(frame(piece))
-                time.sleep(0.01)
-            raw.sendall(b"" if announced else b"0\r\n\r\n")
-            answer = raw.makefile("rb").read()
+    with (
+        serving(limits={"max_body_bytes": 5000}) as server,
+        socket.create_connection(("127.0.0.1", httpx.URL(server.url).port), timeout=30) as raw,
+    ):
+        raw.sendall(b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n\r\n")
+        for _ in range(num_pieces):
+            raw.sendall(frame(piece))
+            time.sleep(0.01)
+        raw.sendall(b"" if announced else b"0\r\n\r\n")
+        answer = raw.makefile("rb").read()
     assert b"413" in answer.split(b"\r\n")[0]
     assert b"send less at a time" in answer
 
