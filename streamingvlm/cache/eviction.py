@@ -1,7 +1,7 @@
 """Which tokens outlive a second: the policies, as functions of the layout alone.
 
-A policy is asked before a new turn is appended. It returns the layout that survives and, for each surviving token, the
-place where it stands now, so that one gather drops and moves at once.
+A policy is asked before a new turn is appended. It returns the layout that survives and where its tokens
+stand now, so that one gather drops and moves at once.
 """
 
 import math
@@ -35,9 +35,15 @@ class Eviction:
         return CacheLayout(tuple(span.segment for span in self.spans))
 
     @cached_property
-    def index(self) -> list[int]:
-        """For each surviving token, in the new order, its place in the old layout."""
-        return [place for span in self.spans for place in range(span.start, span.stop)]
+    def runs(self) -> list[range]:
+        """Where the surviving tokens stand in the old layout, in the new order: ranges as long as they can be."""
+        runs: list[range] = []
+        for _, start, stop in self.spans:
+            if runs and runs[-1].stop == start:
+                runs[-1] = range(runs[-1].start, stop)
+            else:
+                runs.append(range(start, stop))
+        return runs
 
 
 def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_s: float, end_s: float) -> Eviction:
@@ -45,7 +51,7 @@ def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_
 
     Sec. 3.1 of the paper (arXiv 2510.09608) for ``streaming``; the released code at a940d8c for ``reference``.
     """
-    spans = tuple(layout.spans())
+    spans = layout.spans()
     if config.policy == "streaming":
         return Eviction(tuple(_streaming(spans, config, end_s)))
     if config.policy == "reference":

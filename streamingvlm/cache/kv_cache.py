@@ -224,16 +224,17 @@ class KVCache:
         if capacity > self.capacity:
             self.pool.lengthen(self, capacity if is_bounded else max(capacity, self.capacity * 3 // 2))
 
-    def gather_(self, index: Sequence[int]):
-        """Keep the tokens at ``index``, in that order; drop the others. The rotated keys wait for ``rotate_``."""
-        num_staying = num_in_place(index)
-        if num_staying < len(index):
+    def gather_(self, runs: Sequence[range]):
+        """Keep the tokens in these ranges, in that order; drop the others. The rotated keys wait for ``rotate_``."""
+        num_staying, num_kept = num_in_place(runs), sum(map(len, runs))
+        if num_staying < num_kept:
             start = self.extent.start
-            places = start + on_device(index[num_staying:], torch.long, self.pool.keys.device)
+            moving = [torch.arange(start + run.start, start + run.stop) for run in runs[num_staying > 0 :]]
+            rows = on_device(torch.cat(moving), torch.long, self.pool.keys.device)
             for buffer in (self.pool.keys, self.pool.values):
                 for layer in buffer:  # a layer at a time: the copy stays small
-                    layer[:, start + num_staying : start + len(index)] = layer.index_select(1, places)
-        self.num_tokens = len(index)
+                    layer[:, start + num_staying : start + num_kept] = layer.index_select(1, rows)
+        self.num_tokens = num_kept
 
     def rotate_(self, cos: torch.Tensor, sin: torch.Tensor):
         """Rotate all keys by ``cos`` and ``sin`` [T, D], whose rows past the cached tokens serve those to come."""
@@ -242,9 +243,9 @@ class KVCache:
         self.pool.rotate_(rows, cos[: self.num_tokens], sin[: self.num_tokens])
 
 
-def num_in_place(index: Sequence[int]) -> int:
-    """How many of the first tokens stay where they are when those at ``index`` are kept."""
-    return next((place for place, source in enumerate(index) if place != source), len(index))
+def num_in_place(runs: Sequence[range]) -> int:
+    """How many of the first tokens stay where they are when those in ``runs``, none of them empty, are kept."""
+    return runs[0].stop if runs and runs[0].start == 0 else 0
 
 
 def bytes_per_token(text_config, dtype: torch.dtype, cache_dtype: str | None = None) -> int:

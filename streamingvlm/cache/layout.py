@@ -7,6 +7,8 @@ It knows neither tensors nor token ids, so that every decision about the cache i
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 PROLOGUE_TURN = -1
@@ -32,6 +34,9 @@ class Kind(Enum):
     TAIL = "tail"
     REPLY_END = "reply end"
     LINE_FEED = "line feed"
+
+    # An Enum's own hash is that of its name, in Python; kinds are looked up by the thousand every second.
+    __hash__ = object.__hash__
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,15 @@ class CacheLayout:
     @property
     def num_tokens(self) -> int:
         """Tokens of all segments together."""
-        return sum(segment.num_tokens for segment in self.segments)
+        return self._stops[-1] if self.segments else 0
 
     def append(self, segments: Iterable[Segment]) -> "CacheLayout":
         """Return the layout with ``segments`` at its end."""
         return CacheLayout((*self.segments, *segments))
 
-    def spans(self) -> Iterator["Span"]:
-        """Yield each segment with the range of its tokens."""
-        start = 0
-        for segment in self.segments:
-            yield Span(segment, start, start + segment.num_tokens)
-            start += segment.num_tokens
+    def spans(self) -> tuple["Span", ...]:
+        """Return each segment with the range of its tokens."""
+        return self._spans
 
     def count(self, *kinds: Kind) -> int:
         """Tokens of the given kinds."""
@@ -88,6 +90,14 @@ class CacheLayout:
     def prologue(self) -> "CacheLayout":
         """What stands before the first turn: the system message and the previous text."""
         return CacheLayout(tuple(s for s in self.segments if s.turn == PROLOGUE_TURN or s.kind is Kind.PREVIOUS))
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        return list(accumulate(segment.num_tokens for segment in self.segments))
+
+    @cached_property
+    def _spans(self) -> tuple["Span", ...]:
+        return tuple(map(Span, self.segments, [0, *self._stops], self._stops))
 
     def __repr__(self) -> str:
         return "\n".join(_table_row(*row) for row in _table_rows(self))

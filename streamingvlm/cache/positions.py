@@ -20,15 +20,13 @@ def contiguous_positions(segments: Iterable[Segment], first: float = 0.0) -> tor
     Returns float32 [3, T]: the temporal axis is not truncated, so it may be fractional at odd frame rates.
     """
     # In numpy: hundreds of pieces of a few numbers each are what torch is slow at.
-    parts, num_text = [], 0
+    pieces, starts = [_line(0)], [first]
     for segment in segments:
-        if segment.grid is None:
-            num_text += segment.num_tokens
-            continue
-        start = first + num_text
-        parts += [_line(first, num_text), _grid(segment.grid, segment.temporal_step) + np.float32(start)]
-        first, num_text = start + _extent(segment), 0
-    return torch.from_numpy(np.concatenate([*parts, _line(first, num_text)], axis=1))
+        pieces.append(_line(segment.num_tokens) if segment.grid is None else _grid(segment.grid, segment.temporal_step))
+        starts.append(first)
+        first += segment.num_tokens if segment.grid is None else _extent(segment)
+    lengths = [piece.shape[1] for piece in pieces]
+    return torch.from_numpy(np.concatenate(pieces, axis=1) + np.repeat(np.float32(starts), lengths))
 
 
 def next_position(positions: torch.Tensor) -> float:
@@ -36,9 +34,9 @@ def next_position(positions: torch.Tensor) -> float:
     return positions.max().item() + 1 if positions.numel() else 0.0
 
 
-def _line(first: float, num_tokens: int) -> np.ndarray:
-    line = np.arange(num_tokens, dtype=np.float32) + np.float32(first)
-    return np.broadcast_to(line, (3, num_tokens))
+@lru_cache(maxsize=1024)
+def _line(num_tokens: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(num_tokens, dtype=np.float32), (3, num_tokens))
 
 
 @lru_cache(maxsize=64)

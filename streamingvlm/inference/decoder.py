@@ -5,8 +5,9 @@ picture have no keys yet: the last one or two of a reply are fed together with t
 forward passes, which are of many streams at once, lie in forward.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, dropwhile, islice
 
 import torch
 
@@ -96,14 +97,15 @@ class StreamingDecoder:
             self.kv.clear_()
             self.serials = self.new_serials(len(self.serials))
         else:
-            self.kv.gather_([place for place in eviction.index if place < self.kv.num_tokens])
+            num_cached = self.kv.num_tokens
+            self.kv.gather_([range(r.start, min(r.stop, num_cached)) for r in eviction.runs if r.start < num_cached])
             if self.config.reread_text and eviction.layout.prologue != self.layout.prologue:
                 # What stands before the first token that changed its place sees what it has always seen.
-                first = min(num_in_place(eviction.index), self.unread.start if self.unread else len(self.ids))
+                first = min(num_in_place(eviction.runs), self.unread.start if self.unread else len(self.ids))
                 self.unread = range(first, eviction.layout.prologue.num_tokens)
-        self.ids = [self.ids[place] for place in eviction.index]
-        self.serials = [self.serials[place] for place in eviction.index]
-        self.positions = self.positions[:, eviction.index]
+        self.ids = _taken(self.ids, eviction.runs)
+        self.serials = _taken(self.serials, eviction.runs)
+        self.positions = torch.cat([self.positions[:, r.start : r.stop] for r in (range(0), *eviction.runs)], dim=1)
         self.layout = eviction.layout
         turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is Kind.VISION}
         self.vision = {turn: vision for turn, vision in self.vision.items() if turn in turns_in_sight}
@@ -112,8 +114,8 @@ class StreamingDecoder:
         """Whether a token that has no keys yet would no longer stand at the end, where it can still be fed."""
         if self.config.recompute:
             return False
-        pending = [place >= self.kv.num_tokens for place in eviction.index]
-        return any(pending) and pending != sorted(pending)
+        reaching_pending = dropwhile(lambda run: run.stop <= self.kv.num_tokens, eviction.runs)
+        return any(run.start < self.kv.num_tokens for run in islice(reaching_pending, 1, None))
 
     def extend_(self, tokens: Tokens):
         """Append tokens; they wait to be fed."""
@@ -207,3 +209,8 @@ class StreamingDecoder:
             low, high = max(first, span.start), min(stop, span.stop)
             if low < high:
                 yield low, self.vision[segment.turn].rows(low - origin, high - origin)
+
+
+def _taken(numbers: Sequence[int], runs: Sequence[range]) -> list[int]:
+    """The numbers in some ranges of places, one range after the other."""
+    return list(chain.from_iterable(numbers[run.start : run.stop] for run in runs))

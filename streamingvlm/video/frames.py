@@ -15,10 +15,10 @@ def make_second(index: int, shown: Sequence[Picture], before: Picture | None, gr
     """Convert the pictures of one chunk; `before` is the last picture of the chunk before."""
     pixels = {picture: picture.rgb() for picture in shown}
     height, width = pixels[shown[-1]].shape[1:]
-    frames = [fit(pixels[picture][None], height, width) for picture in shown]
+    frames = [fit(pixels[picture][None], height, width)[0].permute(1, 2, 0) for picture in shown]
     num_repeated = sum(picture is earlier for earlier, picture in pairwise([before, *shown]))
     start_s, end_s = grid.chunk_start_s(index), grid.chunk_start_s(index + 1)
-    return Second(index, start_s, end_s, torch.cat(frames), num_repeated)
+    return Second(index, start_s, end_s, torch.stack(frames).permute(0, 3, 1, 2), num_repeated)
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:

@@ -107,13 +107,13 @@ def test_nothing_is_lost_or_crossed_whatever_comes_and_goes(operations, is_elast
         assert pool.num_free == pool.num_tokens - sum(cache.capacity for cache in held.values())
 
 
-def test_gather_keeps_what_the_index_names_in_its_order():
+def test_gather_keeps_what_the_ranges_hold_in_their_order():
     pool = pool_of(20)
     pool.open(3)
     cache = pool.open(10)
     cache.num_tokens = 6
     cache.keys[:, :, :6] = torch.arange(6.0)[:, None]
-    cache.gather_([0, 1, 4, 2, 5])
+    cache.gather_([range(2), range(4, 5), range(2, 3), range(5, 6)])
     assert cache.num_tokens == 5
     assert cache.keys[1, 0, :5, 0].tolist() == [0, 1, 4, 2, 5]
 

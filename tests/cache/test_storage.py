@@ -61,7 +61,7 @@ def test_moving_a_stream_leaves_its_rows_as_they_are():
     second.num_tokens = 5
     before = second.keys[:, :, :5].clone()
     first.close()
-    second.gather_([0, 2, 3])
+    second.gather_([range(1), range(2, 4)])
     second.reserve_(40)
     assert torch.equal(second.keys[:, :, :3], before[:, :, [0, 2, 3]])
 

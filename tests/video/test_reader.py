@@ -243,3 +243,14 @@ def test_info_tells_what_the_file_says(tmp_path, write_clip, regular_times):
 def test_settings_out_of_range_are_refused_before_the_file_is_touched(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         open_video("no_such_file.mp4", **settings)
+
+
+@pytest.mark.parametrize("fps", [1, 2])
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_frames_keep_their_channels_side_by_side(tmp_path, write_clip, regular_times, decoder, fps):
+    path = write_clip(tmp_path / "clip.mp4", regular_times(25, 50), rate=25)
+    with open_video(path, decoder=decoder, fps=fps) as video:
+        frames = next(iter(video)).frames
+    width = frames.shape[-1]
+    assert frames.shape[:2] == (fps, 3)
+    assert frames.stride()[1:] == (1, 3 * width, 3)
