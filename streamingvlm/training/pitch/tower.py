@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from streamingvlm.model.family import FAMILIES
-from streamingvlm.model.patch_product import PatchProduct
+from streamingvlm.model.patch_layers import PatchProduct
 from streamingvlm.training.pitch.architecture import PICTURE_PIXELS
 
 _ATTENTION = "streamingvlm_pictures"
