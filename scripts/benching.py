@@ -23,7 +23,6 @@ from streamingvlm.benchmark.roofline import Costs, measure_ceilings, roofline_fi
 from streamingvlm.benchmark.tables import Table, tables_of
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.limits import Limits
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, device_named, dtype_named, load_model
 from streamingvlm.model.quantization import quantization_named, quantize_
 from streamingvlm.model.random_weights import random_model
@@ -72,10 +71,10 @@ def model_of(options: Options) -> StreamingModel:
     """The model that the options describe: a checkpoint, or random weights of an architecture."""
     architecture, weights = options.get("architecture"), options["model"]
     if not architecture:
-        return load_model(**weights, attention=STREAMING_ATTENTION)
+        return load_model(**weights)
     device = device_named(weights["device"])
     dtype = dtype_named(weights["dtype"], device)
-    model = random_model(architecture, device=device, dtype=dtype, attention=STREAMING_ATTENTION)
+    model = random_model(architecture, device=device, dtype=dtype)
     if weights["quantization"]:
         quantize_(model.text_model, quantization_named(weights["quantization"], dtype))
     return model

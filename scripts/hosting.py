@@ -34,7 +34,6 @@ def host(options: dict[str, Any]):
 
 def serve(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
     """Load the model and serve on a port that was taken."""
-    from streamingvlm.model.attention import STREAMING_ATTENTION
     from streamingvlm.model.loading import load_model
     from streamingvlm.serving.app import create_app
     from streamingvlm.serving.logs import log_json
@@ -42,7 +41,7 @@ def serve(options: dict[str, Any], config: ServerConfig, listener: socket, on_re
     from streamingvlm.serving.streams import Streams
 
     log_json(options["log_level"])
-    model = load_model(**options["model"], attention=STREAMING_ATTENTION)
+    model = load_model(**options["model"])
     streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")}, **config.limits.room)
     try:
         app = create_app(streams, config)

@@ -15,7 +15,6 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.inference.alert import Alert
 from streamingvlm.inference.snapshot_folder import has_snapshot
 from streamingvlm.inference.writers import MultiWriter, open_writers
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.video.address import Address, parse_address
 from streamingvlm.video.live import LiveReader
 from streamingvlm.video.reader import VideoReader, open_video
@@ -89,7 +88,7 @@ def check_autosave(options: dict[str, Any]):
 def resume_session(options: dict[str, Any]) -> StreamingSession:
     """The session of the snapshot. Raises ConfigError for an option that contradicts it; a new query is told live."""
     path = options["autosave"]
-    model = load_model(**options["model"], attention=STREAMING_ATTENTION)
+    model = load_model(**options["model"])
     session = StreamingSession.load(path, model=model, autosave=path)
     for group in ("cache", "video", "sampling"):
         running = getattr(session, f"{group}_config")

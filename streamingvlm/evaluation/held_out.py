@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor
 
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import Commentary, StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.video.reader import open_video
@@ -105,20 +104,10 @@ def lent_to_a_session(model: StreamingModel) -> Iterator[StreamingModel]:
     if any(isinstance(weight, DTensor) for weight in hf.parameters()):
         raise ConfigError("a model spread over processes (fsdp) cannot be streamed; switch held-out streams off")
     weight = hf.model.language_model.embed_tokens.weight
-    with _random_states_kept(weight.device), _eval_mode(hf), _streaming_attention(hf):
+    with _random_states_kept(weight.device), _eval_mode(hf):
         # A fresh handle: the one of before may hold copies of weights that have changed since.
         settings = getattr(hf.config, SETTINGS_KEY, model.stream_defaults)
         yield replace(model, device=weight.device, dtype=weight.dtype, stream_defaults=settings)
-
-
-@contextmanager
-def _streaming_attention(hf: nn.Module) -> Iterator[None]:
-    before = hf.config.text_config._attn_implementation
-    hf.set_attn_implementation({"text_config": STREAMING_ATTENTION})
-    try:
-        yield
-    finally:
-        hf.set_attn_implementation({"text_config": before})
 
 
 @contextmanager

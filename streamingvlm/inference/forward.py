@@ -4,6 +4,7 @@ The host says what is to be fed (decoder.py) and when (engine.py); here it is do
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from streamingvlm.device import on_device
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.packing import PackedTokens, Run
-from streamingvlm.model.vision import deepstack_inputs
+from streamingvlm.model.text_states import Deepstack, Ends, text_states
 
 Meal = tuple[StreamingDecoder, list[Run]]
 
@@ -29,11 +30,14 @@ def feed_(model: StreamingModel, pool: KVPool, meals: Sequence[Meal]) -> torch.T
         for run in part
     ]
     cos, sin = (torch.cat(parts) for parts in zip(*rotations, strict=True))
-    packed = PackedTokens(pool, runs, cos, sin)
-    hidden = _text_states(model, packed, *_inputs(model, meals))
+    places = _last_places(meals)
+    lasts = [replace(part[-1], first=part[-1].stop - 1) for _, part in meals]
+    ends = Ends(places, PackedTokens(pool, lasts, cos[places], sin[places]))
+    embeds, deepstack = _inputs(model, meals)
+    hidden = text_states(model.text_model, embeds, PackedTokens(pool, runs, cos, sin), ends=ends, deepstack=deepstack)
     for decoder, part in meals:
         decoder.fed_(part)
-    return model.logits(hidden[0, _last_places(meals)])
+    return model.logits(hidden)
 
 
 def feed_all_(model: StreamingModel, decoder: StreamingDecoder):
@@ -43,21 +47,8 @@ def feed_all_(model: StreamingModel, decoder: StreamingDecoder):
         feed_(model, decoder.kv.pool, [(decoder, runs)])
 
 
-def _text_states(model: StreamingModel, packed: PackedTokens, embeds: torch.Tensor, deepstack: dict) -> torch.Tensor:
-    """Last states [1, T, hidden size] of embeddings [1, T, hidden size]."""
-    # At position 0 the stock rotation is the identity: the packed tokens rotate instead.
-    return model.text_model(
-        inputs_embeds=embeds,
-        position_ids=torch.zeros(3, 1, embeds.shape[1], dtype=torch.long, device=embeds.device),
-        past_key_values=packed,
-        use_cache=True,
-        packed=packed,
-        **deepstack,
-    ).last_hidden_state
-
-
-def _inputs(model: StreamingModel, meals: Sequence[Meal]) -> tuple[torch.Tensor, dict]:
-    """Embeddings [1, T, hidden size] of all tokens, vision in its place, and the arguments that deepstack needs."""
+def _inputs(model: StreamingModel, meals: Sequence[Meal]) -> tuple[torch.Tensor, Deepstack | None]:
+    """Embeddings [T, hidden size] of all tokens, vision in its place, and what deepstack adds, if anything."""
     ids = [token for decoder, part in meals for run in part for token in decoder.ids[run.first : run.stop]]
     embeds = model.text_model.embed_tokens(on_device(ids, torch.long, model.device))
     places, seen, offset = [], [], 0
@@ -67,12 +58,12 @@ def _inputs(model: StreamingModel, meals: Sequence[Meal]) -> tuple[torch.Tensor,
             seen.append(levels)
         offset += sum(map(len, part))
     if not seen:
-        return embeds[None], {}
+        return embeds, None
     where = on_device(torch.cat(places), torch.long, model.device)
     embeddings, *deepstack = (torch.cat(level) for level in zip(*seen, strict=True))
-    embeds = embeds.index_copy(0, where, embeddings.to(embeds.dtype))
-    is_vision = torch.zeros(1, len(ids), dtype=torch.bool, device=model.device).index_fill_(1, where, True)
-    return embeds[None], deepstack_inputs(is_vision, deepstack)
+    return embeds.index_copy(0, where, embeddings.to(embeds.dtype)), Deepstack(
+        where, [level.to(embeds.dtype) for level in deepstack]
+    )
 
 
 def _last_places(meals: Sequence[Meal]) -> torch.Tensor:

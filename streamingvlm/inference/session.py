@@ -26,7 +26,6 @@ from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.setup import StreamSetup
 from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper, read_settings, restore_
 from streamingvlm.inference.stats import SessionStats
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import Turn
 from streamingvlm.video.clock import Second
@@ -136,7 +135,7 @@ class StreamingSession:
         CheckpointError and ConfigError, each with its remedy.
         """
         weights = {"device": device, "dtype": dtype, "quantization": quantization}
-        return cls(load_model(name, **weights, attention=STREAMING_ATTENTION), **settings)
+        return cls(load_model(name, **weights), **settings)
 
     @classmethod
     def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":

@@ -16,8 +16,8 @@ from streamingvlm.cache.kv_cache import SCRATCH_ROW, KVPool
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.sampling import Choice, Sampler, SeenTokens, choose, draw_noise_, settings_of
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.model.one_token import feed_tokens
 from streamingvlm.model.packing import PackedTokens, Run
+from streamingvlm.model.text_states import text_states
 
 _NUM_WARM_UPS = 3
 # Token, row that is written, first row of the stream, tokens seen; position, penalty, temperature, nucleus.
@@ -130,7 +130,8 @@ class TokenStep:
 
     def _work(self) -> torch.Tensor:
         packed = self._packed.rotated_by(*self.model.rotation.of_text(self._settings[:, 0]))
-        hidden = feed_tokens(self.model.text_model, self._numbers[:, 0], packed)
+        text_model = self.model.text_model
+        hidden = text_states(text_model, text_model.embed_tokens(self._numbers[:, 0]), packed)
         return self.chooser(
             self.model.logits(hidden),
             self.choice,

@@ -1,9 +1,7 @@
 """The attention of streams, and the one place that knows which kernel runs.
 
-transformers rotates queries and keys before it calls a cache. The text model is therefore run at position 0, where that
-rotation is the identity; the cache rotates the keys to where they stand now, and the function below the queries. It
-is registered under a name and chosen by ``attn_implementation``: no class is patched. A second name serves the vision
-tower, whose windows it takes all at once.
+That of the text model is called by `text_states`. That of the vision tower, whose windows it takes all at once, is
+registered under a name and chosen by ``attn_implementation``: no class is patched.
 
 Shapes: T new tokens, of N runs, S cached tokens with the new ones, H heads, D head size.
 """
@@ -16,36 +14,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from streamingvlm.cache.kv_cache import rotate
 from streamingvlm.model.packing import PackedTokens, Run
 
-STREAMING_ATTENTION = "streamingvlm"
 # transformers hands the bounds of the windows to what calls itself flash, and loops over them for all others.
 WINDOWED_ATTENTION = "streamingvlm_flash_windows"
 
 _HALF = (torch.bfloat16, torch.float16)
 _MAX_FLASH_HEAD_SIZE = 256
-
-
-def streaming_attention(
-    module,
-    query: torch.Tensor,
-    _key: torch.Tensor,
-    _value: torch.Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    packed: PackedTokens,
-    **_transformers_extras,
-) -> tuple[torch.Tensor, None]:
-    """Attend from the new tokens of all streams, each to the cache of its own, in cache order.
-
-    query [1, H, T, D] unrotated; the keys and values were written by ``packed.update``. The registered name has no mask
-    function, so transformers hands over no mask: causality follows from the runs. Returns [1, T, H, D] and no weights.
-    """
-    assert attention_mask is None, "the streaming attention derives causality from the runs"
-    rotated = rotate(query[0].transpose(0, 1), packed.cos, packed.sin)
-    return attend(rotated, packed, module.layer_idx, scaling)[None], None
 
 
 def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float) -> torch.Tensor:
@@ -152,5 +127,4 @@ def _windows(query, key, value, lengths: list[int], scaling):
     return torch.cat(outputs)
 
 
-AttentionInterface.register(STREAMING_ATTENTION, streaming_attention)
 AttentionInterface.register(WINDOWED_ATTENTION, windowed_attention)

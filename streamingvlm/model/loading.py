@@ -2,7 +2,7 @@
 
 A checkpoint is a Hugging Face folder: config.json, weights in safetensors, a tokenizer. Nothing in it is executed, no
 parameter is left at a random value, and whatever is wrong with it is told in one line (CheckpointError). The model is
-the class of transformers itself, unpatched; the attention of its language model is chosen by its registered name.
+the class of transformers itself, unpatched.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from streamingvlm.errors import CheckpointError, ConfigError
-from streamingvlm.model.attention import STREAMING_ATTENTION, WINDOWED_ATTENTION
+from streamingvlm.model.attention import WINDOWED_ATTENTION
 from streamingvlm.model.checkpoint import (
     check_tokenizer_exists,
     check_weights_exist,
@@ -116,7 +116,8 @@ def load_model(
     name: ``pitch`` (packaged), a folder in the layout of Hugging Face, or a hub name such as mit-han-lab/StreamingVLM.
     device: by default CUDA where there is one, else the CPU.
     dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 elsewhere.
-    attention: name under which the language model's attention is registered with transformers; by default sdpa.
+    attention: name under which the attention is registered with transformers that the language model uses outside of
+        streams, which bring their own; by default sdpa.
     quantization: how transformers is to quantise the weights while it loads them, one of
         `quantization.QUANTIZATIONS` or a configuration of transformers; by default not at all.
 
@@ -253,7 +254,7 @@ def choose_tower_kernels_(
 
 def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the tower attends in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
-    return attention == STREAMING_ATTENTION and device.type == "cuda" and dtype != torch.float32
+    return attention is None and device.type == "cuda" and dtype != torch.float32
 
 
 def _check_keys(info: Mapping[str, Any], folder: Path):

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 
-from streamingvlm.cache.kv_cache import KVCache, KVPool, rotate
+from streamingvlm.cache.kv_cache import KVCache, KVPool
 from streamingvlm.device import on_device
 
 
@@ -36,7 +36,7 @@ class Run:
 
 
 class PackedTokens:
-    """The new tokens of one forward pass. It stands where transformers expects a cache, by its method ``update``.
+    """The new tokens of one forward pass.
 
     pool: where all streams have their keys; runs: in the order of the tokens; cos, sin: [T, D] their rotation.
     """
@@ -77,14 +77,6 @@ class PackedTokens:
     def masks(self) -> list[torch.Tensor | None]:
         """Per run the mask [t, s] that is added to its scores; None for one token, and for a stream's first ones."""
         return [_mask(run, self.cos) if 1 < len(run) < run.stop else None for run in self.runs]
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_args
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a layer's new keys (unrotated) and values [1, kv heads, T, D]; hand them back for the attention."""
-        keys = key_states[0].transpose(0, 1)
-        self.write_(layer_idx, keys, rotate(keys, self.cos, self.sin), value_states[0].transpose(0, 1))
-        return key_states, value_states
 
     def write_(self, layer: int, keys: torch.Tensor, rotated: torch.Tensor, values: torch.Tensor):
         """Write new keys, unrotated and rotated, and values [T, kv heads, D] of a layer."""

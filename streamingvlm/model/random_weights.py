@@ -24,11 +24,12 @@ def random_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attention: str = "sdpa",
+    attention: str | None = None,
 ) -> StreamingModel:
     """Draw a model of a family that can stream, with the small tokenizer of the embedded model.
 
     architecture: a name, and what a config.json says: ``model_type``, ``text_config`` and ``vision_config`` at least.
+    attention: as `load_model` takes it.
     Raises ConfigError for a family that cannot stream.
     """
     parts = dict(architecture)
@@ -42,7 +43,7 @@ def random_model(
     family = FAMILIES[model_type]
     with device:
         hf = getattr(transformers, family.class_name)._from_config(
-            config, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
+            config, dtype=dtype, attn_implementation={"text_config": attention or "sdpa", "vision_config": "sdpa"}
         )
     choose_tower_kernels_(hf, attention, device, dtype)
     family = family.with_vision_config(config.vision_config.to_dict())

@@ -8,7 +8,6 @@ from streamingvlm.benchmark.modes import StreamSettings
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import EngineFull
 from streamingvlm.inference.engine import Engine
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 
 SETTINGS = StreamSettings(
@@ -24,7 +23,7 @@ SMALL = {"text_sink_tokens": 8, "text_window_tokens": 8, "vision_window_s": 1.0,
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
+    return load_model(tiny_checkpoint(), device="cpu")
 
 
 def test_a_search_keeps_its_trials_and_says_whether_it_came_to_its_end():

@@ -8,7 +8,6 @@ from streamingvlm.benchmark.modes import StreamSettings, measure_mode
 from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, EngineFull
 from streamingvlm.inference.limits import Limits, is_out_of_memory
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 
 SETTINGS = StreamSettings(
@@ -23,7 +22,7 @@ SMALL = {"text_sink_tokens": 8, "text_window_tokens": 8, "vision_window_s": 3.0,
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
+    return load_model(tiny_checkpoint(), device="cpu")
 
 
 def test_a_turn_has_all_its_stages_and_what_was_read_for_it(model):

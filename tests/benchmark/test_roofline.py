@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from streamingvlm.benchmark.modes import ModeRun
 from streamingvlm.benchmark.roofline import Ceilings, Costs, Floor, measure_ceilings, roofline_figures
 from streamingvlm.benchmark.timed_turn import TurnFigures
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.random_weights import random_model
@@ -67,7 +66,7 @@ def test_the_operations_of_prefill_are_those_that_torch_counts(tiny_checkpoint):
 
 
 def test_what_was_already_in_the_cache_is_seen_but_not_fed():
-    model = random_model(architecture_named("tiny"), device=CPU, dtype=torch.float32, attention=STREAMING_ATTENTION)
+    model = random_model(architecture_named("tiny"), device=CPU, dtype=torch.float32)
     costs = Costs.of(model)
     one_by_one = sum(costs.prefill_flop(1, seen) - costs.head_flop for seen in range(11, 21))
     assert costs.prefill_flop(10, 20) - costs.head_flop == one_by_one

@@ -12,7 +12,6 @@ from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 
 SIZE = 16
@@ -25,7 +24,7 @@ SMALL = {"text_sink_tokens": 8, "text_window_tokens": 8, "vision_window_s": 3.0,
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
+    return load_model(tiny_checkpoint(), device="cpu")
 
 
 @given(

@@ -15,7 +15,6 @@ from recordings import golden_folders
 from steering import record_logits
 
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 
 LOGIT_TOLERANCE = 1e-4
@@ -62,7 +61,7 @@ def models() -> dict[Path, StreamingModel]:
 @pytest.mark.parametrize("folder, name", recorded_runs(), ids=lambda value: getattr(value, "name", value))
 def test_every_round_of_a_recorded_run_is_repeated(folder: Path, name: str, models: dict[Path, StreamingModel]):
     if folder not in models:
-        models[folder] = load_model(folder / "model", device="cpu", attention=STREAMING_ATTENTION)
+        models[folder] = load_model(folder / "model", device="cpu")
     recording = Recording(folder, name)
     probe = Probe(recording.session(models[folder]))
     for row in recording.rounds:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from recording import Recording
 
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 
 
@@ -20,7 +19,7 @@ def time_rounds(run: Path, num_threads: int) -> list[float]:
     """Seconds that each round took, from frames to the end of the reply."""
     torch.set_num_threads(num_threads)
     recording = Recording(run.parent, run.name)
-    session = recording.session(load_model(run.parent / "model", device="cpu", attention=STREAMING_ATTENTION))
+    session = recording.session(load_model(run.parent / "model", device="cpu"))
     return [session.step(recording.frames_of(row["round"])).latency_s for row in recording.rounds]
 
 

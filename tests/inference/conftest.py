@@ -2,7 +2,6 @@
 
 import pytest
 
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import StreamingModel, load_model
 
@@ -10,7 +9,7 @@ from streamingvlm.model.loading import StreamingModel, load_model
 @pytest.fixture(scope="module")
 def models(tiny_checkpoint) -> dict[str, StreamingModel]:
     """Give a model of each family by its model type."""
-    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
+    return {name: load_model(tiny_checkpoint(name), device="cpu") for name in FAMILIES}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import torch
 from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.snapshot_folder import has_snapshot
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 from streamingvlm.video.clock import Second
 
@@ -38,7 +37,7 @@ def told(session: StreamingSession) -> str:
 
 def main(checkpoint: str, cache: str, snapshot: str, log: str):
     """Stream."""
-    model = load_model(checkpoint, device="cpu", attention=STREAMING_ATTENTION)
+    model = load_model(checkpoint, device="cpu")
     if has_snapshot(snapshot):
         session = StreamingSession.load(snapshot, model=model, autosave=snapshot)
     else:

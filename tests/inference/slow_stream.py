@@ -10,14 +10,13 @@ import time
 from numbered_pictures import read_number
 
 from streamingvlm import StreamingSession, load_model
-from streamingvlm.model.attention import STREAMING_ATTENTION
 
 VIDEO = {"fps": 2.0, "chunk_s": 1.0, "min_pixels": 28 * 28, "max_pixels": 56 * 84}
 
 
 def main(checkpoint: str, address: str, policy: str, turn_s: str):
     """Watch until killed."""
-    model = load_model(checkpoint, device="cpu", attention=STREAMING_ATTENTION)
+    model = load_model(checkpoint, device="cpu")
     session = StreamingSession(model, video=VIDEO, sampling={"temperature": 0.0, "max_new_tokens": 8})
     feed = session.engine.runner.feed_
 

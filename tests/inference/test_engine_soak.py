@@ -15,7 +15,6 @@ from streamingvlm.config import CacheConfig, SamplingConfig
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.job import Job
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.checkpoint import PACKAGED
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.video.reader import open_video
@@ -33,7 +32,7 @@ SAMPLINGS = (
 
 @pytest.fixture(scope="module")
 def model() -> StreamingModel:
-    return load_model("pitch", device="cpu", attention=STREAMING_ATTENTION)
+    return load_model("pitch", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.runner import Runner
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render
 from streamingvlm.turns import Turn
@@ -233,7 +232,7 @@ def turns(number: int) -> list[Second]:
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.9, "seed": 5}], ids=["greedy", "sampled"])
 def test_fifty_questions_leave_the_commentary_of_a_match_as_it_is(sampling):
     """The embedded model at work, asked in an engine that another stream shares."""
-    match, pitch = Match(seed=5), load_model("pitch", device="cpu", attention=STREAMING_ATTENTION)
+    match, pitch = Match(seed=5), load_model("pitch", device="cpu")
     seconds = islice(match.seconds(), 240)
     shown = [Second(turn, turn, turn + 1.0, render(seen)) for turn, seen in enumerate(seconds)]
     settings = {"sampling": sampling, "previous_text": match.intro}

@@ -13,7 +13,6 @@ from killed_stream import SETTINGS, second, told
 from tiny_streams import SMALL
 
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +50,7 @@ def check_kills(checkpoint: Path, cache: dict, folder: Path, num_kills: int):
     dice, log = random.Random(num_kills), folder / "log"
     for _ in range(num_kills):
         stream_until_killed([str(checkpoint), json.dumps(cache), str(folder / "kept"), str(log)], log, dice.random())
-    model = load_model(checkpoint, device="cpu", attention=STREAMING_ATTENTION)
+    model = load_model(checkpoint, device="cpu")
     taken_up = StreamingSession.load(folder / "kept", model=model)
     lines = {int(line.split(maxsplit=1)[0]): f"{line}\n" for line in log.read_text().splitlines()}
     assert list(lines) == sorted(lines), "no turn is taken twice"

@@ -14,7 +14,6 @@ from streamingvlm.errors import ConfigError, SnapshotError
 from streamingvlm.inference import snapshot_folder
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 
 
@@ -239,8 +238,8 @@ def test_another_model_is_refused_in_words(model, models, tmp_path):
 
 
 def test_one_changed_weight_matrix_makes_another_model(tiny_checkpoint):
-    one, other = (load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION) for _ in range(2))
-    half = load_model(tiny_checkpoint(), device="cpu", dtype="bfloat16", attention=STREAMING_ATTENTION)
+    one, other = (load_model(tiny_checkpoint(), device="cpu") for _ in range(2))
+    half = load_model(tiny_checkpoint(), device="cpu", dtype="bfloat16")
     with torch.no_grad():
         other.text_model.layers[1].mlp.up_proj.weight.mul_(1.1)
     assert one.fingerprint == half.fingerprint != other.fingerprint

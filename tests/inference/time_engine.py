@@ -15,7 +15,6 @@ import torch
 
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.checkpoint import PACKAGED
 from streamingvlm.model.loading import load_model
 from streamingvlm.video.reader import open_video
@@ -26,7 +25,7 @@ _WARM_UP_TURNS = 20
 
 def time_both(num_streams: int, num_rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of each round: of sessions in turn, and of the engine."""
-    model = load_model("pitch", device="cpu", attention=STREAMING_ATTENTION)
+    model = load_model("pitch", device="cpu")
     with open_video(PACKAGED["pitch"] / "match.mp4", fps=2.0, chunk_s=1.0) as reader:
         pictures = [second.frames for second, _ in zip(reader, range(120), strict=False)]
     alone = [StreamingSession(model) for _ in range(num_streams)]

@@ -8,7 +8,6 @@ import pytest
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.stream_settings import SETTINGS_KEY, contradictions, stream_settings
 from streamingvlm.turns import TurnFormat
@@ -26,7 +25,7 @@ def model(tiny_checkpoint, tmp_path):
     setattr(trained.hf.config, SETTINGS_KEY, settings | {"training": {"steps": 7}})
     folder = shutil.copytree(tiny_checkpoint("qwen2_5_vl"), tmp_path / "trained")
     trained.hf.save_pretrained(folder)
-    return load_model(folder, device="cpu", attention=STREAMING_ATTENTION)
+    return load_model(folder, device="cpu")
 
 
 def test_a_session_watches_as_training_did(model, caplog):

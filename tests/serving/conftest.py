@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 from running_server import MATCH, Running, as_jpeg, running
 
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.serving.config import Limits, ServerConfig
 from streamingvlm.serving.places import resolve_host
@@ -15,7 +14,7 @@ from streamingvlm.video.reader import open_video
 @pytest.fixture(scope="session")
 def pitch() -> StreamingModel:
     """The embedded model."""
-    return load_model("pitch", attention=STREAMING_ATTENTION)
+    return load_model("pitch")
 
 
 @pytest.fixture(scope="session")

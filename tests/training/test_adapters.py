@@ -176,10 +176,7 @@ def test_a_merged_checkpoint_streams_as_it_was_trained(trained, tmp_path):
 
 
 def test_a_model_with_its_adapter_in_place_streams(trained):
-    from streamingvlm.model.attention import STREAMING_ATTENTION
-
     model, _ = trained()
-    model.hf.set_attn_implementation({"text_config": STREAMING_ATTENTION, "vision_config": "sdpa"})
     session = StreamingSession(model, video={"min_pixels": 3136, "max_pixels": 3136})
     assert session.step(torch.zeros(2, 3, 56, 56, dtype=torch.uint8)).num_tokens > 0
 

@@ -20,7 +20,6 @@ from transformers import AutoTokenizer
 from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.config import CacheConfig, VideoConfig
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.tokenizer import build_tokenizer
@@ -91,7 +90,7 @@ def assert_same(held: Tokens, positions: torch.Tensor, chunk: Tokens):
 
 @pytest.fixture(scope="module")
 def models(tiny_checkpoint):
-    return {name: load_model(tiny_checkpoint(name), device="cpu", attention=STREAMING_ATTENTION) for name in FAMILIES}
+    return {name: load_model(tiny_checkpoint(name), device="cpu") for name in FAMILIES}
 
 
 RATES = [(2.0, 1.0), (4.0, 1.0), (3.0, 1.0), (4.0, 0.5), (2.0, 2.0)]

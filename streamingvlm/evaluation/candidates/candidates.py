@@ -29,7 +29,6 @@ from streamingvlm.endpoint import (
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.candidates.clips import Clip, evenly, num_frames_before, spread
 from streamingvlm.inference.session import Commentary, StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import ELLIPSIS, TurnFormat
 from streamingvlm.video.clock import Second
@@ -79,7 +78,7 @@ class SessionCandidate:
     ):
         one_of("candidate.before_question", before_question, ("listen", "comment"))
         self.before_question = before_question
-        self.model = model if isinstance(model, StreamingModel) else load_model(model, attention=STREAMING_ATTENTION)
+        self.model = model if isinstance(model, StreamingModel) else load_model(model)
         defaults = self.model.stream_defaults
         self.cache_config = resolve(CacheConfig, cache, defaults)
         self.video_config = resolve(VideoConfig, video, defaults)
@@ -322,7 +321,7 @@ def candidate_from(options: Mapping[str, Any], *, work_folder: str | Path = ".")
     if kind not in classes:
         kinds = ", ".join([*classes, "ordinary", "endpoint"])
         raise ConfigError(f"candidate.kind={kind} is unknown; choose one of {kinds}")
-    return classes[kind](load_model(**options.pop("model"), attention=STREAMING_ATTENTION), **options)
+    return classes[kind](load_model(**options.pop("model")), **options)
 
 
 def _grouped(seconds: Iterator[Second], turn_s: float) -> Iterator[list[Second]]:

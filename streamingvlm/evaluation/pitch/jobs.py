@@ -27,7 +27,6 @@ from streamingvlm.evaluation.pitch.run import PitchRun, read_run, write_run
 from streamingvlm.evaluation.pitch.tables import Row
 from streamingvlm.inference.limits import Limits
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.checkpoint import find_checkpoint, read_config_json
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.model.stream_settings import read_stream_settings
@@ -188,4 +187,4 @@ def _watch(job: Job, path: Path):
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, **weights: str | None) -> StreamingModel:
-    return load_model(name, **weights, attention=STREAMING_ATTENTION)
+    return load_model(name, **weights)

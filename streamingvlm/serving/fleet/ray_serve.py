@@ -22,7 +22,6 @@ from ray.serve.handle import DeploymentHandle
 
 from streamingvlm.config import above, at_least
 from streamingvlm.errors import ConfigError
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.fleet.link import Address
@@ -75,7 +74,7 @@ class Replica:
 
     def __init__(self, plan: ReplicaPlan):
         log_json(plan.log_level)
-        model = load_model(**plan.model, attention=STREAMING_ATTENTION)
+        model = load_model(**plan.model)
         self._streams = Streams(model, plan.settings, **plan.config.limits.room)
         config = replace(plan.config, host=ray.util.get_node_ip_address(), api_keys=(plan.secret,))
         self._server = ReplicaServer(self._streams, config, plan.folder, plan.secret)

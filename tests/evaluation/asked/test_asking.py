@@ -19,7 +19,6 @@ from streamingvlm.evaluation.asked.questions import Item, MultipleChoice
 from streamingvlm.evaluation.candidates.candidates import LastFrames, SessionCandidate
 from streamingvlm.evaluation.candidates.clips import Clip
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.attention import STREAMING_ATTENTION
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render
 from streamingvlm.video.encoder import write_video
@@ -36,7 +35,7 @@ def item(video: Path, number: int = 0, end_s: float = 2.0) -> Item:
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint(), device="cpu", attention=STREAMING_ATTENTION)
+    return load_model(tiny_checkpoint(), device="cpu")
 
 
 @pytest.fixture(scope="module")
