@@ -32,11 +32,13 @@ class Slips:
     and one slip is in every score after it; from these it learns to put it right.
 
     goals_percent: goals given to the other side, and counted for it; the kick-off that follows shows who conceded.
+    miscounted_percent: of the other goals, those counted from a score that is misread; the kick-off counts right.
     restated_percent: scores that are said again, at throw-ins, one off.
     earlier_percent: of these, scores of before instead, which is what a model says that misreads.
     """
 
     goals_percent: int = 0
+    miscounted_percent: int = 0
     restated_percent: int = 0
     earlier_percent: int = 0
 
@@ -103,6 +105,8 @@ def _slip(
     if kind is Kind.GOAL and dice.chance(slips.goals_percent):
         wrong = (kind, 1 - side)
         return wrong, counted(before, wrong)
+    if kind is Kind.GOAL and slips.miscounted_percent and dice.chance(slips.miscounted_percent):
+        return event, counted(_misread(before, earlier, dice), event)
     if kind is Kind.THROW_IN and dice.chance(slips.restated_percent):
         others = [score for score in dict.fromkeys(earlier) if score != after]
         if slips.earlier_percent and others and dice.chance(slips.earlier_percent):
@@ -111,6 +115,14 @@ def _slip(
         by = -1 if after[count] else 1  # mostly the score of a goal ago
         return event, (after[0] + by * (count == 0), after[1] + by * (count == 1))
     return None
+
+
+def _misread(score: tuple[int, int], earlier: Sequence[tuple[int, int]], dice: Dice) -> tuple[int, int]:
+    """The score with one of its counts that of an earlier score, or one off where there is no other."""
+    count = dice.below(2)
+    others = [other[count] for other in dict.fromkeys(earlier) if other[count] not in (score[count], LAST_SCORE)]
+    wrong = others[dice.below(len(others))] if others else score[count] + (-1 if score[count] else 1)
+    return (wrong, score[1]) if count == 0 else (score[0], wrong)
 
 
 def counted(score: tuple[int, int], event: Event) -> tuple[int, int]:

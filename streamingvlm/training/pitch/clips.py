@@ -131,7 +131,11 @@ class ClipDataset(DrawnDataset):
         score_line, *said = cast.tell_with_slips(told, _any_score(dice), self.settings.slips, dice, self.style)
         first = dice.below(max(1, len(places) - self.settings.clip_turns + 1))
         clip = slice(first, first + self.settings.clip_turns)
-        seen = _pictures_of_slips(places, said, events, dice)
+        is_other = [
+            is_slip and self.style.parse(line).colour != cast.colours[events[place][1]]
+            for place, (line, is_slip) in zip(places, said, strict=True)
+        ]
+        seen = _pictures_of_slips(places, is_other, events, dice)
         return seen[clip], said[clip], self._previous_ids(cast, [score_line, *said[:first]], dice)
 
     def _places(self, film: Footage, dice: Dice) -> list[int]:
@@ -208,11 +212,11 @@ def _gap(everyday: list[int], most_turns: int, dice: Dice) -> list[int]:
     return everyday[start : start + num_turns]
 
 
-def _pictures_of_slips(places: list[int], said: list[Said], events: list[Event], dice: Dice) -> list[int]:
-    """The places to be shown: for a goal that slips those of a goal of the other side, where the match has one."""
+def _pictures_of_slips(places: list[int], is_other: list[bool], events: list[Event], dice: Dice) -> list[int]:
+    """The places to be shown: for a goal given to the other side those of a goal of that side, if the match has one."""
     shown = list(places)
-    for number, (place, (_, is_slip)) in enumerate(zip(places, said, strict=True)):
-        if not (is_slip and events[place][0] is Kind.GOAL):
+    for number, (place, is_other_side) in enumerate(zip(places, is_other, strict=True)):
+        if not (is_other_side and events[place][0] is Kind.GOAL):
             continue
         others = [p for p in places if events[p] == (Kind.GOAL, 1 - events[place][1])]
         if others:

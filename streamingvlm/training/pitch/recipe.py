@@ -61,6 +61,7 @@ class Stage:
     """The tower learns to see, or the language model learns from clips, drills or both while the tower rests.
 
     with_tower: the tower does not rest, it learns with the language model from the pictures of the clips.
+    after: the stage whose weights it goes on from, by default the one before it; two after the same one draw alike.
     footage: of the tower's seconds or of the clips; clips, drills: None for none of them, a tower's stage has neither.
     drills_percent: of the examples where there are clips, too.
     """
@@ -72,6 +73,7 @@ class Stage:
     drills: DrillSettings | None = None
     drills_percent: int = 0
     with_tower: bool = False
+    after: str | None = None
 
     @property
     def is_of_tower(self) -> bool:
@@ -103,6 +105,19 @@ class Recipe:
             raise ConfigError(
                 f"num_averaged={self.num_averaged}, but the recipe has {len(self.stages)} stages; average one or more"
             )
+        for number, stage in enumerate(self.stages):
+            before = [earlier.name for earlier in self.stages[:number]]
+            if stage.after is not None and stage.after not in before:
+                raise ConfigError(
+                    f"stage {stage.name} goes on after {stage.after}, which is no stage before it; choose from "
+                    f"{', '.join(before)}"
+                )
+
+    def path(self, number: int) -> list[int]:
+        """The stages that lead to the weights after stage ``number``: their numbers, that one last."""
+        after = self.stages[number].after
+        before = number - 1 if after is None else [stage.name for stage in self.stages].index(after)
+        return [*(self.path(before) if before >= 0 else ()), number]
 
 
 class Run:
@@ -122,7 +137,7 @@ class Run:
             if (folder / _RECORD).is_file():
                 continue
             started = time.monotonic()
-            set_seed(hashed(self.recipe.seed, number) % 2**32)
+            set_seed(self._seed_of(number) % 2**32)
             model = self._model_before(number)
             loss_curve = self._teach_(model, number, stage)
             _save(model, self.tokenizer, folder)
@@ -141,19 +156,23 @@ class Run:
                 weights.copy_(torch.stack([weights, *more]).mean(0))
         return model
 
+    def _seed_of(self, number: int) -> int:
+        return hashed(self.recipe.seed, len(self.recipe.path(number)) - 1)
+
     def _stage_folder(self, number: int) -> Path:
         return self.folder / f"{number}-{self.recipe.stages[number].name}"
 
     def _model_before(self, number: int) -> Qwen2_5_VLForConditionalGeneration:
-        if number == 0:
+        path = self.recipe.path(number)
+        if len(path) == 1:
             model = build_model(tiny_config(self.tokenizer, **self.recipe.sizes))
             if self.recipe.look_back:
                 look_back_(model)
             return model.to(self.device)
-        return _read(self._stage_folder(number - 1)).to(self.device)
+        return _read(self._stage_folder(path[-2])).to(self.device)
 
     def _teach_(self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage) -> list[dict[str, float]]:
-        draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": hashed(self.recipe.seed, number)}
+        draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": self._seed_of(number)}
         if stage.is_of_tower:
             module = TowerWithHeads(Tower(model)).to(self.device)
             dataset, collate = SecondDataset(stage.footage.film(), **draw), module.collate
@@ -184,7 +203,8 @@ class Run:
     def _encoded_footage(self, model: Qwen2_5_VLForConditionalGeneration, number: int) -> list[Footage]:
         """What the tower makes of a stage's footage; stages with the same footage and the same tower share it."""
         plan = self.recipe.stages[number].footage
-        tower_stage = max(n for n in range(-1, number) if n < 0 or self.recipe.stages[n].changes_tower)
+        before = self.recipe.path(number)[:-1]
+        tower_stage = max((n for n in before if self.recipe.stages[n].changes_tower), default=-1)
         if self._encoded[0] != (plan, tower_stage):
             footage = plan.film()
             encode_(footage, Tower(model), num_mirrorings=plan.num_mirrorings)
@@ -261,6 +281,7 @@ def _stage(
     drills: Mapping | None = None,
     drills_percent: int = 0,
     with_tower: bool = False,
+    after: str | None = None,
 ) -> Stage:
     return Stage(
         name,
@@ -270,6 +291,7 @@ def _stage(
         None if drills is None else DrillSettings(**drills),
         drills_percent,
         with_tower,
+        after,
     )
 
 

@@ -76,6 +76,24 @@ def test_a_score_of_before_is_restated_as_often_as_asked():
         assert score in before or not before
 
 
+def test_a_goal_that_was_miscounted_is_of_the_right_side_and_the_kick_off_counts_right():
+    seconds = [(second.kind, second.side) for second in islice(Match(5).seconds(), 4000)]
+    cast = Cast(("red", "blue"), ("Rovers", "City"))
+    told = [parse(line) for line in cast.tell(seconds)]
+    said = cast.tell_with_slips(seconds, (0, 0), Slips(miscounted_percent=50), Dice(1))
+    heard = [parse(line) for line, _ in said]
+    slips = [place for place, (_, is_slip) in enumerate(said) if is_slip]
+    num_goals = sum(call.kind is Kind.GOAL for call in told)
+    assert 0.35 < len(slips) / num_goals < 0.65
+    for place in slips:
+        assert told[place].kind is heard[place].kind is Kind.GOAL
+        assert (told[place].colour, told[place].club) == (heard[place].colour, heard[place].club)
+        assert sum(a != b for a, b in zip(told[place].score, heard[place].score, strict=True)) == 1
+        assert all(0 <= count <= 9 for count in heard[place].score)
+        kick_off = next(n for n in range(place, len(told)) if told[n].kind is Kind.KICK_OFF)
+        assert heard[kick_off] == told[kick_off]
+
+
 @pytest.mark.parametrize("after", [[], [(Kind.THROW_IN, 0)], [(Kind.SILENCE, None)]])
 def test_nothing_slips_that_could_not_be_put_right(after):
     cast = Cast(("red", "blue"), ("Rovers", "City"))

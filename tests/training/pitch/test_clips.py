@@ -136,6 +136,21 @@ def test_a_goal_that_slips_looks_like_one_of_the_other_side_and_the_kick_off_tel
     assert num_told > 0
 
 
+def test_a_goal_that_was_miscounted_looks_like_what_it_is(footage, turns):
+    seconds = footage[0].seconds
+    num_goals = 0
+    for example in clips(footage, turns, goals_percent=100, slips={"miscounted_percent": 100}):
+        heard = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
+        shown = [seconds[place] for place in places_of(example)]
+        for n, second in enumerate(shown[:-2]):
+            if second.kind is Kind.GOAL:
+                assert parse(heard[n]).colour == second.colour
+                assert shown[n + 2].kind is Kind.KICK_OFF
+                assert shown[n + 2].side == 1 - second.side
+                num_goals += 1
+    assert num_goals > 0
+
+
 def test_goals_of_a_match_are_shuffled_whole(footage):
     places = shuffled_goals(footage[0], Dice(1))
     kinds = [footage[0].seconds[place].kind for place in places]

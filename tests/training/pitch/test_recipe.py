@@ -116,6 +116,24 @@ def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finis
         assert torch.equal(weights, ((after[0][name] + after[1][name]) / 2).bfloat16())
 
 
+def test_a_stage_goes_on_from_the_one_that_it_names(finished, tmp_path):
+    run, _ = finished
+    tower, clips, _ = run.recipe.stages
+    again = dataclasses.replace(clips, name="again", after="tower")
+    branching = Run(dataclasses.replace(run.recipe, stages=[tower, clips, again]), tmp_path)
+    for name in ("0-tower", "1-clips"):
+        (tmp_path / name).symlink_to(run.folder / name)
+    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1-clips", branching.follow()))
+    assert all(torch.equal(weights, second[name]) for name, weights in first.items())
+
+
+def test_a_stage_goes_on_from_none_but_one_before_it():
+    recipe = options()
+    recipe["stages"][1]["after"] = recipe["stages"][2]["name"]
+    with pytest.raises(ConfigError, match="stage clips goes on after chunks, which is no stage before it"):
+        recipe_from(recipe)
+
+
 @pytest.mark.parametrize("number", [0, 4])
 def test_more_stages_than_there_are_cannot_be_averaged(number):
     with pytest.raises(ConfigError, match=f"num_averaged={number}"):
