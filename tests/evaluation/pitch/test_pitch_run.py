@@ -22,7 +22,7 @@ SEED = 1007
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model("pitch", device="cpu", attention="streamingvlm")
+    return load_model("pitch", device="cpu")
 
 
 @pytest.fixture(scope="module")

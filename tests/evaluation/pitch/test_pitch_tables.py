@@ -51,7 +51,7 @@ def test_rows_of_two_tables_that_would_say_the_same_are_one_run():
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model("pitch", device="cpu", attention="streamingvlm")
+    return load_model("pitch", device="cpu")
 
 
 @pytest.mark.parametrize("row", _table("simple_stream").rows[1:], ids=lambda row: row.name)
