@@ -163,7 +163,7 @@ def test_after_an_interruption_a_question_leaves_no_trace(model, monkeypatch):
         for turn in range(4):
             session.step(small(turn))
         with monkeypatch.context() as patch:
-            patch.setattr(model.text_model, "forward", interrupt)
+            patch.setattr(model.text_model.layers[-1].mlp, "forward", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 session.step(small(4))
     asked.ask(QUESTION)

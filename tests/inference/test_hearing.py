@@ -104,7 +104,7 @@ def test_a_turn_that_was_interrupted_while_it_was_heard_is_taken_in_all_the_same
         session.hear(frames(second), "goal")
         other.hear(frames(second), "goal")
     with monkeypatch.context() as patch:
-        patch.setattr(session.model.text_model, "forward", interrupt)
+        patch.setattr(session.model.text_model.layers[-1].mlp, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.hear(frames(3), "the end")
     other.hear(frames(3), "the end")

@@ -125,7 +125,7 @@ def test_a_turn_that_was_interrupted_is_taken_up_with_what_it_saw(model, name, t
     session = open_session(model, CACHES[name])
     steps(session, 0, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(model.text_model, "forward", interrupt)
+        patch.setattr(model.text_model.layers[-1].mlp, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.step(second(3))
     session.save(tmp_path / "kept")
