@@ -172,7 +172,7 @@ def test_after_an_interruption_a_question_leaves_no_trace(model, monkeypatch):
         assert is_equal(state_of(asked), state_of(other))
 
 
-def interrupt(**_inputs):
+def interrupt(_states):
     raise KeyboardInterrupt
 
 

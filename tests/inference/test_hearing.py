@@ -115,7 +115,7 @@ def test_a_turn_that_was_interrupted_while_it_was_heard_is_taken_in_all_the_same
         assert session.layout == other.layout
 
 
-def interrupt(**_inputs):
+def interrupt(_states):
     raise KeyboardInterrupt
 
 

@@ -132,7 +132,7 @@ def test_a_turn_that_was_interrupted_is_taken_up_with_what_it_saw(model, name, t
     assert steps(StreamingSession.load(tmp_path / "kept", model=model), 4, 7) == steps(session, 4, 7)
 
 
-def interrupt(**_inputs):
+def interrupt(_states):
     raise KeyboardInterrupt
 
 
