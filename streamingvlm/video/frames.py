@@ -15,7 +15,7 @@ def make_second(index: int, shown: Sequence[Picture], before: Picture | None, gr
     """Convert the pictures of one chunk; `before` is the last picture of the chunk before."""
     pixels = {picture: picture.rgb() for picture in shown}
     height, width = pixels[shown[-1]].shape[1:]
-    # Stacked with the channels last, as the pictures are: torch.cat of single pictures lays them out channel by channel.
+    # Stacked with the channels last, as the pictures are: torch.cat of single ones would put each channel by itself.
     frames = [fit(pixels[picture][None], height, width)[0].permute(1, 2, 0) for picture in shown]
     num_repeated = sum(picture is earlier for earlier, picture in pairwise([before, *shown]))
     start_s, end_s = grid.chunk_start_s(index), grid.chunk_start_s(index + 1)
