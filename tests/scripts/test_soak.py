@@ -49,6 +49,15 @@ def test_a_gauge_tells_of_the_turns_that_it_is_asked_for():
     assert np.isfinite(gauge.resident_bytes).all()
 
 
+def test_memory_that_never_moves_has_its_mean_for_its_most():
+    gauge = Gauge(num_turns=5)
+    gauge.turn_s[:] = gauge.cpu_s[:] = 0.1
+    for resident_bytes in range(948_000_000, 949_000_000, 4096):
+        gauge.resident_bytes[:] = resident_bytes
+        figures = gauge.figures(0, 5)
+        assert figures["resident_mb"] == figures["resident_most_mb"] == resident_bytes / 1e6
+
+
 @pytest.mark.parametrize(
     "hours, row_s, words", [("soon", 60, "hours is soon"), (1, -1, "row_s is -1"), (1, 3600, "two rows")]
 )
