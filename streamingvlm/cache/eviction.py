@@ -100,6 +100,8 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
     def stays(segment: Segment) -> bool:
         age_s = end_s - segment.start_s - TIME_SLACK_S
         in_vision, in_turns = age_s <= config.vision_window_s, age_s <= config.turn_window_s
+        if in_vision and in_turns:
+            return True
         if segment.kind in _VISION_KINDS:
             return in_vision
         if segment.kind in _REPLY_KINDS:

@@ -170,7 +170,7 @@ class KVPool:
 class KVCache:
     """Keys and values of all layers of one stream: a run of a pool's rows, of which ``num_tokens`` are in use.
 
-    extent: its rows; cos, sin: [T, D] the rotation of the tokens in sight, cached or about to be.
+    extent: its rows; cos, sin: [T, D] the rotation of the tokens in sight, cached or about to be, and of a reply.
     """
 
     def __init__(self, pool: KVPool, extent):

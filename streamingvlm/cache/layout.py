@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 PROLOGUE_TURN = -1
@@ -82,6 +82,12 @@ class CacheLayout:
         """Return each segment with the range of its tokens."""
         return self._spans
 
+    def spans_of(self, kind: Kind) -> Iterator["Span"]:
+        """Yield each segment of one kind with the range of its tokens."""
+        for segment, stop in zip(self.segments, self._stops, strict=True):
+            if segment.kind is kind:
+                yield Span(segment, stop - segment.num_tokens, stop)
+
     def count(self, *kinds: Kind) -> int:
         """Tokens of the given kinds."""
         return sum(segment.num_tokens for segment in self.segments if segment.kind in kinds)
@@ -89,7 +95,7 @@ class CacheLayout:
     @property
     def prologue(self) -> "CacheLayout":
         """What stands before the first turn: the system message and the previous text."""
-        return CacheLayout(tuple(s for s in self.segments if s.turn == PROLOGUE_TURN or s.kind is Kind.PREVIOUS))
+        return CacheLayout(tuple(takewhile(_is_prologue, self.segments)))
 
     @cached_property
     def _stops(self) -> list[int]:
@@ -103,6 +109,10 @@ class CacheLayout:
         return "\n".join(_table_row(*row) for row in _table_rows(self))
 
 
+def _is_prologue(segment: Segment) -> bool:
+    return segment.turn == PROLOGUE_TURN or segment.kind is Kind.PREVIOUS
+
+
 class Span(NamedTuple):
     """A segment and the range [start, stop) of the tokens that it takes up in a layout."""
 
@@ -112,6 +122,8 @@ class Span(NamedTuple):
 
     def cut(self, start: int, stop: int) -> "Span":
         """Return the part from token ``start`` up to ``stop``, counted from the span's own start."""
+        if (start, stop) == (0, self.segment.num_tokens):
+            return self
         return Span(self.segment.cut(start, stop), self.start + start, self.start + stop)
 
 

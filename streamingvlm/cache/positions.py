@@ -5,8 +5,10 @@ axes; a vision grid that starts at s takes (s + t * temporal_step, s + row, s + 
 seconds of a temporal patch times the checkpoint's positions a second; what follows stands one past the largest so far.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -19,12 +21,12 @@ def contiguous_positions(segments: Iterable[Segment], first: float = 0.0) -> tor
 
     Returns float32 [3, T]: the temporal axis is not truncated, so it may be fractional at odd frame rates.
     """
-    # In numpy: hundreds of pieces of a few numbers each are what torch is slow at.
+    # In numpy: pieces of a few numbers each are what torch is slow at.
     pieces, starts = [_line(0)], [first]
-    for segment in segments:
-        pieces.append(_line(segment.num_tokens) if segment.grid is None else _grid(segment.grid, segment.temporal_step))
+    for piece, extent in _pieces(segments):
+        pieces.append(piece)
         starts.append(first)
-        first += segment.num_tokens if segment.grid is None else _extent(segment)
+        first += extent
     lengths = [piece.shape[1] for piece in pieces]
     return torch.from_numpy(np.concatenate(pieces, axis=1) + np.repeat(np.float32(starts), lengths))
 
@@ -32,6 +34,16 @@ def contiguous_positions(segments: Iterable[Segment], first: float = 0.0) -> tor
 def next_position(positions: torch.Tensor) -> float:
     """The position of the token after ``positions`` [3, T]: one past the largest on any axis, 0 after none."""
     return positions.max().item() + 1 if positions.numel() else 0.0
+
+
+def _pieces(segments: Iterable[Segment]) -> Iterator[tuple[np.ndarray, float]]:
+    """Neighbours that are text as one, each grid alone: positions [3, n] from 0, and how many they take up."""
+    for grid, neighbours in groupby(segments, key=attrgetter("grid")):
+        if grid is None:
+            num_tokens = sum(segment.num_tokens for segment in neighbours)
+            yield _line(num_tokens), num_tokens
+        else:
+            yield from ((_grid(grid, segment.temporal_step), _extent(segment)) for segment in neighbours)
 
 
 @lru_cache(maxsize=1024)

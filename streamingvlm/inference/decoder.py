@@ -99,10 +99,10 @@ class StreamingDecoder:
         else:
             num_cached = self.kv.num_tokens
             self.kv.gather_([range(r.start, min(r.stop, num_cached)) for r in eviction.runs if r.start < num_cached])
-            if self.config.reread_text and eviction.layout.prologue != self.layout.prologue:
+            if self.config.reread_text:
                 # What stands before the first token that changed its place sees what it has always seen.
-                first = min(num_in_place(eviction.runs), self.unread.start if self.unread else len(self.ids))
-                self.unread = range(first, eviction.layout.prologue.num_tokens)
+                first, stop = num_in_place(eviction.runs), eviction.layout.prologue.num_tokens
+                self.unread = range(min(first, stop, self.unread.start if self.unread else stop), stop)
         self.ids = _taken(self.ids, eviction.runs)
         self.serials = _taken(self.serials, eviction.runs)
         self.positions = torch.cat([self.positions[:, r.start : r.stop] for r in (range(0), *eviction.runs)], dim=1)
@@ -150,7 +150,9 @@ class StreamingDecoder:
             self.positions = contiguous_positions(self.layout.segments)
             self.next_position = next_position(self.positions)
         self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)
-        self.kv.rotate_(*self.model.rotation(on_device(self.positions, torch.float32, self.model.device)))
+        reply = self.next_position + torch.arange(num_reply_tokens)
+        positions = torch.cat([self.positions, reply.expand(3, -1)], dim=1)
+        self.kv.rotate_(*self.model.rotation(on_device(positions, torch.float32, self.model.device)))
 
     def waiting(self, max_tokens: int | None = None) -> list[Run]:
         """What is to be fed next, at most ``max_tokens`` of it: the previous text to be read anew, what is pending."""
@@ -198,15 +200,12 @@ class StreamingDecoder:
 
     def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
         num_before: dict[int, int] = {}  # a turn may have several spans, which share its features in order
-        for span in self.layout.spans():
-            if span.start >= stop:
+        for segment, start, end in self.layout.spans_of(Kind.VISION):
+            if start >= stop:
                 return
-            segment = span.segment
-            if segment.kind is not Kind.VISION:
-                continue
-            origin = span.start - num_before.get(segment.turn, 0)
+            origin = start - num_before.get(segment.turn, 0)
             num_before[segment.turn] = num_before.get(segment.turn, 0) + segment.num_tokens
-            low, high = max(first, span.start), min(stop, span.stop)
+            low, high = max(first, start), min(stop, end)
             if low < high:
                 yield low, self.vision[segment.turn].rows(low - origin, high - origin)
 

@@ -26,7 +26,7 @@ class Rotation:
 
     def __call__(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``cos`` and ``sin`` [T, D] of tokens at ``positions`` [3, T]."""
-        return self._of(positions[self.axes].T)
+        return self._of(positions.T.contiguous()[:, self.axes])
 
     def of_text(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``cos`` and ``sin`` [T, D] of text at ``positions`` [T]: it stands at one number on all three axes."""
