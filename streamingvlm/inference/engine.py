@@ -1,9 +1,10 @@
 """Many streams, one forward pass: who is served when.
 
 Streams come and go at any time. What they hand over is done in rounds, each of which sees what is due (vision), feeds a
-bounded number of tokens (prefill) and lets every stream that speaks say one token more (decode), each in one pass for
-all of them. So a stream that speaks never waits for more than one bounded prefill, a stream with much to feed holds up
-nobody, and under overload the streams take turns: whoever has waited longest is next.
+bounded number of tokens (prefill) and lets every stream that speaks say one token more (decode). It is one pass for all
+that is seen and one for all that is fed, or two where those who speak have CUDA graphs. So a stream that speaks never
+waits for more than one bounded prefill, a stream with much to feed holds up nobody, and under overload the streams take
+turns: whoever has waited longest is next.
 
 The engine plans; runner.py does the work, and a job (job.py) knows what a turn is.
 """
@@ -305,8 +306,7 @@ class Engine:
                     if not job.is_unseen:
                         self._open(job)
                 self._sight.look_ahead_(*self._next_jobs())
-                self._in_hand.feed_(self.runner)
-                self._in_hand.speak_(self.runner)
+                self._in_hand.advance_(self.runner)
             except BaseException as error:  # Ctrl-C: nothing may be left half done, or it would never be done
                 self._end(self._jobs, error)
                 raise

@@ -1,7 +1,7 @@
 """The jobs that an engine has in hand: opened, fed, spoken word by word, ended.
 
-What is done for several streams is done in one pass. An error in it is that of the streams of the pass; one in what
-belongs to a single stream (its text, whoever listens to it) is that stream's alone.
+What is done for several streams, be they fed or do they speak, is done in one pass. An error in it is that of all of
+them; one in what belongs to a single stream (its text, whoever listens to it) is that stream's alone.
 """
 
 import time
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
+from streamingvlm.inference.forward import Meal
 from streamingvlm.inference.job import Job
 from streamingvlm.inference.runner import Runner
 from streamingvlm.inference.sight import Sight
@@ -44,8 +45,38 @@ class JobsInHand:
             job.opened_at = time.perf_counter()
             job.decoder.prepare_(job.max_new_tokens)
 
-    def feed_(self, runner: Runner):
-        """Feed what is waiting, the first come first, as much as one pass may."""
+    def advance_(self, runner: Runner):
+        """Feed what is waiting, and let every stream that speaks say one token more.
+
+        Both in one pass, in which a token costs a fraction of a pass of its own; in two where the token step is fixed.
+        """
+        if runner.fixed_shapes:
+            self._feed_(runner)
+            self._speak_(runner)
+        elif self._feeding:
+            self._feed_(runner, self._speaking)
+        else:
+            self._speak_(runner)
+
+    def _feed_(self, runner: Runner, speaking: Sequence[Job] = ()):
+        """Feed what is waiting, first come first, as much as one pass may, and the last token of those who speak."""
+        feeding, meals = self._meals()
+        if not feeding:
+            return
+        speaking = list(speaking)  # those who begin now are fed with the next pass
+        with self._failing(feeding + speaking):
+            for job in speaking:
+                job.decoder.say_(job.reply[-1])
+                meals.append((job.decoder, job.decoder.waiting()))
+            logits = runner.feed_(meals)
+            begun, first_logits = self._begin(feeding, logits[: len(feeding)], runner)
+            speaking += begun
+            if speaking:
+                rows = torch.cat((logits[len(feeding) :], first_logits))
+                self._take(speaking, runner.next_tokens_([job.sampler for job in speaking], rows))
+
+    def _meals(self) -> tuple[list[Job], list[Meal]]:
+        """The jobs that are fed with the next pass, and what of each."""
         jobs, meals, room = [], [], self.max_prefill_tokens
         for job in self._feeding:
             if room > 0:
@@ -53,16 +84,9 @@ class JobsInHand:
                 room -= sum(map(len, runs))
                 jobs.append(job)
                 meals.append((job.decoder, runs))
-        if not jobs:
-            return
-        with self._failing(jobs):
-            logits = runner.feed_(meals)
-            fed = [place for place, job in enumerate(jobs) if not job.decoder.waiting(1)]
-            if not fed:  # one with more than a pass may feed: the next pass is for the others
-                self._feeding.append(self._feeding.pop(0))
-            self._begin([jobs[place] for place in fed], logits[fed] if len(fed) < len(jobs) else logits, runner)
+        return jobs, meals
 
-    def speak_(self, runner: Runner):
+    def _speak_(self, runner: Runner):
         """One token more of each stream that speaks."""
         jobs = list(self._speaking)
         if not jobs:
@@ -70,9 +94,10 @@ class JobsInHand:
         with self._failing(jobs):
             for job in jobs:
                 job.decoder.say_(job.reply[-1])
-            for job, token in zip(jobs, runner.speak_(jobs), strict=True):
+            tokens = runner.speak_(jobs)
+            for job in jobs:
                 job.decoder.said_()
-                self._take(job, token)
+            self._take(jobs, tokens)
 
     def end_(self, job: Job, error: BaseException | None = None):
         """Let go of a job, whether it is done or has failed."""
@@ -81,23 +106,21 @@ class JobsInHand:
                 jobs.remove(job)
         job.end_(error)
 
-    def _begin(self, jobs: Sequence[Job], logits: torch.Tensor, runner: Runner):
-        """Choose the first token of each job that speaks; the others are done, or want to be fed again."""
-        jobs, logits = self._weigh(jobs, logits, runner)
-        speaking = [place for place, job in enumerate(jobs) if job.max_new_tokens]
-        tokens = iter(())
-        if speaking:
-            logits = logits[speaking] if len(speaking) < len(jobs) else logits
-            tokens = iter(runner.begin_([jobs[place].sampler for place in speaking], logits))
+    def _begin(self, jobs: Sequence[Job], logits: torch.Tensor, runner: Runner) -> tuple[list[Job], torch.Tensor]:
+        """Return which jobs that were fed speak from now on, with their logits; others end, or are to be fed more."""
+        fed = [place for place, job in enumerate(jobs) if not job.decoder.waiting(1)]
+        if not fed:  # one with more than a pass may feed: the next pass is for the others
+            self._feeding.append(self._feeding.pop(0))
+        jobs, logits = self._weigh([jobs[place] for place in fed], logits[fed], runner)
         for job in jobs:
             self._feeding.remove(job)
             self._speaking.append(job)
             job.fed_at = time.perf_counter()
             job.spent_("prefill", job.fed_at - job.opened_at)
-            if job.max_new_tokens:
-                self._take(job, next(tokens))
-            else:
+            if not job.max_new_tokens:
                 self.end_(job)
+        speaking = [place for place, job in enumerate(jobs) if job.max_new_tokens]
+        return [jobs[place] for place in speaking], logits[speaking]
 
     def _weigh(self, jobs: Sequence[Job], logits: torch.Tensor, runner: Runner) -> tuple[Sequence[Job], torch.Tensor]:
         """Tell the jobs how their replies would begin; return those that begin now, with their logits."""
@@ -110,12 +133,14 @@ class JobsInHand:
                     now.append(place)
         return [jobs[place] for place in now], logits[now]
 
-    def _take(self, job: Job, token: int):
-        with self._failing([job]):
-            job.take_(token)
-            if job.is_done:
-                job.spent_("decode", time.perf_counter() - job.fed_at)
-                self.end_(job)
+    def _take(self, jobs: Sequence[Job], tokens: Sequence[int]):
+        """Give each job the next token of its reply."""
+        for job, token in zip(jobs, tokens, strict=True):
+            with self._failing([job]):
+                job.take_(token)
+                if job.is_done:
+                    job.spent_("decode", time.perf_counter() - job.fed_at)
+                    self.end_(job)
 
     @contextmanager
     def _failing(self, jobs: Sequence[Job]) -> Iterator[None]:

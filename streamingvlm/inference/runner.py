@@ -61,8 +61,8 @@ class Runner:
         found = iter(logits.float().softmax(-1)[rows, ids].tolist())
         return [[sum(next(found) for _ in ids) for ids in several] for several in groups]
 
-    def begin_(self, samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
-        """Choose the first token of several replies from ``logits`` [streams, V]."""
+    def next_tokens_(self, samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
+        """Choose the next token of several replies from ``logits`` [streams, V], as ``feed_`` returns them."""
         choice = Choice.of(samplers)
         noise = self._noise_of(len(samplers), choice)
         if noise is not None:

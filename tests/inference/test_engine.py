@@ -250,6 +250,39 @@ def test_a_stream_that_speaks_for_long_holds_up_nobody(model):
     assert long.result().num_tokens == 200
 
 
+@pytest.mark.parametrize("fixed_shapes, num_passes", [(False, 1), (True, 2)])
+def test_who_speaks_is_fed_in_the_pass_of_who_comes(model, fixed_shapes, num_passes):
+    engine = Engine(model, num_slots=2, fixed_shapes=fixed_shapes)
+    speaking, coming = (engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(2))
+    speaking.format.stop_ids = frozenset()
+    spoken = speaking.submit(frames(0), max_new_tokens=20)
+    engine._run_round()
+    come = coming.submit(frames(1))
+    num_fed = []
+    hook = model.text_model.embed_tokens.register_forward_hook(lambda _, ids, __: num_fed.append(ids[0].numel()))
+    with hook:
+        engine._run_round()
+    assert len(num_fed) == num_passes and num_fed[0] > 20
+    assert not spoken.done() and not come.done()
+    engine.run()
+    assert spoken.result().num_tokens == 20
+
+
+def test_turns_that_come_are_seen_with_one_that_is_due(model):
+    engine, sessions = open_many(model, 3, WORDY)
+    alone = [StreamingSession(model, cache=SMALL, video=VIDEO, sampling=WORDY) for _ in sessions]
+    turns = [(place, frames(10 * place + second), 1 + 3 * place) for second in range(2) for place in range(3)]
+    num_seen = []
+    with model.vision.tower.register_forward_pre_hook(
+        lambda _, __, named: num_seen.append(len(named["grid_thw"])), with_kwargs=True
+    ):
+        futures = [sessions[place].submit(picture, max_new_tokens=most) for place, picture, most in turns]
+        engine.run()
+    assert num_seen == [3, 3], "the first to end brings the turns of the others"
+    expected = [alone[place].step(picture, max_new_tokens=most) for place, picture, most in turns]
+    assert [future.result().text for future in futures] == [line.text for line in expected]
+
+
 def test_a_long_prefill_is_fed_in_parts_while_others_speak(model):
     engine = Engine(model, num_slots=2, max_prefill_tokens=20)
     reader, speaker = (engine.open(cache={"policy": "full"}, video=VIDEO, sampling=GREEDY) for _ in range(2))

@@ -82,7 +82,7 @@ def answer_of_a_copy(session: StreamingSession, question: str) -> str:
     decoder.extend_(turn_format.message(Turn(copy.num_turns, copy.end_s, copy.end_s, (0, 0, 0)), question))
     copy.sampler.see_only_(decoder.ids)
     decoder.prepare_(copy.sampling_config.max_new_tokens)
-    reply = runner.begin_([copy.sampler], runner.feed_([(decoder, decoder.waiting())]))
+    reply = runner.next_tokens_([copy.sampler], runner.feed_([(decoder, decoder.waiting())]))
     while reply[-1] not in turn_format.stop_ids and len(reply) < copy.sampling_config.max_new_tokens:
         decoder.say_(reply[-1])
         reply += runner.speak_([copy])
