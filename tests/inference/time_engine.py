@@ -1,9 +1,11 @@
 """Time one engine of several streams against as many sessions in turn, side by side, on the bundled match:
 
-    OMP_NUM_THREADS=1 python tests/inference/time_engine.py --streams 4 --rounds 60
+    OMP_NUM_THREADS=1 python tests/inference/time_engine.py --streams 4 --rounds 60 --turns 1
 
-Each round takes in one second of every stream, first the one way and then the other, so that both meet the same
-machine. The words must be the same; the ratio is that of the seconds a round takes, the median of all rounds.
+Each round takes in some turns of every stream, first the one way and then the other, so that both meet the same
+machine. In a round of one turn all streams keep step; in a longer one each hands over its next turn as soon as one is
+done, as files and cameras do. The words must be the same; the ratio is that of the seconds a round takes, the median of
+all rounds.
 """
 
 import argparse
@@ -23,8 +25,13 @@ from streamingvlm.video.reader import open_video
 _WARM_UP_TURNS = 20
 
 
-def time_both(num_streams: int, num_rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each round: of sessions in turn, and of the engine."""
+def time_both(
+    num_streams: int, num_rounds: int, *, num_turns: int = 1, num_in_engine: int = 1
+) -> tuple[list[float], list[float]]:
+    """Seconds of each round of ``num_turns`` turns of every stream: of sessions in turn, and of the engine.
+
+    num_in_engine: the most turns of a stream that the engine has at once.
+    """
     model = load_model("pitch", device="cpu")
     with open_video(PACKAGED["pitch"] / "match.mp4", fps=2.0, chunk_s=1.0) as reader:
         pictures = [second.frames for second, _ in zip(reader, range(120), strict=False)]
@@ -32,21 +39,40 @@ def time_both(num_streams: int, num_rounds: int) -> tuple[list[float], list[floa
     engine = Engine(model, num_slots=num_streams)
     together = [engine.open() for _ in range(num_streams)]
     taken: tuple[list[float], list[float]] = ([], [])
-    for turn in range(_WARM_UP_TURNS + num_rounds):
-        seen = [pictures[(7 * place + turn) % len(pictures)] for place in range(num_streams)]
-        one = _timed(lambda seen=seen: [s.step(p).text for s, p in zip(alone, seen, strict=True)], taken[0])
-        other = _timed(lambda seen=seen: _in_one(engine, together, seen), taken[1])
+    num_warm_up = -(-_WARM_UP_TURNS // num_turns)
+    for turn in range(0, (num_warm_up + num_rounds) * num_turns, num_turns):
+        seen = [
+            [pictures[(7 * place + turn + ahead) % len(pictures)] for ahead in range(num_turns)]
+            for place in range(num_streams)
+        ]
+        one = _timed(lambda seen=seen: _in_turn(alone, seen), taken[0])
+        other = _timed(lambda seen=seen: _in_one(engine, together, seen, num_in_engine), taken[1])
         assert one == other, f"turn {turn}: {one} in turn, {other} in one engine"
-    return taken[0][_WARM_UP_TURNS:], taken[1][_WARM_UP_TURNS:]
+    return taken[0][num_warm_up:], taken[1][num_warm_up:]
 
 
-def _in_one(engine: Engine, sessions: list[StreamingSession], seen: list[torch.Tensor]) -> list[str]:
-    futures = [session.submit(picture) for session, picture in zip(sessions, seen, strict=True)]
+def _in_turn(sessions: list[StreamingSession], seen: list[list[torch.Tensor]]) -> list[list[str]]:
+    return [[session.step(picture).text for picture in turns] for session, turns in zip(sessions, seen, strict=True)]
+
+
+def _in_one(
+    engine: Engine, sessions: list[StreamingSession], seen: list[list[torch.Tensor]], num_in_engine: int
+) -> list[list[str]]:
+    futures = [[] for _ in sessions]
+
+    def hand_over(place: int):
+        if len(futures[place]) < len(seen[place]):
+            futures[place].append(sessions[place].submit(seen[place][len(futures[place])]))
+            futures[place][-1].add_done_callback(lambda _: hand_over(place))
+
+    for place in range(len(sessions)):
+        for _ in range(num_in_engine):
+            hand_over(place)
     engine.run()
-    return [future.result().text for future in futures]
+    return [[future.result().text for future in said] for said in futures]
 
 
-def _timed(work: Callable[[], list[str]], taken: list[float]) -> list[str]:
+def _timed(work: Callable[[], list[list[str]]], taken: list[float]) -> list[list[str]]:
     started = time.perf_counter()
     result = work()
     taken.append(time.perf_counter() - started)
@@ -57,10 +83,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=1, help="of every stream in a round")
+    parser.add_argument("--in-engine", type=int, default=1, help="turns of a stream that the engine has at once")
     options = parser.parse_args()
-    in_turn, in_one = time_both(options.streams, options.rounds)
+    in_turn, in_one = time_both(
+        options.streams, options.rounds, num_turns=options.turns, num_in_engine=options.in_engine
+    )
     ratio = statistics.median(a / b for a, b in zip(in_turn, in_one, strict=True))
-    per_second = options.streams / statistics.median(in_one)
+    per_second = options.streams * options.turns / statistics.median(in_one)
     print(f"{ratio:.2f} times the throughput of sessions in turn: {per_second:.0f} seconds of stream a second")
     print(
         f"medians a round: {statistics.median(in_turn) * 1e3:.0f} ms in turn, {statistics.median(in_one) * 1e3:.0f} ms"
