@@ -123,32 +123,28 @@ def is_slip(line, truth):
 
 
 def test_a_goal_that_slips_looks_like_one_of_the_other_side_and_the_kick_off_tells(footage, turns):
-    seconds = footage[0].seconds
-    num_told = 0
-    for example in clips(footage, turns, goals_percent=100, slips={"goals_percent": 100}):
-        heard = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
-        shown = [seconds[place] for place in places_of(example)]
-        for n, second in enumerate(shown):
-            if second.kind is Kind.GOAL and n + 2 < len(shown):
-                conceded = shown[n + 2].colour
-                assert parse(heard[n]).colour == second.colour == conceded
-                num_told += 1
-    assert num_told > 0
+    told = list(goals_and_what_follows(footage, turns, {"goals_percent": 100}))
+    assert told
+    for heard, goal, kick_off in told:
+        assert heard.colour == goal.colour == kick_off.colour
 
 
 def test_a_goal_that_was_miscounted_looks_like_what_it_is(footage, turns):
-    seconds = footage[0].seconds
-    num_goals = 0
-    for example in clips(footage, turns, goals_percent=100, slips={"miscounted_percent": 100}):
+    told = list(goals_and_what_follows(footage, turns, {"miscounted_percent": 100}))
+    assert told
+    for heard, goal, kick_off in told:
+        assert heard.colour == goal.colour
+        assert (kick_off.kind, kick_off.side) == (Kind.KICK_OFF, 1 - goal.side)
+
+
+def goals_and_what_follows(footage, turns, slips):
+    """Of each goal of some clips: the line that is heard, what is shown, and what is shown two seconds later."""
+    for example in clips(footage, turns, goals_percent=100, slips=slips):
         heard = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
-        shown = [seconds[place] for place in places_of(example)]
-        for n, second in enumerate(shown[:-2]):
+        shown = [footage[0].seconds[place] for place in places_of(example)]
+        for line, second, later in zip(heard, shown, shown[2:], strict=False):
             if second.kind is Kind.GOAL:
-                assert parse(heard[n]).colour == second.colour
-                assert shown[n + 2].kind is Kind.KICK_OFF
-                assert shown[n + 2].side == 1 - second.side
-                num_goals += 1
-    assert num_goals > 0
+                yield parse(line), second, later
 
 
 def test_goals_of_a_match_are_shuffled_whole(footage):
