@@ -233,6 +233,11 @@ def _load_weights(
             **place,
         )
     except (SafetensorError, OSError, RuntimeError) as error:
+        if quantization is not None and isinstance(error, RuntimeError):
+            raise ConfigError(
+                f"this model.quantization cannot be made on {device.type} ({first_line(error)}); choose another, "
+                "such as int8"
+            ) from error
         raise CheckpointError(
             f"the weights of {folder} cannot be read ({first_line(error)}); copy them anew"
         ) from error

@@ -61,6 +61,12 @@ def test_a_row_of_zeros_of_which_fp8_makes_no_numbers_is_told():
 
 
 @needs("torchao")
+def test_what_transformers_cannot_convert_here_is_told_with_another():
+    with pytest.raises(ConfigError, match=r"this model\.quantization cannot be made on cpu \(.*such as int8"):
+        load_model("pitch", device="cpu", quantization="fp8_dynamic")
+
+
+@needs("torchao")
 @pytest.mark.parametrize("name", ["int8", "fp8"])
 def test_random_weights_can_be_quantised_where_they_are(name):
     model = random_model(architecture_named("tiny"), device=torch.device("cpu"), dtype=torch.float32)
