@@ -20,6 +20,7 @@ from streamingvlm.benchmark.modes import ModeRun
 from streamingvlm.benchmark.timed_turn import TurnFigures
 from streamingvlm.cache.storage import storage_named
 from streamingvlm.inference.stats import percentile
+from streamingvlm.model.linear_layers import WideLinear, can_widen
 from streamingvlm.model.loading import StreamingModel
 
 _NUM_TRIALS = 10
@@ -37,14 +38,17 @@ class Ceilings:
     bytes_per_s: float
 
 
+@torch.inference_mode()
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """The best of some large matrix products, and of some large copies (which read and write each byte)."""
     size, num_bytes = _PRODUCT_SIZE[device.type], _COPY_BYTES[device.type]
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    numbers = torch.randn(size, size, device=device, dtype=dtype)
+    layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
+    product = WideLinear.of(layer).product if can_widen(device, dtype) else layer
     source = torch.empty(num_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return Ceilings(
-        flop_per_s=2 * size**3 / _fastest(lambda: left @ right, device),
+        flop_per_s=2 * size**3 / _fastest(lambda: product(numbers), device),
         bytes_per_s=num_bytes / _fastest(lambda: target.copy_(source), device),
     )
 

@@ -28,6 +28,7 @@ from streamingvlm.model.checkpoint import (
 )
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.fingerprint import fingerprint
+from streamingvlm.model.linear_layers import can_widen, widen_
 from streamingvlm.model.patch_layers import PatchProduct, PatchRow
 from streamingvlm.model.quantization import check_quantised, quantization_named
 from streamingvlm.model.rotation import Rotation
@@ -139,7 +140,7 @@ def load_model(
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
         if quantization is not None:
             check_quantised(hf.model.language_model)
-    choose_tower_kernels_(hf, attention, device, dtype)
+    choose_kernels_(hf, attention, device, dtype)
     return StreamingModel(
         name=str(name),
         hf=(hf.to(device) if quantization is None else hf).eval(),  # a quantised one is where it stays
@@ -245,16 +246,19 @@ def _load_weights(
     return hf
 
 
-def choose_tower_kernels_(
-    hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype
-):
-    """Let the vision tower of a model take all patches at once, and attend in all windows at once where it can."""
+def choose_kernels_(hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype):
+    """Let the vision tower of a model take all patches at once, and attend in all windows at once where it can.
+
+    Large products in float32 on a CPU are oneDNN's where it has the wider instructions.
+    """
     patch_embed = hf.model.visual.patch_embed
     # In float32 a product's sums would show: logits 1.1e-4 from those of the released code, which tests hold to 1e-4.
     patch_embed.proj = (PatchRow if dtype == torch.float32 else PatchProduct).of(patch_embed.proj)
     if _takes_windows_at_once(attention, device, dtype):
         # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
         hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
+    if can_widen(device, dtype):
+        widen_(hf.model)
 
 
 def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:

@@ -8,7 +8,7 @@ import transformers
 
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.family import FAMILIES
-from streamingvlm.model.loading import StreamingModel, choose_tower_kernels_
+from streamingvlm.model.loading import StreamingModel, choose_kernels_
 from streamingvlm.pitch.tokenizer import build_tokenizer
 
 _MARKS = {
@@ -45,6 +45,6 @@ def random_model(
         hf = getattr(transformers, family.class_name)._from_config(
             config, dtype=dtype, attn_implementation={"text_config": attention or "sdpa", "vision_config": "sdpa"}
         )
-    choose_tower_kernels_(hf, attention, device, dtype)
+    choose_kernels_(hf, attention, device, dtype)
     family = family.with_vision_config(config.vision_config.to_dict())
     return StreamingModel(name, hf.eval(), tokenizer, family, {}, device, dtype)

@@ -47,7 +47,7 @@ def test_the_language_model_shrinks_and_stays_near(name, most):
     matrices = [model.text_model.layers[0].mlp.up_proj.weight for model in (whole, light)]
     assert num_bytes(matrices[1]) < most * num_bytes(matrices[0])
     for part in (light.hf.model.visual.blocks[0].attn.qkv, light.lm_head):
-        assert type(part) is torch.nn.Linear and part.weight.dtype == torch.float32
+        assert type(part.weight) is torch.nn.Parameter and part.weight.dtype == torch.float32
     ids = torch.arange(20)[None]
     with torch.inference_mode():
         states = [model.text_model(input_ids=ids).last_hidden_state for model in (whole, light)]
