@@ -78,8 +78,7 @@ class StreamingDecoder:
     def state(self, state: StreamState):
         self.layout = state.layout
         self.ids = list(state.ids)
-        self.positions = state.positions
-        self.next_position = state.next_position
+        self._positions, self._next_position, self._is_numbered = state.positions, state.next_position, True
         self.kv.num_tokens = state.num_cached
         self.unread = state.unread
         self.vision = dict(state.vision)
@@ -89,6 +88,18 @@ class StreamingDecoder:
     def num_tokens(self) -> int:
         """Tokens in sight, pending ones included."""
         return len(self.ids)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Where the tokens of the layout stand, float32 [3, T]."""
+        self._number_()
+        return self._positions
+
+    @property
+    def next_position(self) -> float:
+        """Where the token after those of the layout stands."""
+        self._number_()
+        return self._next_position
 
     def evict_(self, eviction: Eviction):
         """Drop and move what the policy decided; no pending token may stand before a cached one afterwards."""
@@ -105,7 +116,11 @@ class StreamingDecoder:
                 self.unread = range(min(first, stop, self.unread.start if self.unread else stop), stop)
         self.ids = _taken(self.ids, eviction.runs)
         self.serials = _taken(self.serials, eviction.runs)
-        self.positions = torch.cat([self.positions[:, r.start : r.stop] for r in (range(0), *eviction.runs)], dim=1)
+        if self._is_contiguous:
+            self._is_numbered = False
+        else:
+            parts = [self._positions[:, r.start : r.stop] for r in (range(0), *eviction.runs)]
+            self._positions = torch.cat(parts, dim=1)
         self.layout = eviction.layout
         turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is Kind.VISION}
         self.vision = {turn: vision for turn, vision in self.vision.items() if turn in turns_in_sight}
@@ -119,9 +134,12 @@ class StreamingDecoder:
 
     def extend_(self, tokens: Tokens):
         """Append tokens; they wait to be fed."""
-        new = contiguous_positions(tokens.segments, self.next_position)
-        self.positions = torch.cat([self.positions, new], dim=1)
-        self.next_position = max(self.next_position, next_position(new))
+        if self._is_contiguous:
+            self._is_numbered = False
+        else:
+            new = contiguous_positions(tokens.segments, self._next_position)
+            self._positions = torch.cat([self._positions, new], dim=1)
+            self._next_position = max(self._next_position, next_position(new))
         self.layout = self.layout.append(tokens.segments)
         self.ids.extend(tokens.ids)
         self.serials += self.new_serials(len(tokens))
@@ -146,13 +164,23 @@ class StreamingDecoder:
         Raises EngineFull where an unbounded stream, or a long question, outgrows what is there.
         """
         # Native positions are fixed by the keys made with them: while there are none, all are free.
-        if self.config.positions == "contiguous" or self.kv.num_tokens == 0:
-            self.positions = contiguous_positions(self.layout.segments)
-            self.next_position = next_position(self.positions)
+        if self.kv.num_tokens == 0:
+            self._is_numbered = False
         self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)
         reply = self.next_position + torch.arange(num_reply_tokens)
         positions = torch.cat([self.positions, reply.expand(3, -1)], dim=1)
         self.kv.rotate_(*self.model.rotation(on_device(positions, torch.float32, self.model.device)))
+
+    @property
+    def _is_contiguous(self) -> bool:
+        return self.config.positions == "contiguous"
+
+    def _number_(self):
+        """Contiguous positions are a function of the layout: they are told once it is as the model will see it."""
+        if not self._is_numbered:
+            self._positions = contiguous_positions(self.layout.segments)
+            self._next_position = next_position(self._positions)
+            self._is_numbered = True
 
     def waiting(self, max_tokens: int | None = None) -> list[Run]:
         """What is to be fed next, at most ``max_tokens`` of it: the previous text to be read anew, what is pending."""
