@@ -14,6 +14,7 @@ from streamingvlm.inference.forward import Meal, feed_
 from streamingvlm.inference.sampling import Choice, Sampler, SeenTokens, choose, draw_noise_, settings_of
 from streamingvlm.inference.token_step import Speaker, TokenStep
 from streamingvlm.model.attention import takes_runs_at_once
+from streamingvlm.model.linear_layers import forget_copies
 from streamingvlm.model.loading import StreamingModel
 
 Progress = Callable[[int, int], None]
@@ -34,6 +35,7 @@ class Runner:
     def __init__(
         self, model: StreamingModel, pool: KVPool, *, num_slots: int, fixed_shapes: bool = False, graphs: bool = False
     ):
+        forget_copies()  # an engine has the weights as they are when it begins
         self.model = model
         self.pool = pool
         self.num_slots = num_slots

@@ -231,7 +231,7 @@ def _normalise(frames: torch.Tensor, family: Family) -> torch.Tensor:
         torch.tensor(values, device=frames.device).mul_(255.0).view(3, 1, 1)
         for values in (family.image_mean, family.image_std)
     )
-    return (frames.float() - mean) / std
+    return frames.float().sub_(mean).div_(std)
 
 
 def _patchify(frames: torch.Tensor, family: Family) -> tuple[torch.Tensor, Grid]:

@@ -1,12 +1,15 @@
 """The layers that oneDNN works for are the layers whose place they take."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model import loading
-from streamingvlm.model.linear_layers import GatedMLP, WideLinear, can_widen, widen_
+from streamingvlm.model.linear_layers import GatedMLP, WideLinear, can_widen, forget_copies, widen_
 from streamingvlm.model.loading import load_model
 
 needs_one_dnn = pytest.mark.skipif(
@@ -56,6 +59,67 @@ def test_a_gated_mlp_is_the_same_of_any_number_of_rows(bias):
         assert type(whole["mlp"]) is GatedMLP
         for x, right in zip(rows, expected, strict=True):
             torch.testing.assert_close(whole["mlp"](x), right, atol=1e-5, rtol=1e-5)
+
+
+@needs_one_dnn
+def test_what_a_layer_keeps_of_its_weight_follows_the_weight():
+    plain = nn.ModuleDict({"mlp": MLP(256, 768, bias=False)})
+    wide = nn.ModuleDict({"mlp": GatedMLP(plain["mlp"])})
+    widen_(wide)
+    rows = [torch.randn(num_rows, 256) for num_rows in (1, 2, 4, 9, 100)]
+
+    def check():
+        with torch.inference_mode():
+            for x in rows:
+                torch.testing.assert_close(wide["mlp"](x), plain["mlp"](x), atol=1e-5, rtol=1e-5)
+
+    check()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=100.0)  # in place, as training does it
+    plain["mlp"](rows[-1]).square().mean().backward()
+    optimizer.step()
+    check()
+    plain.load_state_dict({name: torch.randn_like(weight) / 16 for name, weight in plain.state_dict().items()})
+    check()
+    for layer in (wide["mlp"].up_proj, plain["mlp"].up_proj):  # another tensor in its place
+        layer.weight = nn.Parameter(torch.ones(768, 256) / 256)
+    check()
+    plain["mlp"].down_proj.weight.data += 1  # what torch does not count as a change
+    forget_copies()
+    check()
+    forget_copies()
+    check()
+    assert copy.deepcopy(wide).state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_stream_that_is_opened_has_the_weights_as_they_are_by_then(monkeypatch):
+    frames = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+
+    def replies(model):
+        with StreamingSession(model) as session:
+            return [session.step(frames).text for _ in range(3)]
+
+    def change_(model):
+        for layer in model.text_model.layers:  # in the manner of what merges adapters
+            layer.mlp.up_proj.weight.data *= -1
+
+    wide = load_model("pitch", device="cpu")
+    before = replies(wide)
+    change_(wide)
+    monkeypatch.setattr(loading, "can_widen", lambda device, dtype: False)
+    plain = load_model("pitch", device="cpu")
+    change_(plain)
+    assert before != replies(wide) == replies(plain)
+
+
+@needs_one_dnn
+@pytest.mark.parametrize("sizes", [(64, 128), (2048, 1024)])
+def test_small_and_large_matrices_are_kept_once(sizes):
+    layer = WideLinear.of(nn.Linear(*sizes))
+    with torch.inference_mode():
+        assert not layer.has_copy
+    assert not WideLinear.of(nn.Linear(256, 768)).has_copy  # outside of inference it may be trained
+    with torch.inference_mode():
+        assert not WideLinear.of(nn.Linear(256, 768)).has_copy  # what is born in there, torch counts no changes of
 
 
 @needs_one_dnn
