@@ -26,6 +26,8 @@ class CacheConfig:
         it was born with, which grows for ever.
     text_sink_tokens, text_window_tokens: first and last tokens kept of the text that left its turn; the reference
         policy takes ``None`` for no limit.
+    text_step_tokens: tokens that leave the text window at once when it is full, at most all of it: where words that
+        move are read anew, they move the more seldom. The reference policy has no steps.
     vision_window_s: seconds of vision kept, the newest second included.
     turn_window_s: seconds of turns kept whole, markup and all, the newest second included.
     recompute: prefill all that is kept afresh each second instead of reusing keys and values.
@@ -39,6 +41,7 @@ class CacheConfig:
     positions: Literal["contiguous", "native"] = "contiguous"
     text_sink_tokens: int | None = 512
     text_window_tokens: int | None = 512
+    text_step_tokens: int = 1
     vision_window_s: float = 16.0
     turn_window_s: float = 16.0
     recompute: bool = False
@@ -53,6 +56,7 @@ class CacheConfig:
         for name in ("vision_window_s", "turn_window_s"):
             at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest second is always kept")
         self._check_text_limits()
+        at_least("cache.text_step_tokens", self.text_step_tokens, 1, "tokens that leave the text window at once")
         if self.recompute and self.positions == "native":
             raise ConfigError("cache.recompute=true renumbers what it keeps; use cache.positions=contiguous with it")
 

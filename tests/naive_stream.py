@@ -150,8 +150,8 @@ class NaiveStream:
                 tail.append(token)
         text = previous + moved
         sink, window = self.cache.text_sink_tokens, self.cache.text_window_tokens
-        if len(text) > sink + window:
-            text = text[:sink] + text[len(text) - window :]
+        while len(text) > sink + window:
+            del text[sink : sink + max(1, min(self.cache.text_step_tokens, window))]
         for token in moved:
             token.kind = Kind.PREVIOUS
         return head + text + tail

@@ -66,11 +66,19 @@ def without_query(layout: CacheLayout) -> Eviction:
     return Eviction(tuple(span for span in layout.spans() if span.segment.kind is not Kind.QUERY))
 
 
-def text_survivors(num_tokens: int, sink_tokens: int, window_tokens: int) -> list[tuple[int, int]]:
-    """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens`` and the last ``window_tokens``."""
-    if num_tokens <= sink_tokens + window_tokens:
+def text_survivors(
+    num_tokens: int, sink_tokens: int, window_tokens: int, step_tokens: int = 1
+) -> list[tuple[int, int]]:
+    """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens`` and the last ``window_tokens``.
+
+    What goes is a whole number of steps, of no more tokens than the window: cut again and again, the text is cut as if
+    once.
+    """
+    num_over = num_tokens - sink_tokens - window_tokens
+    if num_over <= 0:
         return [(0, num_tokens)]
-    return [(0, sink_tokens), (num_tokens - window_tokens, num_tokens)]
+    step = max(1, min(step_tokens, window_tokens))
+    return [(0, sink_tokens), (sink_tokens + math.ceil(num_over / step) * step, num_tokens)]
 
 
 def capacity_tokens(
@@ -114,7 +122,8 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
     retired = [s for s in spans if s.segment.kind is Kind.SPEECH and not stays(s.segment)]
     previous = _previous_text(spans, retired)
     num_tokens = sum(span.segment.num_tokens for span in previous)
-    survivors = text_survivors(num_tokens, config.text_sink_tokens, config.text_window_tokens)
+    limits = (config.text_sink_tokens, config.text_window_tokens, config.text_step_tokens)
+    survivors = text_survivors(num_tokens, *limits)
     return _assemble(spans, _cut(previous, survivors), stays)
 
 

@@ -36,18 +36,26 @@ def plan_chunks(num_turns: int, *, chunk_turns: int = 24, overlap_turns: int = 1
 
 
 def previous_ids(
-    turns: TurnFormat, previous_text: str, lines: Sequence[str], *, sink_tokens: int, window_tokens: int
+    turns: TurnFormat,
+    previous_text: str,
+    lines: Sequence[str],
+    *,
+    sink_tokens: int,
+    window_tokens: int,
+    step_tokens: int = 1,
+    num_left_out: int = 0,
 ) -> tuple[int, ...]:
     """Ids of the previous text at the start of a chunk: what stood before the stream, then every earlier line.
 
-    Its middle is cut out so that the first ``sink_tokens`` and the last ``window_tokens`` stay.
+    Its middle is cut out as the cache does it, which keeps the first ``sink_tokens`` and of the last ``window_tokens``
+    all but an incomplete step. num_left_out: tokens of the middle that ``lines`` are already without.
     """
     ids = turns.encode_plain(previous_text)
     for line in lines:
         ids += turns.speech_ids(line)
-    return tuple(
-        token for start, stop in text_survivors(len(ids), sink_tokens, window_tokens) for token in ids[start:stop]
-    )
+    first, *rest = text_survivors(len(ids) + num_left_out, sink_tokens, window_tokens, step_tokens)
+    here = [first, *((start - num_left_out, stop - num_left_out) for start, stop in rest)]
+    return tuple(token for start, stop in here for token in ids[start:stop])
 
 
 def chunk_tokens(

@@ -68,7 +68,8 @@ class FineTuningSettings:
     folder: for checkpoints, and for the trained model unless ``target`` names a folder for that.
     resume: go on from the last whole checkpoint in the folder.
     video: settings of `VideoConfig` that go before the checkpoint's.
-    text_sink_tokens, text_window_tokens: what the cache will keep of earlier text; None: as the checkpoint has it.
+    text_sink_tokens, text_window_tokens, text_step_tokens: what the cache will keep of earlier text; None: as the
+        checkpoint has it.
     has_previous_text: False trains without the text that stands before a chunk.
     max_held_out: held-out chunks of the held-out loss.
     """
@@ -82,6 +83,7 @@ class FineTuningSettings:
     video_root: str | Path | None = None
     text_sink_tokens: int | None = None
     text_window_tokens: int | None = None
+    text_step_tokens: int | None = None
     has_previous_text: bool = True
     target: str | Path | None = None
     resume: bool = False
@@ -164,7 +166,8 @@ class FineTuning:
     @cached_property
     def cache(self) -> CacheConfig:
         """What a stream will keep of its text."""
-        given = {name: getattr(self.settings, name) for name in ("text_sink_tokens", "text_window_tokens")}
+        names = ("text_sink_tokens", "text_window_tokens", "text_step_tokens")
+        given = {name: getattr(self.settings, name) for name in names}
         return resolve(CacheConfig, given, self.model.stream_defaults)
 
     @cached_property
@@ -195,6 +198,7 @@ class FineTuning:
         settings = ChunkSettings(
             text_sink_tokens=self.cache.text_sink_tokens,
             text_window_tokens=self.cache.text_window_tokens,
+            text_step_tokens=self.cache.text_step_tokens,
             has_previous_text=self.settings.has_previous_text,
         )
         shown = {"family": self.model.family, "video": self.video, "split": split, "max_chunks": max_chunks}

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from streamingvlm.config import VideoConfig
+from streamingvlm.config import VideoConfig, at_least
 from streamingvlm.data.prepared import PreparedData
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.model.family import Family
@@ -37,18 +37,18 @@ class VisionSource(Protocol):
 class ChunkSettings:
     """What an example says of the time before it.
 
-    text_sink_tokens, text_window_tokens: what the cache will keep of the previous text.
+    text_sink_tokens, text_window_tokens, text_step_tokens: what the cache will keep of the previous text.
     has_previous_text: False leaves all earlier text out, that of the time before the recording, too.
     """
 
     text_sink_tokens: int = 512
     text_window_tokens: int = 512
+    text_step_tokens: int = 1
     has_previous_text: bool = True
 
     def __post_init__(self):
-        for name in ("text_sink_tokens", "text_window_tokens"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} is below 0, and it counts tokens; give 0 or more")
+        for name, least in (("text_sink_tokens", 0), ("text_window_tokens", 0), ("text_step_tokens", 1)):
+            at_least(name, getattr(self, name), least, "it counts tokens")
 
 
 class ChunkDataset(Dataset):
@@ -159,13 +159,21 @@ class ChunkDataset(Dataset):
 
     def _previous_ids(self, recording: Mapping[str, Any], first_turn: int) -> tuple[int, ...]:
         sink, window = self.settings.text_sink_tokens, self.settings.text_window_tokens
-        lines = without_middle(
+        lines, num_left_out = without_middle(
             recording["lines"][:first_turn],
             self._lengths(recording)[:first_turn],
             sink_tokens=sink,
             window_tokens=window,
         )
-        return previous_ids(self.turns, recording["previous_text"], lines, sink_tokens=sink, window_tokens=window)
+        return previous_ids(
+            self.turns,
+            recording["previous_text"],
+            lines,
+            sink_tokens=sink,
+            window_tokens=window,
+            step_tokens=self.settings.text_step_tokens,
+            num_left_out=num_left_out,
+        )
 
     def _lengths(self, recording: Mapping[str, Any]) -> np.ndarray:
         """Tokens of each line of a recording; counted once."""
@@ -189,14 +197,19 @@ class ChunkDataset(Dataset):
         return t, height // self.family.size_factor, width // self.family.size_factor
 
 
-def without_middle(lines: Sequence[str], lengths: np.ndarray, *, sink_tokens: int, window_tokens: int) -> Sequence[str]:
+def without_middle(
+    lines: Sequence[str], lengths: np.ndarray, *, sink_tokens: int, window_tokens: int
+) -> tuple[Sequence[str], int]:
     """Leave out the lines in the middle of hours of text, all tokens of which would be cut out in any case.
 
-    What `previous_ids` makes of the rest is the same, whatever text stands before the lines.
+    Returns the rest, and how many tokens were left out: of them `previous_ids` makes the same, whatever text stands
+    before the lines.
     """
     head = int(np.searchsorted(np.cumsum(lengths), sink_tokens)) + 1
     tail = int(np.searchsorted(np.cumsum(lengths[::-1]), window_tokens)) + 1
-    return lines if head + tail >= len(lines) else [*lines[:head], *lines[-tail:]]
+    if head + tail >= len(lines):
+        return lines, 0
+    return [*lines[:head], *lines[-tail:]], int(lengths[head:-tail].sum())
 
 
 def check_videos_exist(prepared: PreparedData, video_root: Path):

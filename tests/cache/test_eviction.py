@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamingvlm.cache.eviction import capacity_tokens, plan_eviction, text_survivors
 from streamingvlm.cache.layout import CacheLayout, Kind, Segment
@@ -30,6 +32,7 @@ class FakeStream:
         self.config = CacheConfig(
             text_sink_tokens=dice.randrange(0, 12),
             text_window_tokens=dice.randrange(0, 16),
+            text_step_tokens=dice.choice([1, 1, 2, 5, 20]),
             vision_window_s=dice.choice([1.0, 1.5, 2.0, 4.0, 6.5]),
             turn_window_s=dice.choice([1.0, 2.0, 2.5, 5.0]),
             **config,
@@ -226,3 +229,22 @@ def test_the_query_outlives_its_turn_and_its_time_label_does_not():
 )
 def test_text_survivors_are_exactly_the_sink_and_the_window(num_tokens, sink, window, expected):
     assert text_survivors(num_tokens, sink, window) == expected
+
+
+@given(
+    num_new=st.lists(st.integers(0, 9), max_size=30),
+    sink=st.integers(0, 8),
+    window=st.integers(0, 16),
+    step=st.integers(1, 20),
+)
+def test_text_leaves_its_window_in_whole_steps(num_new, sink, window, step):
+    kept, num_tokens = [], 0
+    for number in num_new:
+        kept += range(num_tokens, num_tokens + number)
+        num_tokens += number
+        num_before, cut = len(kept), text_survivors(len(kept), sink, window, step)
+        kept = [kept[place] for first, stop in cut for place in range(first, stop)]
+        assert (num_before - len(kept)) % min(step, max(1, window)) == 0
+        at_once = text_survivors(num_tokens, sink, window, step)
+        assert kept == [place for first, stop in at_once for place in range(first, stop)]
+        assert len(kept) == num_tokens or sink + window - min(step, max(1, window)) < len(kept) <= sink + window

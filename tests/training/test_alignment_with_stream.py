@@ -66,7 +66,11 @@ class Stream:
     def chunk(self, first: int, last: int) -> Tokens:
         """The training chunk of the turns ``first`` to ``last``."""
         seconds = [Turn(index, *self.when(index), self.grids[index]) for index in range(first, last + 1)]
-        limits = {"sink_tokens": self.cache.text_sink_tokens, "window_tokens": self.cache.text_window_tokens}
+        limits = {
+            "sink_tokens": self.cache.text_sink_tokens,
+            "window_tokens": self.cache.text_window_tokens,
+            "step_tokens": self.cache.text_step_tokens,
+        }
         before = previous_ids(self.turns, self.previous_text, self.lines[:first], **limits)
         return chunk_tokens(self.turns, seconds, self.lines[first : last + 1], before, query=self.query)
 
@@ -110,6 +114,7 @@ def test_a_cache_holds_the_chunk_that_training_shows(models, model_type, data):
         recompute=data.draw(st.booleans()),
         text_sink_tokens=10**6 if is_full else data.draw(st.integers(0, 12)),
         text_window_tokens=data.draw(st.integers(0, 12)),
+        text_step_tokens=data.draw(st.integers(1, 14)),
         vision_window_s=window_s,
         turn_window_s=window_s,
     )
@@ -197,15 +202,17 @@ def test_a_reply_is_cut_into_tokens_as_a_model_writes_it(formats, lines):
     before=lines_of(WORDS),
     sink=st.integers(0, 20),
     window=st.integers(0, 20),
+    step=st.integers(1, 24),
 )
-def test_text_that_is_cut_every_second_is_cut_as_if_once(formats, lines, before, sink, window):
+def test_text_that_is_cut_every_second_is_cut_as_if_once(formats, lines, before, sink, window, step):
     """A stream cuts as it goes; a chunk is cut from all the text at once."""
     turns = formats["tiny", "qwen2_5_vl"]
-    limits = {"sink_tokens": sink, "window_tokens": window}
+    limits = {"sink_tokens": sink, "window_tokens": window, "step_tokens": step}
     kept = previous_ids(turns, before, [], **limits)
     for number in range(len(lines)):
         kept += turns.speech_ids(lines[number])
-        kept = kept if len(kept) <= sink + window else kept[:sink] + kept[len(kept) - window :]
+        while len(kept) > sink + window:
+            kept = kept[:sink] + kept[sink + max(1, min(step, window)) :]
         assert kept == previous_ids(turns, before, lines[: number + 1], **limits)
 
 

@@ -96,18 +96,22 @@ TURNS = TurnFormat(RememberingTokenizer(build_tokenizer()), temporal_step=2.0)
     intro=st.sampled_from(["", "Rovers in red, City in blue."]),
     sink=st.integers(0, 20),
     window=st.integers(0, 20),
+    step=st.integers(1, 24),
 )
-def test_leaving_out_the_middle_of_hours_of_text_changes_nothing(lines, intro, sink, window):
+def test_leaving_out_the_middle_of_hours_of_text_changes_nothing(lines, intro, sink, window, step):
     lengths = np.array([len(TURNS.speech_ids(line)) for line in lines], dtype=np.int32)
     kept = {"sink_tokens": sink, "window_tokens": window}
-    short = without_middle(lines, lengths, **kept)
-    assert previous_ids(TURNS, intro, short, **kept) == previous_ids(TURNS, intro, lines, **kept)
+    short, num_left_out = without_middle(lines, lengths, **kept)
+    kept["step_tokens"] = step
+    expected = previous_ids(TURNS, intro, lines, **kept)
+    assert previous_ids(TURNS, intro, short, num_left_out=num_left_out, **kept) == expected
     assert len(short) <= len(lines)
 
 
 def test_hours_of_text_become_few_lines():
     lines = ["pass by red"] * 7200
-    assert len(without_middle(lines, np.full(7200, 3), sink_tokens=512, window_tokens=512)) == 2 * 171
+    short, num_left_out = without_middle(lines, np.full(7200, 3), sink_tokens=512, window_tokens=512)
+    assert (len(short), num_left_out) == (2 * 171, 3 * (7200 - 2 * 171))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

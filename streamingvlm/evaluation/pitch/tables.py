@@ -93,18 +93,26 @@ def _text(base: CacheConfig, fps: float, checkpoints: Mapping) -> Table:
     sink, window = base.text_sink_tokens, base.text_window_tokens
     budget = sink + window
     paper = {(sink, 0): "69.68", (0, window): "66.76", (sink, window): "73.64"}
-    steps = [(share * budget // 4, budget - share * budget // 4) for share in range(5)]
-    sizes = dict.fromkeys([(sink, window), (sink, 0), (0, window), *steps, (0, 0)])
+    shares = [(share * budget // 4, budget - share * budget // 4) for share in range(5)]
+    sizes = dict.fromkeys([(sink, window), (sink, 0), (0, window), *shares, (0, 0)])
+    steps = sorted({1, 2 * base.text_step_tokens, max(1, window)} - {base.text_step_tokens})
     return Table(
         "text",
         "Text kept: sink and window",
-        tuple(
-            Row(f"{a} / {b}", {"text_sink_tokens": a, "text_window_tokens": b}, paper=paper.get((a, b), ""))
-            for a, b in sizes
+        (
+            *(Row(f"{a} / {b}", _text_kept(a, b), paper=paper.get((a, b), "")) for a, b in sizes),
+            *(
+                Row(f"{sink} / {window}, in steps of {step}", _text_kept(sink, window) | {"text_step_tokens": step})
+                for step in steps
+            ),
         ),
         paper="paper: wins, basketball, 512 for each that is kept, %",
-        note="Sink / window, tokens.",
+        note=f"Sink / window, tokens; the window is cut in steps of {base.text_step_tokens}, or as the row says.",
     )
+
+
+def _text_kept(sink_tokens: int, window_tokens: int) -> dict[str, int]:
+    return {"text_sink_tokens": sink_tokens, "text_window_tokens": window_tokens}
 
 
 def _vision(base: CacheConfig, fps: float, checkpoints: Mapping) -> Table:

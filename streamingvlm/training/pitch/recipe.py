@@ -39,6 +39,8 @@ from streamingvlm.turns import TurnFormat
 _LOG = logging.getLogger(__name__)
 _RECORD = "training.json"
 _MODEL_TYPE = "qwen2_5_vl"
+# The text window is read anew when it is cut: by 20 tokens it is so in one second of eight.
+_TEXT_STEP_TOKENS = 20
 _VIDEO = VideoConfig(min_pixels=PICTURE_PIXELS**2, max_pixels=PICTURE_PIXELS**2)
 
 
@@ -249,9 +251,13 @@ def publish(run: Run, target: str | Path):
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:
     """How a stream is to be watched with the model: as it was trained."""
     clips = next(stage.clips for stage in reversed(recipe.stages) if stage.clips)
-    # The last score is read from text that left its turn. With the keys of that turn it is misread now and then.
+    # The last score is read from text that left its turn. With the keys of that turn it is misread now and then. The
+    # clips have previous text of any length: nothing is new to the model where the window is a step short of full.
     cache = CacheConfig(
-        text_sink_tokens=clips.text_sink_tokens, text_window_tokens=clips.text_window_tokens, reread_text=True
+        text_sink_tokens=clips.text_sink_tokens,
+        text_window_tokens=clips.text_window_tokens,
+        text_step_tokens=_TEXT_STEP_TOKENS,
+        reread_text=True,
     )
     sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.0)
     return stream_settings(cache, _VIDEO, sampling, turn_format=FAMILIES[_MODEL_TYPE].turn_format)

@@ -38,6 +38,8 @@ def test_the_rows_of_text_are_ways_to_divide_what_the_checkpoint_keeps():
     assert sizes[0] == (base.text_sink_tokens, base.text_window_tokens)
     assert {(0, budget), (budget, 0), (0, 0)} <= set(sizes)
     assert sum(a + b == budget for a, b in sizes) >= 5
+    steps = {row.cache.get("text_step_tokens", base.text_step_tokens) for row in _table("text").rows}
+    assert {1, base.text_step_tokens, base.text_window_tokens} <= steps
 
 
 def test_rows_of_two_tables_that_would_say_the_same_are_one_run():

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from streamingvlm.model.checkpoint import PACKAGED, read_config_json
 from streamingvlm.training.pitch.recipe import recipe_from, stream_defaults
 
+FOLDER = Path(__file__).parents[3] / "configs" / "experiment"
 EXPERIMENTS = [
-    path
-    for path in sorted((Path(__file__).parents[3] / "configs" / "experiment").glob("pitch*.yaml"))
-    if "recipe" in yaml.safe_load(path.read_text(encoding="utf-8"))
+    path for path in sorted(FOLDER.glob("pitch*.yaml")) if "recipe" in yaml.safe_load(path.read_text(encoding="utf-8"))
 ]
 
 
@@ -31,3 +31,9 @@ def test_the_language_model_sees_matches_that_the_tower_has_not(path):
 
     tower = seeds(stage for stage in recipe.stages if stage.is_of_tower)
     assert not tower & seeds(stage for stage in recipe.stages if stage.clips)
+
+
+def test_the_embedded_model_is_watched_as_its_recipe_says():
+    recipe = recipe_from(yaml.safe_load((FOLDER / "pitch.yaml").read_text(encoding="utf-8"))["recipe"])
+    packaged = read_config_json(PACKAGED["pitch"])["streamingvlm"]
+    assert {name: packaged.get(name) for name in stream_defaults(recipe)} == stream_defaults(recipe)
