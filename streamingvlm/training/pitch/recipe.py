@@ -39,7 +39,7 @@ from streamingvlm.turns import TurnFormat
 _LOG = logging.getLogger(__name__)
 _RECORD = "training.json"
 _MODEL_TYPE = "qwen2_5_vl"
-# The text window is read anew when it is cut: by 20 tokens it is so in one second of eight.
+# The text window is read anew when it is cut: by 20 tokens at once, in one second of ten instead of six.
 _TEXT_STEP_TOKENS = 20
 _VIDEO = VideoConfig(min_pixels=PICTURE_PIXELS**2, max_pixels=PICTURE_PIXELS**2)
 
