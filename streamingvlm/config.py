@@ -73,6 +73,11 @@ class CacheConfig:
             )
 
     @property
+    def text_limits(self) -> tuple[int, int, int]:
+        """Sink, window and step of the text, in tokens."""
+        return self.text_sink_tokens, self.text_window_tokens, self.text_step_tokens
+
+    @property
     def is_bounded(self) -> bool:
         """Whether the cache has a largest size whatever the length of the stream."""
         if self.policy == "reference":

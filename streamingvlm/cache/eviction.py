@@ -69,10 +69,10 @@ def without_query(layout: CacheLayout) -> Eviction:
 def text_survivors(
     num_tokens: int, sink_tokens: int, window_tokens: int, step_tokens: int = 1
 ) -> list[tuple[int, int]]:
-    """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens`` and the last ``window_tokens``.
+    """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens``, and the last, at most ``window_tokens``.
 
-    What goes is a whole number of steps, of no more tokens than the window: cut again and again, the text is cut as if
-    once.
+    What is between them is as few steps as it can be, of ``step_tokens`` each or of the whole window, whichever is
+    less: cut again and again, the text is cut as if once.
     """
     num_over = num_tokens - sink_tokens - window_tokens
     if num_over <= 0:
@@ -122,8 +122,7 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
     retired = [s for s in spans if s.segment.kind is Kind.SPEECH and not stays(s.segment)]
     previous = _previous_text(spans, retired)
     num_tokens = sum(span.segment.num_tokens for span in previous)
-    limits = (config.text_sink_tokens, config.text_window_tokens, config.text_step_tokens)
-    survivors = text_survivors(num_tokens, *limits)
+    survivors = text_survivors(num_tokens, *config.text_limits)
     return _assemble(spans, _cut(previous, survivors), stays)
 
 

@@ -158,9 +158,8 @@ class LastFrames(SessionCandidate):
     def open_session(self, clip: Clip) -> StreamingSession:
         """A session that is ready for the first second of a clip, and will remember of text what it has by then."""
         ids = self._text_ids(clip.previous_text)
-        cache = self.cache_config
-        limits = (cache.text_sink_tokens, cache.text_window_tokens, cache.text_step_tokens)
-        kept = [token for first, last in text_survivors(len(ids), *limits) for token in ids[first:last]]
+        survivors = text_survivors(len(ids), *self.cache_config.text_limits)
+        kept = [token for first, last in survivors for token in ids[first:last]]
         text = clip.previous_text if len(kept) == len(ids) else self.model.tokenizer.decode(kept)
         return super().open_session(replace(clip, previous_text=text))
 
