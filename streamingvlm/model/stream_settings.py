@@ -15,8 +15,14 @@ SETTINGS_KEY = "streamingvlm"
 
 # What decides the tokens of a turn. Windows and sampling may differ from training: they are a stream's own.
 _TURN_SETTINGS = ("turn_format", "fps", "chunk_s", "min_pixels", "max_pixels", "resize")
-_TEXT_SETTINGS = ("text_sink_tokens", "text_window_tokens", "text_step_tokens", "reread_text")
-_WINDOW_SETTINGS = (*_TEXT_SETTINGS, "vision_window_s", "turn_window_s")
+_WINDOW_SETTINGS = (
+    "text_sink_tokens",
+    "text_window_tokens",
+    "text_step_tokens",
+    "vision_window_s",
+    "turn_window_s",
+    "reread_text",
+)
 _SAMPLING_SETTINGS = ("temperature", "top_p", "repetition_penalty", "max_new_tokens")
 
 
