@@ -14,9 +14,9 @@ COMMAND_LINE = CommandLine("bench_training", plain="case", text=("result_folder"
 
 def main(options: dict[str, Any]):
     """Measure the cases, print a table and, as the last line, the record, which is also kept as a file."""
+    from streamingvlm.benchmark.training_benchmark import table
     from streamingvlm.errors import ConfigError
     from streamingvlm.model.loading import device_named
-    from streamingvlm.training.benchmark import table
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     cases = options["cases"]
@@ -41,8 +41,8 @@ def measure(case: dict[str, Any], options: dict[str, Any], device) -> dict[str, 
     """The figures of one case, or why there are none."""
     import torch
 
+    from streamingvlm.benchmark.training_benchmark import ChunkShape, measure_training
     from streamingvlm.training.adapters import LoraSettings
-    from streamingvlm.training.benchmark import ChunkShape, measure_training
     from streamingvlm.training.settings import FitSettings
 
     try:

@@ -19,13 +19,13 @@ from streamingvlm.benchmark.figures import mode_figures
 from streamingvlm.benchmark.lighter import measure_lighter
 from streamingvlm.benchmark.load import Trial, measure_batching, most_frames_per_s, most_streams
 from streamingvlm.benchmark.modes import StreamSettings, measure_mode
+from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.roofline import Costs, measure_ceilings, roofline_figures
 from streamingvlm.benchmark.tables import Table, tables_of
 from streamingvlm.errors import ConfigError
-from streamingvlm.inference.limits import Limits
+from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.model.loading import StreamingModel, device_named, dtype_named, load_model
 from streamingvlm.model.quantization import quantization_named, quantize_
-from streamingvlm.model.random_weights import random_model
 
 Options = Mapping[str, Any]
 _WIDTH = 180
@@ -97,7 +97,7 @@ def bench_modes(model: StreamingModel, options: Options, console: Console) -> di
                 options["cache"] | changes,
                 stream_settings(options),
                 duration_s=options["duration_s"],
-                limits=Limits(**options["limits"]),
+                limits=StreamLimits(**options["limits"]),
                 on_turn=lambda turn, task=task: progress.update(task, completed=turn.start_s + 1),
             )
             modes[name] = mode_figures(run)

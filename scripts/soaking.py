@@ -15,9 +15,9 @@ from bench_record import record_of
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.pitch import Match, render
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_AN_HOUR = 3600
@@ -59,8 +59,8 @@ def soak(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     match = Match(options["seed"])
     session = open_session(options, match)
-    chunk_s = session.video_config.chunk_s
-    num_warm_up, num_in_row, num_rows = turns_of(options, chunk_s)
+    turn_s = session.video_config.turn_s
+    num_warm_up, num_in_row, num_rows = turns_of(options, turn_s)
     gauge, began_s = Gauge(num_warm_up + num_rows * num_in_row), time.monotonic()
     stops = range(num_warm_up + num_in_row, len(gauge.turn_s) + 1, num_in_row)
     try:
@@ -69,7 +69,7 @@ def soak(options: Mapping[str, Any]) -> dict[str, Any]:
         stops = [stop for stop in stops if stop <= gauge.num_turns]
         if len(stops) < 2:
             raise
-    rows = [{"start_s": (stop - num_in_row) * chunk_s, **gauge.figures(stop - num_in_row, stop)} for stop in stops]
+    rows = [{"start_s": (stop - num_in_row) * turn_s, **gauge.figures(stop - num_in_row, stop)} for stop in stops]
     return record_of(
         "soak",
         session.model.device,
@@ -83,13 +83,13 @@ def soak(options: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def turns_of(options: Mapping[str, Any], chunk_s: float) -> tuple[int, int, int]:
+def turns_of(options: Mapping[str, Any], turn_s: float) -> tuple[int, int, int]:
     """Turns of the warm-up, turns of a row, and the number of rows. Raises ConfigError for less than two rows."""
     hours, row_s = (positive(name, options[name]) for name in ("hours", "row_s"))
     num_rows = round(hours * _SECONDS_AN_HOUR / row_s)
     if num_rows < 2:
         raise ConfigError(f"hours={hours:g} has not two rows of row_s={row_s:g}; give more hours")
-    return round(options["warm_up_s"] / chunk_s), max(1, round(row_s / chunk_s)), num_rows
+    return round(options["warm_up_s"] / turn_s), max(1, round(row_s / turn_s)), num_rows
 
 
 def positive(name: str, value: Any) -> float:
@@ -115,21 +115,21 @@ def open_session(options: Mapping[str, Any], match: Match) -> StreamingSession:
     )
 
 
-def seconds_of(match: Match, session: StreamingSession, num_turns: int) -> Iterator[Second]:
+def seconds_of(match: Match, session: StreamingSession, num_turns: int) -> Iterator[VideoTurn]:
     """The match, turn by turn, drawn as it is asked for. Raises ConfigError where a turn is not a second of it."""
-    fps, chunk_s = session.video_config.fps, session.video_config.chunk_s
-    if chunk_s != 1.0:
-        raise ConfigError(f"video.chunk_s={chunk_s:g}, but a match is drawn second by second; leave it at 1")
+    fps, turn_s = session.video_config.fps, session.video_config.turn_s
+    if turn_s != 1.0:
+        raise ConfigError(f"video.turn_s={turn_s:g}, but a match is drawn second by second; leave it at 1")
     for turn, shown in zip(range(num_turns), match.seconds(), strict=False):
-        yield Second(turn, float(turn), turn + 1.0, render(shown, fps=fps))
+        yield VideoTurn(turn, float(turn), turn + 1.0, render(shown, fps=fps))
 
 
-def follow(session: StreamingSession, seconds: Iterator[Second], gauge: Gauge, options: Mapping[str, Any]):
+def follow(session: StreamingSession, seconds: Iterator[VideoTurn], gauge: Gauge, options: Mapping[str, Any]):
     """Stream, asking now and then."""
     ask_every, report_every = options["ask_every_s"], options["report_every_s"]
     began_s = time.monotonic()
 
-    def step(second: Second) -> Commentary:
+    def step(second: VideoTurn) -> Commentary:
         cpu_s = time.process_time()
         line = session.step(second)
         gauge.note(line.latency_s, time.process_time() - cpu_s)

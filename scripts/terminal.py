@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.stats import SessionStats
 
 

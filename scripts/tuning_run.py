@@ -45,7 +45,7 @@ def callbacks_for(
     meter = Meter(turns.end_of_turn_id, flops=step_flops(tuning.model.hf))
     figures = dict if tuning.vision is None else tuning.vision.figures
     peak_tflops = options["peak_tflops"] or _peak_tflops(tuning.device)
-    callbacks = [Throughput(meter, chunk_s=tuning.video.chunk_s, peak_tflops=peak_tflops, more=figures)]
+    callbacks = [Throughput(meter, turn_s=tuning.video.turn_s, peak_tflops=peak_tflops, more=figures)]
     callbacks += [RecordAdapter(whole)] if tuning.adapt is not None else []
     callbacks += [ProgressLine(Console()), *run_logs]
     if options["held_out_stream"]["every_steps"]:

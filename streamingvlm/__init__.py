@@ -17,7 +17,8 @@ from streamingvlm.errors import StreamingVLMError
 
 if TYPE_CHECKING:
     from streamingvlm.inference.alert import Alert
-    from streamingvlm.inference.session import Commentary, StreamingSession
+    from streamingvlm.inference.commentary import Commentary
+    from streamingvlm.inference.session import StreamingSession
     from streamingvlm.model.loading import load_model
     from streamingvlm.video.live import PushedFrames
 
@@ -36,7 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Alert": "streamingvlm.inference.alert",
-    "Commentary": "streamingvlm.inference.session",
+    "Commentary": "streamingvlm.inference.commentary",
     "PushedFrames": "streamingvlm.video.live",
     "StreamingSession": "streamingvlm.inference.session",
     "load_model": "streamingvlm.model.loading",

@@ -31,7 +31,7 @@ class CacheConfig:
     vision_window_s: seconds of vision kept, the newest second included.
     turn_window_s: seconds of turns kept whole, markup and all, the newest second included.
     recompute: prefill all that is kept afresh each second instead of reusing keys and values.
-    reread_text: prefill the previous text afresh, after the prologue and before any vision as in training, whenever
+    recompute_text: prefill the previous text afresh, after the prologue and before any vision as in training, whenever
         words join it; without it they keep the keys and values of the turn in which they were spoken.
     dtype: in which numbers keys and values are kept, ``fp8`` (a byte each) or, by default, as the model computes; all
         streams of an engine share one kind.
@@ -45,7 +45,7 @@ class CacheConfig:
     vision_window_s: float = 16.0
     turn_window_s: float = 16.0
     recompute: bool = False
-    reread_text: bool = False
+    recompute_text: bool = False
     dtype: Literal["fp8"] | None = None
 
     def __post_init__(self):
@@ -87,7 +87,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """How video becomes turns: ``fps`` frames a second, ``chunk_s`` seconds a turn, pixels a frame, the resize.
+    """How video becomes turns: ``fps`` frames a second, ``turn_s`` seconds a turn, pixels a frame, the resize.
 
     resize: ``processor`` is the video processor's (bicubic on integers), ``qwen_vl_utils`` the one that the released
         checkpoint was trained with (float, rounded, with a cap on the pixels of a frame).
@@ -97,7 +97,7 @@ class VideoConfig:
     """
 
     fps: float = 2.0
-    chunk_s: float = 1.0
+    turn_s: float = 1.0
     min_pixels: int = 100 * 28 * 28
     max_pixels: int = 768 * 28 * 28
     resize: Literal["processor", "qwen_vl_utils"] = "processor"
@@ -111,19 +111,19 @@ class VideoConfig:
         one_of("video.resize", self.resize, ("processor", "qwen_vl_utils"))
         one_of("video.decoder", self.decoder, ("pyav", "decord"))
         above("video.fps", self.fps, 0, "frames a second")
-        above("video.chunk_s", self.chunk_s, 0, "seconds a turn")
+        above("video.turn_s", self.turn_s, 0, "seconds a turn")
         at_least("video.min_pixels", self.min_pixels, 1, "pixels a frame")
         at_least("video.max_pixels", self.max_pixels, self.min_pixels, "never below video.min_pixels")
         at_least("video.prefetch", self.prefetch, 1, "seconds decoded ahead")
         if self.num_frames < 1:
             raise ConfigError(
-                f"video.fps={self.fps:g} with video.chunk_s={self.chunk_s:g} makes turns of no frame; raise one of them"
+                f"video.fps={self.fps:g} with video.turn_s={self.turn_s:g} makes turns of no frame; raise one of them"
             )
 
     @property
     def num_frames(self) -> int:
         """Frames of one turn."""
-        return round(self.fps * self.chunk_s)
+        return round(self.fps * self.turn_s)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from streamingvlm.cache.layout import Kind, Segment
+from streamingvlm.cache.layout import Segment, SegmentKind
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import CheckpointError
 
@@ -24,22 +24,22 @@ Grid = tuple[int, int, int]
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ELLIPSIS = " ..."
-SUPERVISED_KINDS = frozenset({Kind.SPEECH, Kind.TAIL, Kind.REPLY_END})
+SUPERVISED_KINDS = frozenset({SegmentKind.SPEECH, SegmentKind.TAIL, SegmentKind.REPLY_END})
 
 _END_OF_TURN = "<|im_end|>"
 _END_OF_TEXT = "<|endoftext|>"
 _VISION_PAD = "<|video_pad|>"
 _MARKUP = {
-    Kind.SYSTEM: f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n",
-    Kind.PREVIOUS_OPEN: "<|im_start|>previous text\n",
-    Kind.PREVIOUS_CLOSE: "<|im_end|>\n",
-    Kind.USER_OPEN: "<|im_start|>user\n",
-    Kind.VISION_START: "<|vision_start|>",
-    Kind.VISION_END: "<|vision_end|>",
-    Kind.USER_CLOSE: "<|im_end|>\n",
-    Kind.REPLY_OPEN: "<|im_start|>assistant\n",
-    Kind.REPLY_END: _END_OF_TURN,
-    Kind.LINE_FEED: "\n",
+    SegmentKind.SYSTEM: f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n",
+    SegmentKind.PREVIOUS_OPEN: "<|im_start|>previous text\n",
+    SegmentKind.PREVIOUS_CLOSE: "<|im_end|>\n",
+    SegmentKind.USER_OPEN: "<|im_start|>user\n",
+    SegmentKind.VISION_START: "<|vision_start|>",
+    SegmentKind.VISION_END: "<|vision_end|>",
+    SegmentKind.USER_CLOSE: "<|im_end|>\n",
+    SegmentKind.REPLY_OPEN: "<|im_start|>assistant\n",
+    SegmentKind.REPLY_END: _END_OF_TURN,
+    SegmentKind.LINE_FEED: "\n",
 }
 
 
@@ -134,40 +134,40 @@ class TurnFormat:
     def prologue_from_ids(self, previous_ids: Sequence[int]) -> Tokens:
         """The same, from the ids of the previous text."""
         return _join(
-            self._piece(Kind.SYSTEM),
-            self._piece(Kind.PREVIOUS_OPEN),
-            (Kind.PREVIOUS, previous_ids),
-            self._piece(Kind.PREVIOUS_CLOSE),
+            self._piece(SegmentKind.SYSTEM),
+            self._piece(SegmentKind.PREVIOUS_OPEN),
+            (SegmentKind.PREVIOUS, previous_ids),
+            self._piece(SegmentKind.PREVIOUS_CLOSE),
         )
 
     def line_feed(self, turn: Turn) -> Tokens:
         """The line feed after a turn that was closed; it is read only when another turn follows."""
-        return self._of_turn(turn, self._piece(Kind.LINE_FEED))
+        return self._of_turn(turn, self._piece(SegmentKind.LINE_FEED))
 
     def open_turn(self, turn: Turn, query: str = "", question: str = "") -> Tokens:
         """A second of video, up to where the model begins to speak.
 
         After the vision stand the query, which is for the whole stream, and a question, which is for this turn.
         """
-        tokens = self._of_turn(turn, self._piece(Kind.USER_OPEN))
+        tokens = self._of_turn(turn, self._piece(SegmentKind.USER_OPEN))
         for label, grid in self._vision_spans(turn):
             tokens += self._vision(turn, label, grid)
         return tokens + self._of_turn(
             turn,
-            (Kind.QUERY, self.encode_plain(query)),
-            (Kind.QUESTION, self.encode_plain(f"\n{question}" if query and question else question)),
-            self._piece(Kind.USER_CLOSE),
-            self._piece(Kind.REPLY_OPEN),
+            (SegmentKind.QUERY, self.encode_plain(query)),
+            (SegmentKind.QUESTION, self.encode_plain(f"\n{question}" if query and question else question)),
+            self._piece(SegmentKind.USER_CLOSE),
+            self._piece(SegmentKind.REPLY_OPEN),
         )
 
     def message(self, turn: Turn, words: str) -> Tokens:
         """A user's message of words alone, without video, up to where the model begins to answer."""
         return self._of_turn(
             turn,
-            self._piece(Kind.USER_OPEN),
-            (Kind.QUESTION, self.encode_plain(words)),
-            self._piece(Kind.USER_CLOSE),
-            self._piece(Kind.REPLY_OPEN),
+            self._piece(SegmentKind.USER_OPEN),
+            (SegmentKind.QUESTION, self.encode_plain(words)),
+            self._piece(SegmentKind.USER_CLOSE),
+            self._piece(SegmentKind.REPLY_OPEN),
         )
 
     def fill_video(self, chat_ids: Sequence[int], turn: Turn) -> tuple[int, ...]:
@@ -188,10 +188,10 @@ class TurnFormat:
     def _vision(self, turn: Turn, label: str, grid: Grid) -> Tokens:
         """A span of vision between its markers, its time before it."""
         num_tokens = math.prod(grid)
-        vision = Segment(Kind.VISION, num_tokens, turn.index, turn.start_s, turn.end_s, grid, self.temporal_step)
-        before = self._of_turn(turn, (Kind.TIME, self.encode(label)), self._piece(Kind.VISION_START))
+        vision = Segment(SegmentKind.VISION, num_tokens, turn.index, turn.start_s, turn.end_s, grid, self.temporal_step)
+        before = self._of_turn(turn, (SegmentKind.TIME, self.encode(label)), self._piece(SegmentKind.VISION_START))
         pads = Tokens((self.vision_pad_id,) * num_tokens, (vision,))
-        return before + pads + self._of_turn(turn, self._piece(Kind.VISION_END))
+        return before + pads + self._of_turn(turn, self._piece(SegmentKind.VISION_END))
 
     def _one_span(self, turn: Turn) -> Iterator[tuple[str, Grid]]:
         yield f"Time={turn.start_s:.1f}-{turn.end_s:.1f}s", turn.grid
@@ -215,9 +215,9 @@ class TurnFormat:
             return Tokens()
         return self._of_turn(
             turn,
-            self._piece(Kind.USER_OPEN),
-            (Kind.QUERY, self.encode_plain(query)),
-            self._piece(Kind.USER_CLOSE),
+            self._piece(SegmentKind.USER_OPEN),
+            (SegmentKind.QUERY, self.encode_plain(query)),
+            self._piece(SegmentKind.USER_CLOSE),
         )
 
     def speech_ids(self, words: str) -> tuple[int, ...]:
@@ -253,9 +253,9 @@ class TurnFormat:
         words = self._words(body)
         return self._of_turn(
             turn,
-            (Kind.SPEECH, words),
-            (Kind.TAIL, body[len(words) :]),
-            self._piece(Kind.REPLY_END),
+            (SegmentKind.SPEECH, words),
+            (SegmentKind.TAIL, body[len(words) :]),
+            self._piece(SegmentKind.REPLY_END),
         )
 
     def spoken_text(self, reply_ids: Sequence[int]) -> str:
@@ -281,14 +281,14 @@ class TurnFormat:
             raise CheckpointError(f"{name} does not know {token} as one token; give a checkpoint of a Qwen chat model")
         return ids[0]
 
-    def _piece(self, kind: Kind) -> tuple[Kind, tuple[int, ...]]:
+    def _piece(self, kind: SegmentKind) -> tuple[SegmentKind, tuple[int, ...]]:
         return kind, self._markup[kind]
 
-    def _of_turn(self, turn: Turn, *pieces: tuple[Kind, Sequence[int]]) -> Tokens:
+    def _of_turn(self, turn: Turn, *pieces: tuple[SegmentKind, Sequence[int]]) -> Tokens:
         return _join(*pieces, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s)
 
 
-def _join(*pieces: tuple[Kind, Sequence[int]], **when) -> Tokens:
+def _join(*pieces: tuple[SegmentKind, Sequence[int]], **when) -> Tokens:
     pieces = [(kind, ids) for kind, ids in pieces if len(ids)]
     return Tokens(
         tuple(token for _, ids in pieces for token in ids),

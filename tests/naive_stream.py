@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from streamingvlm.cache.layout import PROLOGUE_TURN, Kind
+from streamingvlm.cache.layout import PROLOGUE_TURN, SegmentKind
 from streamingvlm.turns import Tokens, Turn, TurnFormat
 
-VISION = (Kind.VISION_START, Kind.VISION, Kind.VISION_END)
-REPLY = (Kind.REPLY_OPEN, Kind.SPEECH, Kind.TAIL, Kind.REPLY_END, Kind.LINE_FEED)
+VISION = (SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END)
+REPLY = (SegmentKind.REPLY_OPEN, SegmentKind.SPEECH, SegmentKind.TAIL, SegmentKind.REPLY_END, SegmentKind.LINE_FEED)
 
 
 @dataclass
 class Token:
     id: int
-    kind: Kind
+    kind: SegmentKind
     turn: int
     start_s: float
     embedding: torch.Tensor
@@ -49,10 +49,10 @@ class NaiveStream:
         """Take in one turn; return the reply's ids and the logits before each."""
         vision = self.vision.features(frames)
         grid = vision.grid
-        turn = Turn(self.turn, self.turn * self.video.chunk_s, (self.turn + 1) * self.video.chunk_s, grid)
+        turn = Turn(self.turn, self.turn * self.video.turn_s, (self.turn + 1) * self.video.turn_s, grid)
         self.evict(turn.end_s)
-        if self.tokens[-1].kind is Kind.REPLY_END:
-            self.append(self.format.line_feed(Turn(self.turn - 1, turn.start_s - self.video.chunk_s, 0, grid)))
+        if self.tokens[-1].kind is SegmentKind.REPLY_END:
+            self.append(self.format.line_feed(Turn(self.turn - 1, turn.start_s - self.video.turn_s, 0, grid)))
         self.append(self.format.open_turn(turn, "" if self.is_told else self.query, question), vision)
         self.is_told = True
         reply, said = self.speak(turn)
@@ -79,7 +79,7 @@ class NaiveStream:
 
     def instruct(self, query: str):
         """Another standing query, told with the next turn; the one before it is let go there."""
-        self.tokens = [token for token in self.tokens if token.kind is not Kind.QUERY]
+        self.tokens = [token for token in self.tokens if token.kind is not SegmentKind.QUERY]
         self.query, self.is_told = query, False
 
     def ask(self, question: str) -> list[torch.Tensor]:
@@ -95,9 +95,9 @@ class NaiveStream:
         cells = [c for s in tokens.segments for c in self.cells(s)]
         rows = iter(zip(vision.embeddings, *vision.deepstack, strict=True) if vision is not None else ())
         for i, token_id in enumerate(tokens.ids):
-            kind = Kind.SPEECH if loose else kinds[i].kind
+            kind = SegmentKind.SPEECH if loose else kinds[i].kind
             where = (loose.index, loose.start_s) if loose else (kinds[i].turn, kinds[i].start_s)
-            row = next(rows) if kind is Kind.VISION else [self.text.embed_tokens(torch.tensor(token_id))]
+            row = next(rows) if kind is SegmentKind.VISION else [self.text.embed_tokens(torch.tensor(token_id))]
             self.tokens.append(Token(token_id, kind, *where, row[0], None if loose else cells[i], tuple(row[1:])))
 
     @staticmethod
@@ -114,13 +114,13 @@ class NaiveStream:
             self.number()
             self.feed()
             after = self.survivors(end_s)
-        if self.cache.reread_text:
+        if self.cache.recompute_text:
             self.forget_changed_prologue(after)
         self.tokens = after
 
     def forget_changed_prologue(self, after: list[Token]):
         def prologue(tokens):
-            return [token for token in tokens if token.kind is Kind.PREVIOUS or token.turn == PROLOGUE_TURN]
+            return [token for token in tokens if token.kind is SegmentKind.PREVIOUS or token.turn == PROLOGUE_TURN]
 
         # A token that has just moved is `previous` in the list of before, too; only its place tells it from the others.
         if self.tokens[: len(prologue(after))] != prologue(after):
@@ -128,32 +128,36 @@ class NaiveStream:
                 token.keys, token.values = [], []
 
     def survivors(self, end_s: float) -> list[Token]:
-        asking = {token.turn for token in self.tokens if token.kind is Kind.QUERY}
+        asking = {token.turn for token in self.tokens if token.kind is SegmentKind.QUERY}
         head, previous, tail, moved = [], [], [], []
         for token in self.tokens:
             age_s = end_s - token.start_s - 1e-6
             in_turns, in_vision = age_s <= self.cache.turn_window_s, age_s <= self.cache.vision_window_s
-            if token.kind is Kind.PREVIOUS:
+            if token.kind is SegmentKind.PREVIOUS:
                 previous.append(token)
-            elif token.kind in (Kind.SYSTEM, Kind.PREVIOUS_OPEN):
+            elif token.kind in (SegmentKind.SYSTEM, SegmentKind.PREVIOUS_OPEN):
                 head.append(token)
             elif token.turn == PROLOGUE_TURN:
                 tail.append(token)
             elif token.kind in REPLY:
                 if in_turns:
                     tail.append(token)
-                elif token.kind is Kind.SPEECH:
+                elif token.kind is SegmentKind.SPEECH:
                     moved.append(token)
             elif token.kind in VISION:
                 tail += [token] if in_vision else []
-            elif in_turns or in_vision or (token.turn in asking and token.kind not in (Kind.TIME, Kind.QUESTION)):
+            elif (
+                in_turns
+                or in_vision
+                or (token.turn in asking and token.kind not in (SegmentKind.TIME, SegmentKind.QUESTION))
+            ):
                 tail.append(token)
         text = previous + moved
         sink, window = self.cache.text_sink_tokens, self.cache.text_window_tokens
         while len(text) > sink + window:
             del text[sink : sink + max(1, min(self.cache.text_step_tokens, window))]
         for token in moved:
-            token.kind = Kind.PREVIOUS
+            token.kind = SegmentKind.PREVIOUS
         return head + text + tail
 
     def number(self):

@@ -3,10 +3,10 @@
 from itertools import islice
 from pathlib import Path
 
+from streamingvlm.data.chunks import plan_chunks
 from streamingvlm.data.tables import PreparedFolder
 from streamingvlm.pitch import Match, render
 from streamingvlm.pitch.commentator import say
-from streamingvlm.training.chunks import plan_chunks
 from streamingvlm.video.encoder import write_video
 
 SIDE = 112
@@ -27,7 +27,7 @@ def write_prepared(folder: Path, *, num_matches: int = 3, duration_s: int = 20, 
                 _recording(number, [say(second) for second in seconds], Match(number).intro),
                 [_chunk(number, turns, split) for turns in chunks],
             )
-        prepared.finish({"chunk_s": 1.0, "video_root": str(videos)})
+        prepared.finish({"turn_s": 1.0, "video_root": str(videos)})
     return folder / "prepared"
 
 

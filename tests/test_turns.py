@@ -10,7 +10,7 @@ from tiny_inputs import tiny_tokenizer
 from transformers import AutoTokenizer
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.config import TURN_FORMATS, VideoConfig
 from streamingvlm.model.family import FAMILIES
@@ -64,11 +64,11 @@ def tokenizers(carried_golden):
     rate=st.sampled_from([(2.0, 1.0), (4.0, 1.0), (2.0, 2.0), (4.0, 0.5), (3.0, 1.0), (5.0, 1.0), (1.0, 1.0)]),
 )
 def test_qwen3_is_told_the_time_as_its_processor_tells_it(tokenizers, tokenizer, start_s, rate):
-    fps, chunk_s = rate
-    turns = turns_of("qwen3_vl", tokenizers[tokenizer], fps=fps, chunk_s=chunk_s)
-    num_frames = round(fps * chunk_s)
+    fps, turn_s = rate
+    turns = turns_of("qwen3_vl", tokenizers[tokenizer], fps=fps, turn_s=turn_s)
+    num_frames = round(fps * turn_s)
     grid = (-(-num_frames // 2), 2, 3)
-    opened = turns.open_turn(Turn(5, start_s, start_s + chunk_s, grid))
+    opened = turns.open_turn(Turn(5, start_s, start_s + turn_s, grid))
     indices = [round(start_s * fps) + frame for frame in range(num_frames)]
     video = as_processed(grid, indices, fps)
     assert text_of(turns, opened) == f"<|im_start|>user\n{video}<|im_end|>\n<|im_start|>assistant\n"
@@ -78,14 +78,14 @@ def test_qwen3_is_told_the_time_as_its_processor_tells_it(tokenizers, tokenizer,
 def test_a_turn_of_qwen3_has_a_span_of_vision_each_patch():
     turns = turns_of("qwen3_vl", fps=4.0)
     opened = turns.open_turn(Turn(3, 3.0, 4.0, (2, 2, 3)), "Who?")
-    spans = [Kind.TIME, Kind.VISION_START, Kind.VISION, Kind.VISION_END]
-    after = [Kind.QUERY, Kind.USER_CLOSE, Kind.REPLY_OPEN]
-    assert [segment.kind for segment in opened.segments] == [Kind.USER_OPEN, *spans, *spans, *after]
-    assert [s.grid for s in opened.segments if s.kind is Kind.VISION] == [(1, 2, 3), (1, 2, 3)]
+    spans = [SegmentKind.TIME, SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END]
+    after = [SegmentKind.QUERY, SegmentKind.USER_CLOSE, SegmentKind.REPLY_OPEN]
+    assert [segment.kind for segment in opened.segments] == [SegmentKind.USER_OPEN, *spans, *spans, *after]
+    assert [s.grid for s in opened.segments if s.kind is SegmentKind.VISION] == [(1, 2, 3), (1, 2, 3)]
     assert {(s.turn, s.start_s, s.end_s) for s in opened.segments} == {(3, 3.0, 4.0)}
     assert sum(s.num_tokens for s in opened.segments) == len(opened.ids)
     positions = contiguous_positions(opened.segments)
-    is_vision = torch.tensor([s.kind is Kind.VISION for s in opened.segments for _ in range(s.num_tokens)])
+    is_vision = torch.tensor([s.kind is SegmentKind.VISION for s in opened.segments for _ in range(s.num_tokens)])
     starts = positions[0, is_vision].unique()
     assert len(starts) == 2, "each patch stands at one moment"
 

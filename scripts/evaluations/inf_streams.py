@@ -5,11 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from judged import Side, existing, judge_and_tell, open_judge, tell_cost
+from llm_judge import Side, existing, judge_and_tell, open_judge, tell_cost
 
-from streamingvlm.evaluation.judged.commentary_files import CommentedChunk, read_commentary, write_commentary
-from streamingvlm.evaluation.judged.generation import Assignment
-from streamingvlm.evaluation.judged.inf_streams import (
+from streamingvlm.evaluation.llm_judge.commentary_files import CommentedChunk, read_commentary, write_commentary
+from streamingvlm.evaluation.llm_judge.generation import Assignment
+from streamingvlm.evaluation.llm_judge.inf_streams import (
     INSTRUCTIONS,
     Game,
     InfStreamsConfig,

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from judged import Side, existing, judge_and_tell, open_judge, tell_cost
+from llm_judge import Side, existing, judge_and_tell, open_judge, tell_cost
 
-from streamingvlm.evaluation.judged.generation import Assignment
-from streamingvlm.evaluation.judged.livesports import (
+from streamingvlm.evaluation.llm_judge.generation import Assignment
+from streamingvlm.evaluation.llm_judge.livesports import (
     INSTRUCTIONS,
     Event,
     comparisons,

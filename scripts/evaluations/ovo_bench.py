@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from asked import ask_and_tell, question_file
+from qa import ask_and_tell, question_file
 
-from streamingvlm.evaluation.asked.ovo_bench import read_ovo_bench
+from streamingvlm.evaluation.qa.ovo_bench import read_ovo_bench
 
 
 def evaluate(options: dict[str, Any]):

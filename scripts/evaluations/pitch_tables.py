@@ -19,7 +19,7 @@ from streamingvlm.evaluation.pitch.page import as_watched
 from streamingvlm.evaluation.pitch.summary import Result
 from streamingvlm.evaluation.pitch.tables import Table, table_named
 from streamingvlm.evaluation.report.page import write_report
-from streamingvlm.inference.limits import Limits
+from streamingvlm.inference.limits import StreamLimits
 
 
 def evaluate(options: dict[str, Any]):
@@ -62,7 +62,7 @@ def check(options: dict[str, Any]):
 def setup_of(options: dict[str, Any]) -> Setup:
     """What all runs share."""
     names = ("model", "duration_s", "cache", "video", "sampling", "style")
-    return Setup(**{name: options[name] for name in names}, limits=Limits(**options["limits"]), commit=commit())
+    return Setup(**{name: options[name] for name in names}, limits=StreamLimits(**options["limits"]), commit=commit())
 
 
 def table_of(name: str, setup: Setup, checkpoints: dict[str, str | None]) -> Table:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from asked import ask_and_tell, question_file
+from qa import ask_and_tell, question_file
 
-from streamingvlm.evaluation.asked.streaming_bench import read_streaming_bench
+from streamingvlm.evaluation.qa.streaming_bench import read_streaming_bench
 
 
 def evaluate(options: dict[str, Any]):

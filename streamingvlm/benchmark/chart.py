@@ -11,13 +11,13 @@ _SMOOTHED_TURNS = 10
 _REAL_TIME_TOKEN_S = 0.1
 
 
-def draw_modes(modes: Mapping[str, Mapping[str, Any]], path: Path, *, title: str, chunk_s: float = 1.0):
+def draw_modes(modes: Mapping[str, Mapping[str, Any]], path: Path, *, title: str, turn_s: float = 1.0):
     """Draw the modes of a record as a PNG. Raises ConfigError where matplotlib is not installed, OSError."""
     figure = new_figure(figsize=(7, 4))
     panel = figure.subplots()
     for (name, figures), colour in zip(modes.items(), COLOURS, strict=False):
         token_s = _smoothed(figures.get("token_s_by_turn", ()))
-        times_s = [turn * chunk_s for turn in range(len(token_s))]
+        times_s = [turn * turn_s for turn in range(len(token_s))]
         panel.plot(times_s, token_s, label=name, color=colour)
         if figures["ended"] and token_s:
             panel.plot(times_s[-1], token_s[-1], "x", color=colour)

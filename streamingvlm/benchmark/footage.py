@@ -9,7 +9,7 @@ import torch
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch import Match, render
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import VideoReader, open_video
 
 NOISE, MATCH = "noise", "match"
@@ -22,14 +22,14 @@ _MATCH_SEED = 1007
 
 
 @contextmanager
-def endless_seconds(source: str, video: VideoConfig, *, height: int, width: int) -> Iterator[Iterator[Second]]:
+def endless_seconds(source: str, video: VideoConfig, *, height: int, width: int) -> Iterator[Iterator[VideoTurn]]:
     """Open footage without end: what is drawn, over and over; a file, decoded anew each time that it ends."""
     if source in (NOISE, MATCH):
-        yield numbered(cycle(turns_of(source, video, height=height, width=width)), video.chunk_s)
+        yield numbered(cycle(turns_of(source, video, height=height, width=width)), video.turn_s)
         return
     frames = _played_over_and_over(source, video)
     try:
-        yield numbered(frames, video.chunk_s)
+        yield numbered(frames, video.turn_s)
     finally:
         frames.close()
 
@@ -45,18 +45,18 @@ def turns_of(source: str, video: VideoConfig, *, height: int, width: int) -> lis
         shape = (video.num_frames, 3, height, width)
         return [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(_NUM_NOISE_TURNS)]
     if source == MATCH:
-        if video.chunk_s != 1:
-            raise ConfigError(f"video.chunk_s={video.chunk_s:g}, but the match is drawn in seconds; take source=noise")
+        if video.turn_s != 1:
+            raise ConfigError(f"video.turn_s={video.turn_s:g}, but the match is drawn in seconds; take source=noise")
         num_turns = max(_FEWEST_MATCH_TURNS, _NUM_MATCH_FRAMES // video.num_frames)
         return [render(second, fps=video.fps) for second in islice(Match(_MATCH_SEED).seconds(), num_turns)]
     with _opened(source, video) as reader:
         return [second.frames for second in islice(reader, _NUM_FILE_TURNS)]
 
 
-def numbered(turns: Iterator[torch.Tensor] | Sequence[torch.Tensor], chunk_s: float) -> Iterator[Second]:
+def numbered(turns: Iterator[torch.Tensor] | Sequence[torch.Tensor], turn_s: float) -> Iterator[VideoTurn]:
     """Put turns of frames on the clock of one stream."""
     for index, frames in zip(count(), turns, strict=False):
-        yield Second(index, index * chunk_s, (index + 1) * chunk_s, frames)
+        yield VideoTurn(index, index * turn_s, (index + 1) * turn_s, frames)
 
 
 def _played_over_and_over(path: str, video: VideoConfig) -> Iterator[torch.Tensor]:
@@ -67,4 +67,4 @@ def _played_over_and_over(path: str, video: VideoConfig) -> Iterator[torch.Tenso
 
 
 def _opened(path: str, video: VideoConfig) -> VideoReader:
-    return open_video(path, fps=video.fps, chunk_s=video.chunk_s, decoder=video.decoder, prefetch=video.prefetch)
+    return open_video(path, fps=video.fps, turn_s=video.turn_s, decoder=video.decoder, prefetch=video.prefetch)

@@ -22,7 +22,7 @@ from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.limits import is_out_of_memory
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 Given = Mapping[str, Any] | None
 # Turns handed over ahead: while one is spoken to, the next can be seen.
@@ -79,12 +79,12 @@ def most_frames_per_s(
         video = replace(usual, fps=float(frames_per_s))
         share = usual.fps / frames_per_s if window == "tokens" else 1.0
         narrowed = replace(kept, vision_window_s=max(1.0, kept.vision_window_s * share))
-        trial = _reported(lambda: _keep_pace(model, narrowed, video, settings, trial_s), frames_per_s, video.chunk_s)
+        trial = _reported(lambda: _keep_pace(model, narrowed, video, settings, trial_s), frames_per_s, video.turn_s)
         if on_trial:
             on_trial(trial)
         return trial
 
-    step = math.ceil(model.family.temporal_patch_size / usual.chunk_s)  # a turn has whole temporal patches
+    step = math.ceil(model.family.temporal_patch_size / usual.turn_s)  # a turn has whole temporal patches
     return search(try_rate, step=step, most=most) | {"window": window}
 
 
@@ -93,22 +93,22 @@ def _keep_pace(
 ) -> list[float]:
     """Seconds from the end of each turn to the end of the next, once the window is full."""
     frames = turns_of(settings.source, video, height=settings.height, width=settings.width)
-    num_fill = math.ceil(cache.vision_window_s / video.chunk_s) + 1
-    num_turns = num_fill + max(2, round(trial_s / video.chunk_s))
+    num_fill = math.ceil(cache.vision_window_s / video.turn_s) + 1
+    num_turns = num_fill + max(2, round(trial_s / video.turn_s))
     with Engine(model, num_slots=1, cache_dtype=cache.dtype) as engine:
         session = engine.open(cache=cache, video=video, sampling=settings.sampling)
-        seconds = islice(numbered(cycle(frames), video.chunk_s), num_turns)
+        seconds = islice(numbered(cycle(frames), video.turn_s), num_turns)
         in_flight = deque(session.submit(second) for second in islice(seconds, _NUM_IN_FLIGHT))
         ended_at: list[float] = []
-        while in_flight and not _is_hopeless(ended_at[num_fill - 1 :], video.chunk_s):
+        while in_flight and not _is_hopeless(ended_at[num_fill - 1 :], video.turn_s):
             in_flight.popleft().result()
             ended_at.append(time.perf_counter())
             in_flight.extend(session.submit(second) for second in islice(seconds, 1))
     return [later - earlier for earlier, later in pairwise(ended_at[num_fill - 1 :])]
 
 
-def _is_hopeless(ended_at: Sequence[float], chunk_s: float) -> bool:
-    return len(ended_at) > 2 and ended_at[-1] - ended_at[0] > _HOPELESS * chunk_s * (len(ended_at) - 1)
+def _is_hopeless(ended_at: Sequence[float], turn_s: float) -> bool:
+    return len(ended_at) > 2 and ended_at[-1] - ended_at[0] > _HOPELESS * turn_s * (len(ended_at) - 1)
 
 
 def _reported(measure: Callable[[], list[float]], load: int, limit_s: float) -> Trial:
@@ -135,7 +135,7 @@ def most_streams(
 ) -> dict[str, Any]:
     """Search the most live streams of one engine with the p95 of all their turns below ``p95_s``.
 
-    Each stream brings a turn every ``chunk_s`` seconds of the wall clock, at a moment of its own, whether or not the
+    Each stream brings a turn every ``turn_s`` seconds of the wall clock, at a moment of its own, whether or not the
     one before is done. memory_share: of what a CUDA device has free, for the caches.
     """
     memory_bytes = None
@@ -163,17 +163,17 @@ class Crowd:
         self.engine, self.cache, self.settings = engine, cache, settings
         self.video = resolve(VideoConfig, settings.video, engine.model.stream_defaults)
         self.frames = turns_of(settings.source, self.video, height=settings.height, width=settings.width)
-        self.streams: list[tuple[StreamingSession, Iterator[Second]]] = []
+        self.streams: list[tuple[StreamingSession, Iterator[VideoTurn]]] = []
 
     def watch_(self, num_streams: int, duration_s: float, give_up_s: float) -> list[float]:
         """Seconds from when each turn was there to its last word; a turn that was given up counts as it stands."""
         self.resize_(num_streams)
-        chunk_s, times_s = self.video.chunk_s, []
+        turn_s, times_s = self.video.turn_s, []
         first_at = time.perf_counter()
         turns: dict[Future, float] = {}
-        for turn in range(max(1, round(duration_s / chunk_s))):
+        for turn in range(max(1, round(duration_s / turn_s))):
             for place, (session, seconds) in enumerate(self.streams):
-                due_at = first_at + (turn + place / num_streams) * chunk_s
+                due_at = first_at + (turn + place / num_streams) * turn_s
                 time.sleep(max(0.0, due_at - time.perf_counter()))
                 future = session.submit(next(seconds))
                 turns[future] = due_at
@@ -196,16 +196,16 @@ class Crowd:
         except EngineFull:
             self._close_but(num_open)
             raise
-        num_fill = math.ceil(self.cache.vision_window_s / self.video.chunk_s) + 1
+        num_fill = math.ceil(self.cache.vision_window_s / self.video.turn_s) + 1
         filling = [
             session.submit(next(seconds)) for _ in range(num_fill) for session, seconds in self.streams[num_open:]
         ]
         for future in filling:
             future.result()
 
-    def _opened(self) -> tuple[StreamingSession, Iterator[Second]]:
+    def _opened(self) -> tuple[StreamingSession, Iterator[VideoTurn]]:
         session = self.engine.open(cache=self.cache, video=self.video, sampling=self.settings.sampling)
-        return session, numbered(cycle(_from(self.frames, 7 * len(self.streams))), self.video.chunk_s)
+        return session, numbered(cycle(_from(self.frames, 7 * len(self.streams))), self.video.turn_s)
 
     def _close_but(self, num_streams: int):
         for session, _ in self.streams[num_streams:]:
@@ -244,9 +244,9 @@ def measure_batching(
     together = [engine.open(**opening) for _ in range(num_streams)]
     alone = [StreamingSession(model, **opening) for _ in range(num_streams)]
     footage = [
-        [numbered(cycle(_from(frames, 7 * place)), video.chunk_s) for place in range(num_streams)] for _ in range(2)
+        [numbered(cycle(_from(frames, 7 * place)), video.turn_s) for place in range(num_streams)] for _ in range(2)
     ]
-    num_fill = math.ceil(together[0].cache_config.vision_window_s / video.chunk_s) + 1
+    num_fill = math.ceil(together[0].cache_config.vision_window_s / video.turn_s) + 1
     repeats = []
     for turns in (num_fill, *[num_turns] * num_repeats):
         in_turn_s = _timed(lambda turns=turns: _in_turn(alone, footage[0], turns))
@@ -269,13 +269,15 @@ def _timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def _in_turn(sessions: Sequence[StreamingSession], footage: Sequence[Iterator[Second]], num_turns: int):
+def _in_turn(sessions: Sequence[StreamingSession], footage: Sequence[Iterator[VideoTurn]], num_turns: int):
     for _ in range(num_turns):
         for session, seconds in zip(sessions, footage, strict=True):
             session.step(next(seconds))
 
 
-def _batched(engine: Engine, sessions: Sequence[StreamingSession], footage: Sequence[Iterator[Second]], num_turns: int):
+def _batched(
+    engine: Engine, sessions: Sequence[StreamingSession], footage: Sequence[Iterator[VideoTurn]], num_turns: int
+):
     for _ in range(num_turns):
         futures = [session.submit(next(seconds)) for session, seconds in zip(sessions, footage, strict=True)]
         engine.run()

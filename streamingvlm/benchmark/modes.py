@@ -9,11 +9,11 @@ import torch
 from streamingvlm.benchmark.footage import endless_seconds
 from streamingvlm.benchmark.timed_turn import SynchronisedStats, TurnFigures, watch_turn
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
-from streamingvlm.inference.limits import Limits, is_out_of_memory
+from streamingvlm.inference.limits import StreamLimits, is_out_of_memory
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 # The first turns of a process make kernels, plans and buffers.
 _NUM_WARM_UP_TURNS = 3
@@ -58,7 +58,7 @@ def measure_mode(
     settings: StreamSettings,
     *,
     duration_s: float,
-    limits: Limits = Limits(),
+    limits: StreamLimits = StreamLimits(),
     num_synchronised: int = 30,
     on_turn: Callable[[TurnFigures], None] | None = None,
 ) -> ModeRun:
@@ -79,7 +79,7 @@ def measure_mode(
                         break
                 if model.device.type == "cuda" and not ended:
                     session.stats = SynchronisedStats(session.stats.capacity_tokens)
-                    synchronised.extend(_watch(session, seconds, num_synchronised * session.video_config.chunk_s))
+                    synchronised.extend(_watch(session, seconds, num_synchronised * session.video_config.turn_s))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -94,9 +94,9 @@ def _warm_up(session: StreamingSession, settings: StreamSettings):
     session.reset()
 
 
-def _watch(session: StreamingSession, seconds: Iterator[Second], duration_s: float) -> Iterator[TurnFigures]:
+def _watch(session: StreamingSession, seconds: Iterator[VideoTurn], duration_s: float) -> Iterator[TurnFigures]:
     stats: SessionStats = session.stats
-    for _ in range(max(1, round(duration_s / session.video_config.chunk_s))):
+    for _ in range(max(1, round(duration_s / session.video_config.turn_s))):
         with stats.stage("video"):
             second = next(seconds)
         yield watch_turn(session, second)

@@ -10,7 +10,7 @@ import torch
 from streamingvlm.inference.job import SpokenTurn
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.stats import SessionStats
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 _BYTES_PER_MB = 1024 * 1024
 
@@ -43,7 +43,7 @@ class TurnFigures:
 class TimedTurn(SpokenTurn):
     """A turn of a stream, measured; it is submitted as any other."""
 
-    def __init__(self, session: StreamingSession, second: Second):
+    def __init__(self, session: StreamingSession, second: VideoTurn):
         super().__init__(session, second, "", session.sampling_config.max_new_tokens)
         self.token_at: list[float] = []
         self.num_fed = self.num_seen = 0
@@ -67,7 +67,7 @@ class SynchronisedStats(SessionStats):
         super().spent_(name, spent_s + time.perf_counter() - asked)
 
 
-def watch_turn(session: StreamingSession, second: Second) -> TurnFigures:
+def watch_turn(session: StreamingSession, second: VideoTurn) -> TurnFigures:
     """Let a session watch a turn, and measure it."""
     job = TimedTurn(session, second)
     session.engine.submit(job)

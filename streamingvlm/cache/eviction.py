@@ -9,18 +9,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from streamingvlm.cache.layout import PROLOGUE_TURN, CacheLayout, Kind, Segment, Span
+from streamingvlm.cache.layout import PROLOGUE_TURN, CacheLayout, Segment, SegmentKind, Span
 from streamingvlm.config import TIME_SLACK_S, CacheConfig
 
-_VISION_KINDS = frozenset({Kind.VISION_START, Kind.VISION, Kind.VISION_END})
-_USER_KINDS = frozenset({Kind.USER_OPEN, Kind.TIME, Kind.USER_CLOSE})
-_SPOKEN_KINDS = frozenset({Kind.SPEECH, Kind.TAIL})
-_PASSING_KINDS = frozenset({Kind.TIME, Kind.QUESTION})
-_REPLY_KINDS = frozenset({Kind.REPLY_OPEN, Kind.SPEECH, Kind.TAIL, Kind.REPLY_END, Kind.LINE_FEED})
+_VISION_KINDS = frozenset({SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END})
+_USER_KINDS = frozenset({SegmentKind.USER_OPEN, SegmentKind.TIME, SegmentKind.USER_CLOSE})
+_SPOKEN_KINDS = frozenset({SegmentKind.SPEECH, SegmentKind.TAIL})
+_PASSING_KINDS = frozenset({SegmentKind.TIME, SegmentKind.QUESTION})
+_REPLY_KINDS = frozenset(
+    {SegmentKind.REPLY_OPEN, SegmentKind.SPEECH, SegmentKind.TAIL, SegmentKind.REPLY_END, SegmentKind.LINE_FEED}
+)
 
 
 @dataclass(frozen=True)
-class Eviction:
+class EvictionPlan:
     """What survives: spans of the old layout in the order of the new one.
 
     restart: the policy throws everything away; the stream opens anew with its prologue and its query.
@@ -46,27 +48,27 @@ class Eviction:
         return runs
 
 
-def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_s: float, end_s: float) -> Eviction:
+def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_s: float, end_s: float) -> EvictionPlan:
     """Decide what stays in the cache when turn number ``turn``, from ``start_s`` to ``end_s``, is about to come.
 
     Sec. 3.1 of the paper (arXiv 2510.09608) for ``streaming``; the released code at a940d8c for ``reference``.
     """
     spans = layout.spans()
     if config.policy == "streaming":
-        return Eviction(tuple(_streaming(spans, config, end_s)))
+        return EvictionPlan(tuple(_streaming(spans, config, end_s)))
     if config.policy == "reference":
-        return Eviction(tuple(_reference(spans, config, turn, end_s - start_s)))
+        return EvictionPlan(tuple(_reference(spans, config, turn, end_s - start_s)))
     if config.policy == "window" and _is_window_full(layout, config, end_s):
-        return Eviction((), restart=True)
-    return Eviction(spans)
+        return EvictionPlan((), restart=True)
+    return EvictionPlan(spans)
 
 
-def without_query(layout: CacheLayout) -> Eviction:
+def without_query(layout: CacheLayout) -> EvictionPlan:
     """Let the standing query go, so that another can take its place; its turn is from now on a turn as all others."""
-    return Eviction(tuple(span for span in layout.spans() if span.segment.kind is not Kind.QUERY))
+    return EvictionPlan(tuple(span for span in layout.spans() if span.segment.kind is not SegmentKind.QUERY))
 
 
-def text_survivors(
+def kept_text_ranges(
     num_tokens: int, sink_tokens: int, window_tokens: int, step_tokens: int = 1
 ) -> list[tuple[int, int]]:
     """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens``, and the last, at most ``window_tokens``.
@@ -82,19 +84,19 @@ def text_survivors(
 
 
 def capacity_tokens(
-    config: CacheConfig, *, markup_tokens: int, previous_tokens: int, turn_tokens: int, chunk_s: float
+    config: CacheConfig, *, markup_tokens: int, previous_tokens: int, turn_tokens: int, turn_s: float
 ) -> int | None:
     """The most tokens that the cache will ever hold, the newest turn and its reply included; None without a bound.
 
     markup_tokens: the prologue without its previous text, and the standing query; previous_tokens: the previous text
-    that the stream begins with; turn_tokens: the largest turn, reply and all; chunk_s: seconds a turn.
+    that the stream begins with; turn_tokens: the largest turn, reply and all; turn_s: seconds a turn.
     """
     if not config.is_bounded:
         return None
     window_s = (
         config.vision_window_s if config.policy == "window" else max(config.vision_window_s, config.turn_window_s)
     )
-    num_turns = max(1, math.floor(window_s / chunk_s + TIME_SLACK_S))
+    num_turns = max(1, math.floor(window_s / turn_s + TIME_SLACK_S))
     text_tokens = previous_tokens
     if config.policy != "window":
         kept_tokens = config.text_sink_tokens + config.text_window_tokens
@@ -103,7 +105,7 @@ def capacity_tokens(
 
 
 def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> Iterator[Span]:
-    asking_turns = {span.segment.turn for span in spans if span.segment.kind is Kind.QUERY}
+    asking_turns = {span.segment.turn for span in spans if span.segment.kind is SegmentKind.QUERY}
 
     def stays(segment: Segment) -> bool:
         age_s = end_s - segment.start_s - TIME_SLACK_S
@@ -119,16 +121,16 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
         is_asking = segment.turn in asking_turns and segment.kind not in _PASSING_KINDS
         return is_asking or in_vision or in_turns
 
-    retired = [s for s in spans if s.segment.kind is Kind.SPEECH and not stays(s.segment)]
+    retired = [s for s in spans if s.segment.kind is SegmentKind.SPEECH and not stays(s.segment)]
     previous = _previous_text(spans, retired)
     num_tokens = sum(span.segment.num_tokens for span in previous)
-    survivors = text_survivors(num_tokens, *config.text_limits)
+    survivors = kept_text_ranges(num_tokens, *config.text_limits)
     return _assemble(spans, _cut(previous, survivors), stays)
 
 
-def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, chunk_s: float) -> Iterator[Span]:
+def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, turn_s: float) -> Iterator[Span]:
     """Rounds instead of seconds, the last token of a reply taken for its tail, a window one token short."""
-    text_rounds, vision_rounds = (round(s / chunk_s) for s in (config.turn_window_s, config.vision_window_s))
+    text_rounds, vision_rounds = (round(s / turn_s) for s in (config.turn_window_s, config.vision_window_s))
 
     def stays(segment: Segment) -> bool:
         age = turn - segment.turn
@@ -136,7 +138,7 @@ def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, chunk_s:
             return age < text_rounds
         if segment.kind in _VISION_KINDS:
             return age < vision_rounds
-        if segment.kind is Kind.TIME and vision_rounds > text_rounds:
+        if segment.kind is SegmentKind.TIME and vision_rounds > text_rounds:
             return age < text_rounds
         return age < max(vision_rounds, text_rounds)
 
@@ -149,7 +151,7 @@ def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, chunk_s:
         and turn > 0
         and config.text_sink_tokens <= num_tokens - config.text_window_tokens
     ):
-        survivors = text_survivors(num_tokens, config.text_sink_tokens, config.text_window_tokens - 1)
+        survivors = kept_text_ranges(num_tokens, config.text_sink_tokens, config.text_window_tokens - 1)
     return _assemble(spans, _cut(previous, survivors), stays)
 
 
@@ -161,17 +163,17 @@ def _is_window_full(layout: CacheLayout, config: CacheConfig, end_s: float) -> b
 def _assemble(spans: tuple[Span, ...], previous: Iterable[Span], stays) -> Iterator[Span]:
     """Order the survivors: the prologue with the previous text in its place, then the turns."""
     for span in spans:
-        if span.segment.kind is Kind.PREVIOUS_CLOSE:
+        if span.segment.kind is SegmentKind.PREVIOUS_CLOSE:
             yield from previous
         is_prologue = span.segment.turn == PROLOGUE_TURN
-        if span.segment.kind is not Kind.PREVIOUS and (is_prologue or stays(span.segment)):
+        if span.segment.kind is not SegmentKind.PREVIOUS and (is_prologue or stays(span.segment)):
             yield span
 
 
 def _previous_text(spans: Iterable[Span], retired: Iterable[Span]) -> list[Span]:
     """The previous text with the words of the turns that leave at its end."""
-    moved = [span._replace(segment=replace(span.segment, kind=Kind.PREVIOUS)) for span in retired]
-    return [span for span in spans if span.segment.kind is Kind.PREVIOUS] + moved
+    moved = [span._replace(segment=replace(span.segment, kind=SegmentKind.PREVIOUS)) for span in retired]
+    return [span for span in spans if span.segment.kind is SegmentKind.PREVIOUS] + moved
 
 
 def _cut(spans: Iterable[Span], survivors: list[tuple[int, int]]) -> Iterator[Span]:

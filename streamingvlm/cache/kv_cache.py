@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from streamingvlm.cache.extents import Extents
+from streamingvlm.cache.range_allocator import RangeAllocator
 from streamingvlm.cache.storage import Plain, storage_named
 from streamingvlm.device import on_device
 from streamingvlm.errors import EngineFull
 
 # Row of the pool that belongs to no stream: what pads a batch is written there.
-SCRATCH_ROW = 0
+PADDING_SLOT = 0
 _FIRST_ROW = 1
 
 
@@ -59,7 +59,7 @@ class KVPool:
             torch.zeros(shape, dtype=self.storage.row_dtype, device=device) for _ in range(3)
         )
         self.is_elastic = is_elastic
-        self.extents = Extents(_FIRST_ROW + num_tokens, first=_FIRST_ROW)
+        self.extents = RangeAllocator(_FIRST_ROW + num_tokens, first=_FIRST_ROW)
         self.caches: list[KVCache] = []
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import NamedTuple
 PROLOGUE_TURN = -1
 
 
-class Kind(Enum):
+class SegmentKind(Enum):
     """What a run of tokens is to the chat; the value is its name in the printed table."""
 
     SYSTEM = "system"
@@ -49,7 +49,7 @@ class Segment:
     temporal_step: rotary positions between two temporal steps of that grid.
     """
 
-    kind: Kind
+    kind: SegmentKind
     num_tokens: int
     turn: int = PROLOGUE_TURN
     start_s: float = 0.0
@@ -82,13 +82,13 @@ class CacheLayout:
         """Return each segment with the range of its tokens."""
         return self._spans
 
-    def spans_of(self, kind: Kind) -> Iterator["Span"]:
+    def spans_of(self, kind: SegmentKind) -> Iterator["Span"]:
         """Yield each segment of one kind with the range of its tokens."""
         for segment, stop in zip(self.segments, self._stops, strict=True):
             if segment.kind is kind:
                 yield Span(segment, stop - segment.num_tokens, stop)
 
-    def count(self, *kinds: Kind) -> int:
+    def count(self, *kinds: SegmentKind) -> int:
         """Tokens of the given kinds."""
         return sum(segment.num_tokens for segment in self.segments if segment.kind in kinds)
 
@@ -110,7 +110,7 @@ class CacheLayout:
 
 
 def _is_prologue(segment: Segment) -> bool:
-    return segment.turn == PROLOGUE_TURN or segment.kind is Kind.PREVIOUS
+    return segment.turn == PROLOGUE_TURN or segment.kind is SegmentKind.PREVIOUS
 
 
 class Span(NamedTuple):
@@ -141,7 +141,7 @@ def _table_rows(layout: CacheLayout) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _group(segment: Segment) -> object:
-    return Kind.PREVIOUS if segment.kind is Kind.PREVIOUS else segment.turn
+    return SegmentKind.PREVIOUS if segment.kind is SegmentKind.PREVIOUS else segment.turn
 
 
 def _run_row(run: list[Span]) -> tuple[str, str, str, str]:

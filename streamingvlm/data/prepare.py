@@ -35,7 +35,7 @@ SPARE_BYTES = 16_000_000
 class PrepareConfig:
     """What a recording is, whatever is selected from it.
 
-    chunk_s, fps: seconds a turn and frames a second, as the model will be run.
+    turn_s, fps: seconds a turn and frames a second, as the model will be run.
     min_video_s: shorter videos are left out.
     query: asked in recordings that bring none of their own.
     questions: ``keep`` what is asked in mid-stream, in a column of its own, or ``drop`` it; the lines are the same.
@@ -43,7 +43,7 @@ class PrepareConfig:
     num_workers: videos checked at a time.
     """
 
-    chunk_s: float = 1.0
+    turn_s: float = 1.0
     fps: float = 2.0
     min_video_s: float = 16.0
     query: str = ""
@@ -54,7 +54,7 @@ class PrepareConfig:
 
     def __post_init__(self):
         one_of("questions", self.questions, ("keep", "drop"))
-        above("chunk_s", self.chunk_s, 0, "seconds a turn")
+        above("turn_s", self.turn_s, 0, "seconds a turn")
         above("fps", self.fps, 0, "frames a second")
         at_least("min_video_s", self.min_video_s, 0, "0 takes every video")
         at_least("held_out_fraction", self.held_out_fraction, 0, "0 holds nothing out")
@@ -90,7 +90,7 @@ def prepare(
     survey = survey_sources(
         named,
         fps=config.fps,
-        chunk_s=config.chunk_s,
+        turn_s=config.turn_s,
         min_video_s=config.min_video_s,
         num_workers=config.num_workers,
     )
@@ -172,7 +172,7 @@ class _Preparation:
         """All that a person wants to know of the folder, as JSON."""
         survey = self.survey
         return {
-            "chunk_s": self.config.chunk_s,
+            "turn_s": self.config.turn_s,
             "fps": self.config.fps,
             "video_root": str(self.root),
             "settings": {"prepare": asdict(self.config), "selection": asdict(self.selection)},
@@ -203,7 +203,7 @@ class _Preparation:
 
     def _hear(self, entry: Entry, probe: VideoProbe) -> "_Heard":
         """Find out what is said. Raises DataError or VideoError where that is nothing, or cannot be known."""
-        part = part_of(entry, probe, chunk_s=self.config.chunk_s)
+        part = part_of(entry, probe, turn_s=self.config.turn_s)
         transcript, mended = mend(self._cues(entry), start_s=part.start_s, end_s=part.end_s)
         if not transcript.words:
             raise DataError("nothing is said in it")
@@ -231,7 +231,7 @@ class _Preparation:
             "category": said.category,
             "source": heard.entry.origin,
         }
-        lines = transcript.lines(start_s=part.start_s, num_turns=part.num_turns, chunk_s=part.chunk_s)
+        lines = transcript.lines(start_s=part.start_s, num_turns=part.num_turns, turn_s=part.turn_s)
         return {
             **{name: clean_text(text) for name, text in texts.items()},
             "start_s": part.start_s,
@@ -253,7 +253,7 @@ class _Preparation:
         self.questions["outside_the_recording"] += len(said.questions) - len(inside)
         return [
             {
-                "turn": turn_of(asked.ask_s, start_s=part.start_s, chunk_s=part.chunk_s),
+                "turn": turn_of(asked.ask_s, start_s=part.start_s, turn_s=part.turn_s),
                 "question": clean_text(asked.question),
                 "answer": clean_text(asked.answer),
             }
@@ -263,7 +263,7 @@ class _Preparation:
     def _chunks(self, recording: dict[str, Any], part: Part, transcript: Transcript) -> list[dict[str, Any]]:
         lines = recording["lines"]
         kept, reason, num_dropped = select(
-            transcript.words, lines, self.selection, start_s=part.start_s, chunk_s=part.chunk_s
+            transcript.words, lines, self.selection, start_s=part.start_s, turn_s=part.turn_s
         )
         self.dropped_chunks[reason] += num_dropped
         split = split_of(recording["video"], held_out_fraction=self.config.held_out_fraction, seed=self.config.seed)
@@ -280,14 +280,14 @@ class _Preparation:
 
     def _count(self, recording: dict[str, Any], chunks: Sequence[dict[str, Any]]):
         split = chunks[0]["split"]
-        num_seconds = sum(chunk["num_turns"] for chunk in chunks) * self.config.chunk_s
+        num_seconds = sum(chunk["num_turns"] for chunk in chunks) * self.config.turn_s
         self.counts.update(
             recordings=1,
             chunks=len(chunks),
             words=sum(len(line.split()) for line in recording["lines"]),
             **{f"chunks_{split}": len(chunks)},
         )
-        self.hours["recordings"] += recording["num_turns"] * self.config.chunk_s / 3600
+        self.hours["recordings"] += recording["num_turns"] * self.config.turn_s / 3600
         self.hours[f"chunks_{split}"] += num_seconds / 3600
 
     def _cleaning(self) -> dict[str, int]:

@@ -38,9 +38,9 @@ class PreparedData:
         return cls(folder, recordings, chunks, manifest)
 
     @property
-    def chunk_s(self) -> float:
+    def turn_s(self) -> float:
         """Seconds a turn."""
-        return self.manifest["chunk_s"]
+        return self.manifest["turn_s"]
 
     @property
     def video_root(self) -> Path:

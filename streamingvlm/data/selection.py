@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Literal
 
 from streamingvlm.config import TIME_SLACK_S, at_least, one_of
+from streamingvlm.data.chunks import plan_chunks
 from streamingvlm.data.transcript import Word, turn_of
-from streamingvlm.training.chunks import plan_chunks
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class SelectionConfig:
 
 
 def select(
-    words: Sequence[Word], lines: Sequence[str], config: SelectionConfig, *, start_s: float, chunk_s: float
+    words: Sequence[Word], lines: Sequence[str], config: SelectionConfig, *, start_s: float, turn_s: float
 ) -> tuple[list[range], str, int]:
     """Return the turns of the chunks that are kept, and why how many others were not."""
     if config.kind == "annealing":
-        return _annealing(words, len(lines), config, start_s=start_s, chunk_s=chunk_s)
+        return _annealing(words, len(lines), config, start_s=start_s, turn_s=turn_s)
     planned = plan_chunks(len(lines), chunk_turns=config.chunk_turns, overlap_turns=config.overlap_turns)
-    kept = [turns for turns in planned if is_dense(lines, turns, config.min_words_per_s * chunk_s)]
+    kept = [turns for turns in planned if is_dense(lines, turns, config.min_words_per_s * turn_s)]
     return kept, f"fewer than {config.min_words_per_s:g} words a second", len(planned) - len(kept)
 
 
@@ -79,12 +79,12 @@ def cut_evenly(turns: range, max_turns: int) -> list[range]:
 
 
 def _annealing(
-    words: Sequence[Word], num_turns: int, config: SelectionConfig, *, start_s: float, chunk_s: float
+    words: Sequence[Word], num_turns: int, config: SelectionConfig, *, start_s: float, turn_s: float
 ) -> tuple[list[range], str, int]:
     pieces = []
     for run in runs_without_silence(words, config.max_silence_s):
-        first = max(0, int((run[0].start_s - start_s) / chunk_s + TIME_SLACK_S))
-        last = turn_of(run[-1].end_s, start_s=start_s, chunk_s=chunk_s)
+        first = max(0, int((run[0].start_s - start_s) / turn_s + TIME_SLACK_S))
+        last = turn_of(run[-1].end_s, start_s=start_s, turn_s=turn_s)
         pieces += cut_evenly(range(first, min(last + 1, num_turns)), config.max_turns)
     kept = [turns for turns in pieces if len(turns) >= config.min_turns]
     return kept, f"fewer than {config.min_turns} turns without a silence", len(pieces) - len(kept)

@@ -27,12 +27,12 @@ class Part:
 
     start_s: float
     num_turns: int
-    chunk_s: float
+    turn_s: float
 
     @property
     def end_s(self) -> float:
         """Where the last turn ends."""
-        return self.start_s + self.num_turns * self.chunk_s
+        return self.start_s + self.num_turns * self.turn_s
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Survey:
 
 
 def survey_sources(
-    sources: Sequence[Source], *, fps: float, chunk_s: float, min_video_s: float, num_workers: int
+    sources: Sequence[Source], *, fps: float, turn_s: float, min_video_s: float, num_workers: int
 ) -> Survey:
     """List all entries and decode the beginning and the end of every video that they name."""
     found = Survey(sources)
@@ -78,14 +78,14 @@ def survey_sources(
         found.num_recordings[entry.video] += 1
         if entry.transcript and entry.transcript.is_file():
             found.num_text_bytes += entry.transcript.stat().st_size
-    probe = partial(_probed, fps=fps, chunk_s=chunk_s, min_video_s=min_video_s)
+    probe = partial(_probed, fps=fps, turn_s=turn_s, min_video_s=min_video_s)
     videos = list(found.num_recordings)
     for video, probed in zip(videos, map_in_threads(probe, videos, num_workers), strict=True):
         if isinstance(probed, str):
             found.unusable[video] = probed
         else:
             found.probes[video] = probed
-            found.num_text_bytes += round(probed.num_chunks * chunk_s * BYTES_A_SPOKEN_SECOND)
+            found.num_text_bytes += round(probed.num_chunks * turn_s * BYTES_A_SPOKEN_SECOND)
     log.info("%d videos checked, %d of them cannot be used", len(found.num_recordings), len(found.unusable))
     return found
 
@@ -105,17 +105,17 @@ def distinct_entries(sources: Iterable[Source]) -> Iterator[Entry | Refusal]:
             yield entry
 
 
-def part_of(entry: Entry, probe: VideoProbe, *, chunk_s: float) -> Part:
+def part_of(entry: Entry, probe: VideoProbe, *, turn_s: float) -> Part:
     """Return the part of its video that an entry means; DataError where that is less than a turn."""
-    there_s = probe.num_chunks * chunk_s
+    there_s = probe.num_chunks * turn_s
     start_s, end_s = entry.said.start_s, entry.said.end_s
     until_s = there_s if end_s is None else min(end_s, there_s)
-    num_turns = math.floor((until_s - start_s) / chunk_s + TIME_SLACK_S)
+    num_turns = math.floor((until_s - start_s) / turn_s + TIME_SLACK_S)
     if num_turns < 1:
         raise DataError(
             f"means {start_s:g} to {until_s if end_s is None else end_s:g} s of a video of {there_s:g} s: not one turn"
         )
-    return Part(start_s, num_turns, chunk_s)
+    return Part(start_s, num_turns, turn_s)
 
 
 def _fingerprint(entry: Entry) -> int:
@@ -124,13 +124,13 @@ def _fingerprint(entry: Entry) -> int:
     return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
-def _probed(video: Path, *, fps: float, chunk_s: float, min_video_s: float) -> VideoProbe | str:
+def _probed(video: Path, *, fps: float, turn_s: float, min_video_s: float) -> VideoProbe | str:
     """What a video holds, or why it cannot be used."""
     try:
-        probe = probe_video(video, fps=fps, chunk_s=chunk_s)
+        probe = probe_video(video, fps=fps, turn_s=turn_s)
     except VideoError as error:
         return str(error)
-    duration_s = probe.num_chunks * chunk_s
+    duration_s = probe.num_chunks * turn_s
     if duration_s < min_video_s:
         return f"lasts {duration_s:g} s, less than min_video_s={min_video_s:g}"
     return probe

@@ -63,19 +63,19 @@ class Transcript:
 
     words: tuple[Word, ...] = ()
 
-    def lines(self, *, start_s: float, num_turns: int, chunk_s: float = 1.0) -> list[str]:
+    def lines(self, *, start_s: float, num_turns: int, turn_s: float = 1.0) -> list[str]:
         """Return the text of each turn, "" for a silent one; a word belongs to the turn in which it ends."""
         spoken: list[list[str]] = [[] for _ in range(num_turns)]
         for word in self.words:
-            turn = turn_of(word.end_s, start_s=start_s, chunk_s=chunk_s)
+            turn = turn_of(word.end_s, start_s=start_s, turn_s=turn_s)
             if turn < num_turns:
                 spoken[turn].append(word.text)
         return [" ".join(words) for words in spoken]
 
 
-def turn_of(end_s: float, *, start_s: float, chunk_s: float) -> int:
-    """Return the turn that a moment ends: turn i lasts until ``start_s + (i + 1) * chunk_s``, that moment included."""
-    return max(0, math.ceil((end_s - start_s - TIME_SLACK_S) / chunk_s) - 1)
+def turn_of(end_s: float, *, start_s: float, turn_s: float) -> int:
+    """Return the turn that a moment ends: turn i lasts until ``start_s + (i + 1) * turn_s``, that moment included."""
+    return max(0, math.ceil((end_s - start_s - TIME_SLACK_S) / turn_s) - 1)
 
 
 def mend(cues: Iterable[Cue], *, start_s: float = 0.0, end_s: float = math.inf) -> tuple[Transcript, Counter[str]]:

@@ -18,7 +18,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.video.reader import open_video
@@ -87,7 +88,7 @@ def stream_held_out(
 def _watch(session: StreamingSession, path: Path, start_s: float, num_turns: int) -> Iterator[Commentary]:
     config = session.video_config
     with open_video(
-        path, fps=config.fps, chunk_s=config.chunk_s, decoder=config.decoder, prefetch=config.prefetch, start_s=start_s
+        path, fps=config.fps, turn_s=config.turn_s, decoder=config.decoder, prefetch=config.prefetch, start_s=start_s
     ) as reader:
         # With the file's own times, as training tells them.
         for second in islice(reader, num_turns):

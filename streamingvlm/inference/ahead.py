@@ -6,16 +6,17 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from streamingvlm.inference.job import Job
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 if TYPE_CHECKING:
-    from streamingvlm.inference.session import Commentary, StreamingSession
+    from streamingvlm.inference.commentary import Commentary
+    from streamingvlm.inference.session import StreamingSession
 
 # The turn that is spoken, and the one that is seen meanwhile.
 _TURNS_IN_ENGINE = 2
 
 
-def follow_ahead(session: "StreamingSession", seconds: Iterator[Second]) -> Iterator["Commentary"]:
+def follow_ahead(session: "StreamingSession", seconds: Iterator[VideoTurn]) -> Iterator["Commentary"]:
     """Yield what is said of each second; they are taken in a thread of their own, at most one ahead.
 
     An error of the source is raised when what came before it has been said.
@@ -36,7 +37,7 @@ def follow_ahead(session: "StreamingSession", seconds: Iterator[Second]) -> Iter
 class _HandingOver:
     """Takes seconds from a source and hands them to the engine, as far as there is room."""
 
-    def __init__(self, session: "StreamingSession", seconds: Iterator[Second]):
+    def __init__(self, session: "StreamingSession", seconds: Iterator[VideoTurn]):
         self.session = session
         self.seconds = seconds
         self.jobs: SimpleQueue[Job | Exception | None] = SimpleQueue()

@@ -18,8 +18,9 @@ import torch
 
 from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
-from streamingvlm.inference.session import Commentary, StreamingSession
-from streamingvlm.video.clock import Second
+from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.session import StreamingSession
+from streamingvlm.video.clock import VideoTurn
 
 QUESTION = "Look at the last second of the video. Is this true of it: {condition}? Answer yes or no."
 DESCRIBE = "What is to be seen right now? Answer in one short sentence."
@@ -70,11 +71,11 @@ class Alert:
         self.num_undecided = 0
         self._is_met = False
 
-    def stream(self, source: str | Path | Iterable[Second]) -> Iterator[AlertLine]:
+    def stream(self, source: str | Path | Iterable[VideoTurn]) -> Iterator[AlertLine]:
         """Watch a file, or seconds from any iterable, and yield a line a turn, as ``StreamingSession.stream`` does."""
         return self.session.stream(source, step=self.step)
 
-    def step(self, frames: torch.Tensor | Second) -> AlertLine:
+    def step(self, frames: torch.Tensor | VideoTurn) -> AlertLine:
         """Take in one turn in silence, and speak if the condition has come true."""
         started = time.perf_counter()
         line = self.session.hear(frames, "")

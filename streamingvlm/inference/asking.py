@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from streamingvlm.cache.layout import Kind, Segment
+from streamingvlm.cache.layout import Segment, SegmentKind
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.job import Job
 from streamingvlm.inference.sampling import Sampler
@@ -49,10 +49,10 @@ class _ForkJob(Job):
 
     def _message(self) -> Iterator[Tokens]:
         turn_format, segments = self.session.format, self.decoder.layout.segments
-        last = segments[-1] if segments else Segment(Kind.SYSTEM, 0)
+        last = segments[-1] if segments else Segment(SegmentKind.SYSTEM, 0)
         if not segments:
             yield turn_format.prologue(self.session.previous_text)
-        elif last.kind is Kind.REPLY_END:
+        elif last.kind is SegmentKind.REPLY_END:
             yield turn_format.line_feed(_moment(last.turn, last))
         yield turn_format.message(_moment(self.session.num_turns, last), self.question)
 

@@ -11,13 +11,13 @@ from itertools import chain, dropwhile, islice
 
 import torch
 
-from streamingvlm.cache.eviction import Eviction
+from streamingvlm.cache.eviction import EvictionPlan
 from streamingvlm.cache.kv_cache import KVCache, num_in_place
-from streamingvlm.cache.layout import CacheLayout, Kind
+from streamingvlm.cache.layout import CacheLayout, SegmentKind
 from streamingvlm.cache.positions import contiguous_positions, next_position
 from streamingvlm.config import CacheConfig
 from streamingvlm.device import on_device
-from streamingvlm.model.packing import Run
+from streamingvlm.model.attention_metadata import SequenceSlice
 from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.turns import Tokens
 
@@ -101,7 +101,7 @@ class StreamingDecoder:
         self._number_()
         return self._next_position
 
-    def evict_(self, eviction: Eviction):
+    def evict_(self, eviction: EvictionPlan):
         """Drop and move what the policy decided; no pending token may stand before a cached one afterwards."""
         assert not self.moves_pending(eviction), "tokens that are to be moved must be fed first"
         if self.config.recompute:
@@ -110,7 +110,7 @@ class StreamingDecoder:
         else:
             num_cached = self.kv.num_tokens
             self.kv.gather_([range(r.start, min(r.stop, num_cached)) for r in eviction.runs if r.start < num_cached])
-            if self.config.reread_text:
+            if self.config.recompute_text:
                 # What stands before the first token that changed its place sees what it has always seen.
                 first, stop = num_in_place(eviction.runs), eviction.layout.prologue.num_tokens
                 self.unread = range(min(first, stop, self.unread.start if self.unread else stop), stop)
@@ -122,10 +122,10 @@ class StreamingDecoder:
             parts = [self._positions[:, r.start : r.stop] for r in (range(0), *eviction.runs)]
             self._positions = torch.cat(parts, dim=1)
         self.layout = eviction.layout
-        turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is Kind.VISION}
+        turns_in_sight = {segment.turn for segment in self.layout.segments if segment.kind is SegmentKind.VISION}
         self.vision = {turn: vision for turn, vision in self.vision.items() if turn in turns_in_sight}
 
-    def moves_pending(self, eviction: Eviction) -> bool:
+    def moves_pending(self, eviction: EvictionPlan) -> bool:
         """Whether a token that has no keys yet would no longer stand at the end, where it can still be fed."""
         if self.config.recompute:
             return False
@@ -182,14 +182,14 @@ class StreamingDecoder:
             self._next_position = next_position(self._positions)
             self._is_numbered = True
 
-    def waiting(self, max_tokens: int | None = None) -> list[Run]:
+    def waiting(self, max_tokens: int | None = None) -> list[SequenceSlice]:
         """What is to be fed next, at most ``max_tokens`` of it: the previous text to be read anew, what is pending."""
         room = len(self.ids) if max_tokens is None else max_tokens
         reread = self.unread[:room]
         pending = range(self.kv.num_tokens, len(self.ids))[: room - len(reread)]
-        return [Run.of(self.kv, part.start, part.stop) for part in (reread, pending) if part]
+        return [SequenceSlice.of(self.kv, part.start, part.stop) for part in (reread, pending) if part]
 
-    def fed_(self, runs: list[Run]):
+    def fed_(self, runs: list[SequenceSlice]):
         """Count as fed what was ``waiting``; what was seen and is in the cache now is let go."""
         for run in runs:
             if run.first == self.kv.num_tokens:
@@ -218,7 +218,7 @@ class StreamingDecoder:
         """Count the token of the reply that was fed as cached."""
         self.kv.num_tokens += 1
 
-    def pending_vision(self, runs: list[Run]) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+    def pending_vision(self, runs: list[SequenceSlice]) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
         """For each part of a vision span in ``runs``: where it begins, counted over the runs, and what it shows."""
         offset = 0
         for run in runs:
@@ -228,7 +228,7 @@ class StreamingDecoder:
 
     def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
         num_before: dict[int, int] = {}  # a turn may have several spans, which share its features in order
-        for segment, start, end in self.layout.spans_of(Kind.VISION):
+        for segment, start, end in self.layout.spans_of(SegmentKind.VISION):
             if start >= stop:
                 return
             origin = start - num_before.get(segment.turn, 0)

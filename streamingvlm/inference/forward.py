@@ -11,11 +11,11 @@ import torch
 from streamingvlm.cache.kv_cache import KVPool
 from streamingvlm.device import on_device
 from streamingvlm.inference.decoder import StreamingDecoder
+from streamingvlm.model.attention_metadata import AttentionMetadata, SequenceSlice
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.model.packing import PackedTokens, Run
-from streamingvlm.model.text_states import Deepstack, Ends, text_states
+from streamingvlm.model.text_forward import Deepstack, LogitsIndices, forward_text
 
-Meal = tuple[StreamingDecoder, list[Run]]
+Meal = tuple[StreamingDecoder, list[SequenceSlice]]
 
 
 def feed_(model: StreamingModel, pool: KVPool, meals: Sequence[Meal]) -> torch.Tensor:
@@ -32,9 +32,11 @@ def feed_(model: StreamingModel, pool: KVPool, meals: Sequence[Meal]) -> torch.T
     cos, sin = (torch.cat(parts) for parts in zip(*rotations, strict=True))
     places = _last_places(meals)
     lasts = [replace(part[-1], first=part[-1].stop - 1) for _, part in meals]
-    ends = Ends(places, PackedTokens(pool, lasts, cos[places], sin[places]))
+    ends = LogitsIndices(places, AttentionMetadata(pool, lasts, cos[places], sin[places]))
     embeds, deepstack = _inputs(model, meals)
-    hidden = text_states(model.text_model, embeds, PackedTokens(pool, runs, cos, sin), ends=ends, deepstack=deepstack)
+    hidden = forward_text(
+        model.text_model, embeds, AttentionMetadata(pool, runs, cos, sin), ends=ends, deepstack=deepstack
+    )
     for decoder, part in meals:
         decoder.fed_(part)
     return model.logits(hidden)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from streamingvlm.cache.eviction import plan_eviction, without_query
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.inference.forward import feed_all_
 from streamingvlm.model.vision import VisionEncoder, VisionFeatures
 from streamingvlm.turns import Tokens, Turn
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 if TYPE_CHECKING:
     from streamingvlm.inference.decoder import StreamingDecoder
@@ -129,10 +129,10 @@ class Job(ABC):
 class _TurnJob(Job):
     """A turn of video: frames, or a Second that brings its own times; a question of this turn alone."""
 
-    def __init__(self, session: "StreamingSession", frames: torch.Tensor | Second, question: str):
+    def __init__(self, session: "StreamingSession", frames: torch.Tensor | VideoTurn, question: str):
         super().__init__(session)
         self.frames, self.second = frames, None
-        if isinstance(frames, Second):
+        if isinstance(frames, VideoTurn):
             self.frames, self.detail = frames.frames, frames.detail
             self.second = replace(frames, frames=_GONE)  # frames are held no longer than they are needed
         self.question = question
@@ -154,8 +154,8 @@ class _TurnJob(Job):
         self.is_open = True
 
     def _turn(self) -> Turn:
-        index, chunk_s = self.session.num_turns, self.session.video_config.chunk_s
-        start_s, end_s = index * chunk_s, (index + 1) * chunk_s
+        index, turn_s = self.session.num_turns, self.session.video_config.turn_s
+        start_s, end_s = index * turn_s, (index + 1) * turn_s
         if self.second is not None:
             start_s, end_s = self.second.start_s, self.second.end_s
         return Turn(index, start_s, end_s, self.vision.grid)
@@ -179,7 +179,7 @@ class _TurnJob(Job):
     def _append(self, query: str):
         turn_format, decoder = self.session.format, self.decoder
         last = decoder.layout.segments[-1]
-        if last.kind is Kind.REPLY_END:
+        if last.kind is SegmentKind.REPLY_END:
             decoder.extend_(turn_format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
         decoder.extend_(turn_format.open_turn(self.turn, query, self.question))
 
@@ -190,7 +190,9 @@ class SpokenTurn(_TurnJob):
     A threshold on the silent token is how VideoLLM-online (arXiv 2406.11816) corrects a model that is too quiet.
     """
 
-    def __init__(self, session: "StreamingSession", frames: torch.Tensor | Second, question: str, max_new_tokens: int):
+    def __init__(
+        self, session: "StreamingSession", frames: torch.Tensor | VideoTurn, question: str, max_new_tokens: int
+    ):
         super().__init__(session, frames, question)
         self.max_new_tokens = max_new_tokens
         self.first_ids = (session.format.silent_ids,)
@@ -243,7 +245,7 @@ class SpokenTurn(_TurnJob):
 class HeardTurn(_TurnJob):
     """A turn whose words are given: they are fed as if they had been said, and the end waits as then."""
 
-    def __init__(self, session: "StreamingSession", frames: torch.Tensor | Second, words: str, question: str):
+    def __init__(self, session: "StreamingSession", frames: torch.Tensor | VideoTurn, words: str, question: str):
         super().__init__(session, frames, question)
         self.words = words
 

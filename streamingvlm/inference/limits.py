@@ -13,7 +13,7 @@ _CPU_MEMORY_MESSAGE = "can't allocate memory"
 
 
 @dataclass(frozen=True)
-class Limits:
+class StreamLimits:
     """When a stream is ended before its time; None is no limit.
 
     cache_mb: memory of the cache's tensors; busy_s: seconds of work in all.

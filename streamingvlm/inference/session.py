@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoCo
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.ahead import follow_ahead
 from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.job import HeardTurn, SpokenTurn
@@ -28,44 +29,9 @@ from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper, read_settin
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import Turn
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader
-
-
-@dataclass(frozen=True)
-class Commentary:
-    """What was said of one turn.
-
-    start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
-    latency_s: seconds from the frames to the last word, in an engine with those of waiting for other streams.
-    silence: the probability that the model gave to saying nothing, None where it was not asked.
-    age_s: how old the newest frame of the turn was when the line was finished; None where it was not live.
-    dropped_s, coalesced_s: seconds of a live stream that went by unseen just before the turn, and that it stands for
-    beyond its own, as the model was late; detail: the share of pixels and tokens that was spent on it.
-    """
-
-    start_s: float
-    end_s: float
-    text: str
-    num_tokens: int = 0
-    latency_s: float = 0.0
-    silence: float | None = None
-    age_s: float | None = None
-    dropped_s: float = 0.0
-    coalesced_s: float = 0.0
-    detail: float = 1.0
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether nothing was said."""
-        return not self.text
-
-    def __str__(self) -> str:
-        hours, rest = divmod(int(self.start_s), 3600)
-        clock = f"{rest // 60:02d}:{rest % 60:02d}"
-        return f"[{hours}:{clock}] {self.text}" if hours else f"[{clock}] {self.text}"
-
 
 LineT = TypeVar("LineT", bound=Commentary)
 
@@ -195,11 +161,11 @@ class StreamingSession:
 
     def stream(
         self,
-        source: str | Path | PushedFrames | Iterable[Second],
+        source: str | Path | PushedFrames | Iterable[VideoTurn],
         *,
         start_s: float = 0.0,
         live: LiveConfig | Mapping[str, Any] | None = None,
-        step: Callable[[Second], LineT] | None = None,
+        step: Callable[[VideoTurn], LineT] | None = None,
     ) -> Iterator[LineT]:
         """Watch a source and yield a Commentary a turn, silent ones included.
 
@@ -216,7 +182,7 @@ class StreamingSession:
         with open_source(
             source,
             fps=config.fps,
-            chunk_s=config.chunk_s,
+            turn_s=config.turn_s,
             decoder=config.decoder,
             prefetch=config.prefetch,
             start_s=start_s,
@@ -224,7 +190,7 @@ class StreamingSession:
         ) as self.reader:
             yield from self._follow(self.reader, step)
 
-    def _follow(self, seconds: Iterator[Second], step: Callable[[Second], LineT] | None) -> Iterator[LineT]:
+    def _follow(self, seconds: Iterator[VideoTurn], step: Callable[[VideoTurn], LineT] | None) -> Iterator[LineT]:
         if step is None and self.engine.looks_ahead:
             yield from follow_ahead(self, seconds)
             return
@@ -237,11 +203,11 @@ class StreamingSession:
             yield step(second)
 
     def step(
-        self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
+        self, frames: torch.Tensor | VideoTurn, *, question: str = "", max_new_tokens: int | None = None
     ) -> Commentary:
         """Take in one turn of video and speak.
 
-        frames: uint8 [F, 3, H, W], RGB, ``fps * chunk_s`` of them; they are taken to follow the turn before. A Second
+        frames: uint8 [F, 3, H, W], RGB, ``fps * turn_s`` of them; they are taken to follow the turn before. A Second
         brings its own times. Raises VideoError for frames of another shape.
         question: asked in this turn, after the video; it goes from the cache with the turn, unlike the query, and the
         answer becomes previous text as all that is said. The cache grows where the question does not fit.
@@ -250,7 +216,7 @@ class StreamingSession:
         return self.engine.do(self.spoken_turn(frames, question, max_new_tokens))
 
     def submit(
-        self, frames: torch.Tensor | Second, *, question: str = "", max_new_tokens: int | None = None
+        self, frames: torch.Tensor | VideoTurn, *, question: str = "", max_new_tokens: int | None = None
     ) -> Future[Commentary]:
         """Hand over one turn, as ``step`` does, and go on; turns of a stream are taken in the order of their coming.
 
@@ -258,7 +224,7 @@ class StreamingSession:
         """
         return self.engine.submit(self.spoken_turn(frames, question, max_new_tokens))
 
-    def hear(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Commentary:
+    def hear(self, frames: torch.Tensor | VideoTurn, words: str, *, question: str = "") -> Commentary:
         """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
 
         The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
@@ -266,7 +232,7 @@ class StreamingSession:
         """
         return self.engine.do(HeardTurn(self, frames, words, question))
 
-    def submit_heard(self, frames: torch.Tensor | Second, words: str, *, question: str = "") -> Future[Commentary]:
+    def submit_heard(self, frames: torch.Tensor | VideoTurn, words: str, *, question: str = "") -> Future[Commentary]:
         """Hand over one turn with its words, as ``hear`` does, and go on."""
         return self.engine.submit(HeardTurn(self, frames, words, question))
 
@@ -296,11 +262,11 @@ class StreamingSession:
         return AskJob(self, question, limit)
 
     def spoken_turn(
-        self, frames: torch.Tensor | Second, question: str = "", max_new_tokens: int | None = None
+        self, frames: torch.Tensor | VideoTurn, question: str = "", max_new_tokens: int | None = None
     ) -> SpokenTurn:
         """Return the job of one turn, as ``step`` takes it, to be submitted to the engine."""
         if max_new_tokens is None:
-            detail = frames.detail if isinstance(frames, Second) else 1.0
+            detail = frames.detail if isinstance(frames, VideoTurn) else 1.0
             max_new_tokens = math.ceil(self.sampling_config.max_new_tokens * detail)
         at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
         return SpokenTurn(self, frames, question, max_new_tokens)
@@ -320,7 +286,7 @@ class StreamingSession:
         num_tokens: int,
         *,
         silence: float | None = None,
-        shown: Second | None = None,
+        shown: VideoTurn | None = None,
     ) -> Commentary:
         """Count a turn that was closed.
 
@@ -343,7 +309,7 @@ class StreamingSession:
         return line
 
 
-def _lag_of(shown: Second | None) -> dict[str, float | None]:
+def _lag_of(shown: VideoTurn | None) -> dict[str, float | None]:
     """What a line tells of how late it is."""
     if shown is None:
         return {}

@@ -78,5 +78,5 @@ class StreamSetup:
             markup_tokens=markup_tokens,
             previous_tokens=previous_tokens,
             turn_tokens=turn_tokens,
-            chunk_s=self.video.chunk_s,
+            turn_s=self.video.turn_s,
         )

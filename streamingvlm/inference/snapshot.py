@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from streamingvlm.cache.layout import CacheLayout, Kind, Segment
+from streamingvlm.cache.layout import CacheLayout, Segment, SegmentKind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, SnapshotError
 from streamingvlm.inference.decoder import StreamingDecoder, StreamState
@@ -246,4 +246,4 @@ def _row_of(segment: Segment) -> list:
 
 def _segment_of(row: Sequence) -> Segment:
     kind, num_tokens, turn, start_s, end_s, grid, temporal_step = row
-    return Segment(Kind(kind), num_tokens, turn, start_s, end_s, grid and tuple(grid), temporal_step)
+    return Segment(SegmentKind(kind), num_tokens, turn, start_s, end_s, grid and tuple(grid), temporal_step)

@@ -12,16 +12,16 @@ from typing import Protocol
 
 import torch
 
-from streamingvlm.cache.kv_cache import SCRATCH_ROW, KVPool
+from streamingvlm.cache.kv_cache import PADDING_SLOT, KVPool
 from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.sampling import Choice, Sampler, SeenTokens, choose, draw_noise_, settings_of
+from streamingvlm.model.attention_metadata import AttentionMetadata, SequenceSlice
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.model.packing import PackedTokens, Run
-from streamingvlm.model.text_states import text_states
+from streamingvlm.model.text_forward import forward_text
 
 _NUM_WARM_UPS = 3
 # Token, row that is written, first row of the stream, tokens seen; position, penalty, temperature, nucleus.
-_PADDING = ([0, SCRATCH_ROW, SCRATCH_ROW, 1], [0.0, 1.0, 0.0, 1.0])
+_PADDING = ([0, PADDING_SLOT, PADDING_SLOT, 1], [0.0, 1.0, 0.0, 1.0])
 
 Chooser = Callable[..., torch.Tensor]
 
@@ -33,7 +33,7 @@ class Speaker(Protocol):
     sampler: Sampler
 
 
-class FixedTokens(PackedTokens):
+class FixedTokens(AttentionMetadata):
     """One new token a row, in tensors that stay where they are while their numbers change.
 
     numbers: int64 [B, 5], of each row its token, the row of the pool that is written, the first row of its stream, how
@@ -43,9 +43,9 @@ class FixedTokens(PackedTokens):
     def __init__(self, pool: KVPool, numbers: torch.Tensor, longest: int):
         self.pool = pool
         self.numbers = numbers
-        self.runs: list[Run] = []
-        self.max_new, self.max_seen = 1, longest
-        self.new_offsets = torch.arange(len(numbers) + 1, dtype=torch.int32, device=numbers.device)
+        self.runs: list[SequenceSlice] = []
+        self.max_seqlen_q, self.max_seqlen_k = 1, longest
+        self.cu_seqlens_q = torch.arange(len(numbers) + 1, dtype=torch.int32, device=numbers.device)
         self.masks = [None] * len(numbers)
 
     def rotated_by(self, cos: torch.Tensor, sin: torch.Tensor) -> "FixedTokens":
@@ -53,7 +53,7 @@ class FixedTokens(PackedTokens):
         self.cos, self.sin = cos[:, None], sin[:, None]
         self.rows = self.numbers[:, 1]
         self.row_offsets = torch.nn.functional.pad(self.numbers[:, 2], (0, 1)).to(torch.int32)
-        self.num_seen = self.numbers[:, 3].to(torch.int32)
+        self.seqlens_k = self.numbers[:, 3].to(torch.int32)
         return self
 
 
@@ -125,13 +125,13 @@ class TokenStep:
         self._settings.copy_(self._host_settings, non_blocking=True)
         if self.noise is not None:
             draw_noise_(self.noise, samplers)
-        ones = [Run(row=first, first=seen - 1, stop=seen) for _, _, first, seen, _ in numbers]
-        self._packed.runs = ones + [Run(SCRATCH_ROW, 0, 1)] * padding
+        ones = [SequenceSlice(row=first, first=seen - 1, stop=seen) for _, _, first, seen, _ in numbers]
+        self._packed.runs = ones + [SequenceSlice(PADDING_SLOT, 0, 1)] * padding
 
     def _work(self) -> torch.Tensor:
         packed = self._packed.rotated_by(*self.model.rotation.of_text(self._settings[:, 0]))
         text_model = self.model.text_model
-        hidden = text_states(text_model, text_model.embed_tokens(self._numbers[:, 0]), packed)
+        hidden = forward_text(text_model, text_model.embed_tokens(self._numbers[:, 0]), packed)
         return self.chooser(
             self.model.logits(hidden),
             self.choice,

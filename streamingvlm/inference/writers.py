@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from streamingvlm.errors import ConfigError, StreamingVLMError
 
 if TYPE_CHECKING:
-    from streamingvlm.inference.session import Commentary
+    from streamingvlm.inference.commentary import Commentary
 
 
 class LineWriter:

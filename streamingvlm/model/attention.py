@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from streamingvlm.model.packing import PackedTokens, Run
+from streamingvlm.model.attention_metadata import AttentionMetadata, SequenceSlice
 
 # transformers hands the bounds of the windows to what calls itself flash, and loops over them for all others.
 WINDOWED_ATTENTION = "streamingvlm_flash_windows"
@@ -23,7 +23,7 @@ _HALF = (torch.bfloat16, torch.float16)
 _MAX_FLASH_HEAD_SIZE = 256
 
 
-def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float) -> torch.Tensor:
+def attend(query: torch.Tensor, packed: AttentionMetadata, layer: int, scaling: float) -> torch.Tensor:
     """Causal attention of each run to its stream's cached tokens: query and result [T, H, D], rotated."""
     keys, values = packed.pool.rotated[layer], packed.pool.values[layer]
     decode = packed.pool.storage.decode
@@ -32,10 +32,10 @@ def attend(query: torch.Tensor, packed: PackedTokens, layer: int, scaling: float
             query,
             decode(keys).transpose(0, 1),
             decode(values).transpose(0, 1),
-            offsets=(packed.new_offsets, packed.row_offsets),
-            longest=(packed.max_new, packed.max_seen),
-            num_seen=packed.num_seen,
-            is_causal=packed.max_new > 1,
+            offsets=(packed.cu_seqlens_q, packed.row_offsets),
+            longest=(packed.max_seqlen_q, packed.max_seqlen_k),
+            seqlens_k=packed.seqlens_k,
+            is_causal=packed.max_seqlen_q > 1,
             scaling=scaling,
         )
     outputs = [
@@ -85,15 +85,15 @@ def windowed_attention(
     return _windows(query, key, value, cu_seq_lens_q.diff().tolist(), scaling)[None], None
 
 
-def _varlen(query, keys, values, *, offsets, longest, is_causal, scaling, num_seen=None):
+def _varlen(query, keys, values, *, offsets, longest, is_causal, scaling, seqlens_k=None):
     # The public torch.nn.attention.varlen changes its arguments between versions of torch; what it calls does not.
     # Flash attention aligns causality to the end of what is seen, and takes one query per run apart over its keys.
     return torch.ops.aten._flash_attention_forward(
-        query, keys, values, *offsets, *longest, 0.0, is_causal, False, scale=scaling, seqused_k=num_seen
+        query, keys, values, *offsets, *longest, 0.0, is_causal, False, scale=scaling, seqused_k=seqlens_k
     )[0]
 
 
-def _rows_of(buffer: torch.Tensor, run: Run) -> torch.Tensor:
+def _rows_of(buffer: torch.Tensor, run: SequenceSlice) -> torch.Tensor:
     """The rows of the pool that a run sees, [1, kv heads, S, D]."""
     return buffer[None, :, run.row : run.row + run.stop]
 

@@ -14,14 +14,14 @@ from streamingvlm.errors import CheckpointError
 SETTINGS_KEY = "streamingvlm"
 
 # What decides the tokens of a turn. Windows and sampling may differ from training: they are a stream's own.
-_TURN_SETTINGS = ("turn_format", "fps", "chunk_s", "min_pixels", "max_pixels", "resize")
+_TURN_SETTINGS = ("turn_format", "fps", "turn_s", "min_pixels", "max_pixels", "resize")
 _WINDOW_SETTINGS = (
     "text_sink_tokens",
     "text_window_tokens",
     "text_step_tokens",
     "vision_window_s",
     "turn_window_s",
-    "reread_text",
+    "recompute_text",
 )
 _SAMPLING_SETTINGS = ("temperature", "top_p", "repetition_penalty", "max_new_tokens")
 

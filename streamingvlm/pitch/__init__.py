@@ -3,7 +3,7 @@
 from streamingvlm.pitch.commentator import Call, parse, say
 from streamingvlm.pitch.renderer import render, write_mp4
 from streamingvlm.pitch.scorer import PitchReport, score, score_parts
-from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.staging import Keyframe
 from streamingvlm.pitch.world import CLUBS, COLOURS, KINDS, Match, PitchSecond
 
@@ -12,8 +12,8 @@ __all__ = [
     "COLOURS",
     "KINDS",
     "Call",
+    "EventKind",
     "Keyframe",
-    "Kind",
     "Match",
     "PitchReport",
     "PitchSecond",

@@ -12,21 +12,21 @@ Scores give the introduction's first club first. A silent second has no line at 
 import re
 from dataclasses import dataclass
 
-from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond
 
 OTHER = "other"
 
 _LINES = {
-    Kind.SILENCE: "",
-    Kind.PASS: "pass by {colour}",
-    Kind.TACKLE: "tackle by {colour}",
-    Kind.SHOT: "shot",
-    Kind.GOAL: "goal for {colour}! {club} {ground} {score}",
-    Kind.SAVE: "saved! {colour} denied",
-    Kind.WIDE: "wide from {colour}",
-    Kind.THROW_IN: "throw-in to {colour}, still {score}",
-    Kind.KICK_OFF: "kick-off for {colour}, {club} {ground} {score}",
+    EventKind.SILENCE: "",
+    EventKind.PASS: "pass by {colour}",
+    EventKind.TACKLE: "tackle by {colour}",
+    EventKind.SHOT: "shot",
+    EventKind.GOAL: "goal for {colour}! {club} {ground} {score}",
+    EventKind.SAVE: "saved! {colour} denied",
+    EventKind.WIDE: "wide from {colour}",
+    EventKind.THROW_IN: "throw-in to {colour}, still {score}",
+    EventKind.KICK_OFF: "kick-off for {colour}, {club} {ground} {score}",
 }
 _FIRST_WORDS = {line.split()[0].strip("!"): kind for kind, line in _LINES.items() if line}
 _SCORE = re.compile(r"\b(\d+)\s*-\s*(\d+)\b")
@@ -57,7 +57,7 @@ def parse(text: str) -> Call:
     """
     words = _WORD.findall(text.lower())
     if not words:
-        return Call(Kind.SILENCE)
+        return Call(EventKind.SILENCE)
     kind = _FIRST_WORDS.get(words[0])
     if kind is None:
         return Call(OTHER)

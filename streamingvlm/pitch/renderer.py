@@ -23,7 +23,7 @@ from streamingvlm.pitch.field import (
     px,
     side_of,
 )
-from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.sprites import NUM_TRAIL_DOTS, RGB, TRAIL_STEP, WHITE, sprite
 from streamingvlm.pitch.staging import Keyframe
 from streamingvlm.pitch.world import Match, PitchSecond
@@ -94,15 +94,15 @@ def _draw(second: PitchSecond, frame: Keyframe, size: int) -> np.ndarray:
 
 def _shapes(second: PitchSecond, frame: Keyframe) -> Iterator[tuple[str, Point]]:
     """The names of the sprites and their places, the hindmost first."""
-    if second.kind is Kind.TACKLE:
+    if second.kind is EventKind.TACKLE:
         yield "clash", second.keyframes[0].ball
-    if second.kind is Kind.SHOT:
+    if second.kind is EventKind.SHOT:
         yield from _trail(second.keyframes, frame.ball)
     for player, place in enumerate(frame.players):
         yield second.colours[side_of(player)], place
     for place in frame.keepers:
         yield "keeper", place
-    if second.kind is Kind.SAVE:
+    if second.kind is EventKind.SAVE:
         yield "ring", second.keyframes[0].ball
     yield "ball", frame.ball
 
@@ -133,9 +133,9 @@ def _border(size: int) -> int:
 
 
 def _stage(second: PitchSecond, size: int) -> np.ndarray:
-    if second.kind is Kind.GOAL:
+    if second.kind is EventKind.GOAL:
         return _background(size, int(second.keyframes[0].ball.x > CENTRE.x), False)
-    return _background(size, None, second.kind is Kind.KICK_OFF)
+    return _background(size, None, second.kind is EventKind.KICK_OFF)
 
 
 @lru_cache(maxsize=16)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import nan
 
 from streamingvlm.pitch.commentator import Call
-from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import KINDS, PitchSecond
 
@@ -66,9 +66,9 @@ def score(truth: Truth, lines: Sequence[str], style: Style = TELEGRAM) -> PitchR
     confusion = Counter((str(true.kind), str(called.kind)) for true, called in pairs)
     f1 = _f1_by_kind(confusion)
     right = [(true, called) for true, called in pairs if true.kind == called.kind]
-    goals = [(true, called) for true, called in right if true.kind == Kind.GOAL]
+    goals = [(true, called) for true, called in right if true.kind == EventKind.GOAL]
     delays_s = late_calls([true.kind for true, _ in pairs], [called.kind for _, called in pairs])
-    num_silent = sum(true.kind == Kind.SILENCE for true, _ in pairs)
+    num_silent = sum(true.kind == EventKind.SILENCE for true, _ in pairs)
     return PitchReport(
         num_seconds=len(pairs),
         accuracy=_ratio(len(right), len(pairs)),
@@ -79,10 +79,11 @@ def score(truth: Truth, lines: Sequence[str], style: Style = TELEGRAM) -> PitchR
         score_accuracy=_agreement(right, "score"),
         goal_score_accuracy=_agreement(goals, "score"),
         silence_precision=_ratio(
-            confusion[Kind.SILENCE, Kind.SILENCE], sum(called.kind == Kind.SILENCE for _, called in pairs)
+            confusion[EventKind.SILENCE, EventKind.SILENCE],
+            sum(called.kind == EventKind.SILENCE for _, called in pairs),
         ),
-        silence_recall=_ratio(confusion[Kind.SILENCE, Kind.SILENCE], num_silent),
-        silence_f1=f1.get(Kind.SILENCE, nan),
+        silence_recall=_ratio(confusion[EventKind.SILENCE, EventKind.SILENCE], num_silent),
+        silence_f1=f1.get(EventKind.SILENCE, nan),
         late_share=_ratio(len(delays_s), len(pairs) - num_silent),
         mean_delay_s=_ratio(sum(delays_s), len(delays_s)),
         confusion=dict(confusion),
@@ -106,7 +107,7 @@ def late_calls(true_kinds: Sequence[str], called_kinds: Sequence[str], window_s:
     events find a call as in any matching one to one.
     """
     delays_s = []
-    for kind in (kind for kind in KINDS if kind is not Kind.SILENCE):
+    for kind in (kind for kind in KINDS if kind is not EventKind.SILENCE):
         kinds = list(zip(true_kinds, called_kinds, strict=True))
         calls = deque(at_s for at_s, (true, called) in enumerate(kinds) if called == kind != true)
         for event_s in (at_s for at_s, (true, called) in enumerate(kinds) if true == kind != called):

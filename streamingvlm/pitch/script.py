@@ -22,7 +22,7 @@ from streamingvlm.pitch.field import (
 )
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What a second is about; every second has exactly one."""
 
     SILENCE = "silence"
@@ -46,7 +46,7 @@ class Beat:
     """
 
     index: int
-    kind: Kind
+    kind: EventKind
     zones: tuple[int, ...]
     score: tuple[int, int]
     attacks_right: int
@@ -58,7 +58,7 @@ class Beat:
     @property
     def side(self) -> int | None:
         """The acting side of an event (the shooter's for a goal, a save, a wide), None for silence."""
-        if self.kind is Kind.SILENCE or self.actor is None:
+        if self.kind is EventKind.SILENCE or self.actor is None:
             return None
         return side_of(self.actor)
 
@@ -66,9 +66,13 @@ class Beat:
 Play = Generator[Beat, None, int]
 
 # Tuned so that about four seconds in ten are silent; a test holds the frequencies.
-_ACTIONS, _ACTION_WEIGHTS = (Kind.PASS, Kind.TACKLE, Kind.SHOT), (56, 26, 18)
-_OUTCOMES = (Kind.GOAL, Kind.SAVE, Kind.WIDE)
-_HOLD_WEIGHTS = {Kind.PASS: (63, 23, 9, 5), Kind.TACKLE: (50, 32, 12, 6), Kind.SHOT: (0, 72, 19, 9)}  # 0, 1, 2, 3 s
+_ACTIONS, _ACTION_WEIGHTS = (EventKind.PASS, EventKind.TACKLE, EventKind.SHOT), (56, 26, 18)
+_OUTCOMES = (EventKind.GOAL, EventKind.SAVE, EventKind.WIDE)
+_HOLD_WEIGHTS = {
+    EventKind.PASS: (63, 23, 9, 5),
+    EventKind.TACKLE: (50, 32, 12, 6),
+    EventKind.SHOT: (0, 72, 19, 9),
+}  # 0, 1, 2, 3 s
 _OUT_OF_PLAY_PERCENT = 27
 _MISPLACED_PERCENT = 25
 _RUN_PERCENT = 65
@@ -120,15 +124,20 @@ class Script:
         while True:
             action = _ACTIONS[self._dice.weighted(_ACTION_WEIGHTS)]
             yield from self._hold(holder, self._dice.weighted(_HOLD_WEIGHTS[action]))
-            if action is Kind.PASS:
+            if action is EventKind.PASS:
                 holder = yield from self._pass(holder)
-            elif action is Kind.TACKLE:
+            elif action is EventKind.TACKLE:
                 holder = yield from self._tackle(holder)
             else:
                 holder = yield from self._shot(holder)
 
     def _beat(
-        self, kind: Kind, actor: int | None = None, other: int | None = None, end: int | None = None, aim_y: int = 0
+        self,
+        kind: EventKind,
+        actor: int | None = None,
+        other: int | None = None,
+        end: int | None = None,
+        aim_y: int = 0,
     ) -> Beat:
         """Close the second: players drift on, and the next one begins where they have drifted to."""
         beat = Beat(self._index, kind, self._zones, self._score, self._attacks_right, actor, other, end, aim_y)
@@ -160,7 +169,7 @@ class Script:
 
     def _hold(self, holder: int, num_seconds: int) -> Generator[Beat, None, None]:
         for _ in range(num_seconds):
-            yield self._beat(Kind.SILENCE, holder)
+            yield self._beat(EventKind.SILENCE, holder)
 
     def _pass(self, passer: int) -> Play:
         if self._dice.chance(_OUT_OF_PLAY_PERCENT):
@@ -169,7 +178,7 @@ class Script:
         if self._dice.chance(_MISPLACED_PERCENT):
             side = 1 - side
         receiver = self._pick(self._receivers(passer, side))
-        yield self._beat(Kind.PASS, passer, receiver)
+        yield self._beat(EventKind.PASS, passer, receiver)
         return receiver
 
     def _pass_out(self, passer: int) -> Play:
@@ -177,12 +186,12 @@ class Script:
         far = self._receivers(passer, 1 - side_of(passer))
         wings = [player for player in far if self._next_zones[player] // NUM_COLUMNS != 1]
         thrower = self._pick(wings or far)
-        yield self._beat(Kind.PASS, passer, thrower)
+        yield self._beat(EventKind.PASS, passer, thrower)
         return (yield from self._throw_in(thrower))
 
     def _throw_in(self, thrower: int) -> Play:
         receiver = self._pick(self._receivers(thrower, side_of(thrower)))
-        yield self._beat(Kind.THROW_IN, thrower, receiver)
+        yield self._beat(EventKind.THROW_IN, thrower, receiver)
         return receiver
 
     def _tackle(self, victim: int) -> Play:
@@ -190,7 +199,7 @@ class Script:
         rivals = _players(1 - side_of(victim))
         near = [player for player in rivals if distance(start, ZONES[self._zones[player]]) <= _MAX_TACKLE_RUN]
         tackler = self._pick(near or [min(rivals, key=lambda player: distance(start, ZONES[self._zones[player]]))])
-        yield self._beat(Kind.TACKLE, tackler, victim)
+        yield self._beat(EventKind.TACKLE, tackler, victim)
         return tackler
 
     def _shot(self, shooter: int) -> Play:
@@ -198,23 +207,23 @@ class Script:
         end = 1 if side == self._attacks_right else 0
         outcome = _OUTCOMES[self._dice.below(len(_OUTCOMES))]
         aim_y = self._aim(outcome)
-        yield self._beat(Kind.SHOT, shooter, end=end, aim_y=aim_y)
-        if outcome is Kind.GOAL:
+        yield self._beat(EventKind.SHOT, shooter, end=end, aim_y=aim_y)
+        if outcome is EventKind.GOAL:
             self._score = (self._score[0] + (side == 0), self._score[1] + (side == 1))
         yield self._beat(outcome, shooter, end=end, aim_y=aim_y)
-        if outcome is Kind.GOAL:
+        if outcome is EventKind.GOAL:
             self._change_ends(1 - side)
-            yield self._beat(Kind.SILENCE, end=end)
+            yield self._beat(EventKind.SILENCE, end=end)
             return (yield from self._kick_off(1 - side))
-        yield self._beat(Kind.SILENCE, end=end)
+        yield self._beat(EventKind.SILENCE, end=end)
         receiver = self._pick(list(_players(1 - side)))
         yield from self._hold(receiver, 1)
         return receiver
 
-    def _aim(self, outcome: Kind) -> int:
-        if outcome is Kind.WIDE:
+    def _aim(self, outcome: EventKind) -> int:
+        if outcome is EventKind.WIDE:
             return px(self._dice.between(23, 31) if self._dice.chance(50) else self._dice.between(81, 89))
-        if outcome is Kind.SAVE:
+        if outcome is EventKind.SAVE:
             return px(self._dice.between(47, 65))
         return px(self._dice.between(43, 69))
 
@@ -229,7 +238,7 @@ class Script:
         by_zone = {self._zones[player]: player for player in _players(side)}
         taker = next(by_zone[zone] for zone in _TAKER_ZONES if zone in by_zone)
         mate = next(by_zone[zone] for zone in _MATE_ZONES if zone in by_zone)
-        yield self._beat(Kind.KICK_OFF, taker, mate)
+        yield self._beat(EventKind.KICK_OFF, taker, mate)
         return mate
 
 

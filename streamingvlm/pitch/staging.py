@@ -25,7 +25,7 @@ from streamingvlm.pitch.field import (
     px,
     towards,
 )
-from streamingvlm.pitch.script import Beat, Kind
+from streamingvlm.pitch.script import Beat, EventKind
 
 _TOUCH = DISC_RADIUS + BALL_RADIUS - px(1)  # centre to centre, ball at the feet
 _LEAVING = DISC_RADIUS + BALL_RADIUS + px(3)  # a gap of three pixels: the ball has been played
@@ -63,7 +63,7 @@ class Staging:
         """The keyframe at the start of a second."""
         players = [self._base(beat, player) for player in range(NUM_PLAYERS)]
         ball = self._open_ball(beat, upcoming, players)
-        clearance = _CLEAR_OF_CLASH if beat.kind is Kind.TACKLE else _CLEAR_OF_HELD_BALL
+        clearance = _CLEAR_OF_CLASH if beat.kind is EventKind.TACKLE else _CLEAR_OF_HELD_BALL
         return _keyframe(beat, players, ball, _roles(beat), clearance)
 
     def middle(self, beat: Beat, start: Keyframe, stop: Keyframe) -> Keyframe:
@@ -89,21 +89,21 @@ class Staging:
 
     def _open_ball(self, beat: Beat, upcoming: Beat, players: list[Point]) -> Point:
         """Put the beat's actors in their places (in `players`) and return the ball's."""
-        if beat.kind is Kind.KICK_OFF:
+        if beat.kind is EventKind.KICK_OFF:
             above = players[beat.actor].y < CENTRE.y
             players[beat.actor] = Point(CENTRE.x, CENTRE.y + (-_TOUCH if above else _TOUCH))
             return CENTRE
-        if beat.kind is Kind.THROW_IN:
+        if beat.kind is EventKind.THROW_IN:
             players[beat.actor] = touchline_spot(players[beat.actor])
             return players[beat.actor]
-        if beat.kind is Kind.TACKLE:
+        if beat.kind is EventKind.TACKLE:
             victim = players[beat.other]
             contact = towards(victim, players[beat.actor], _TOUCH)
             players[beat.actor] = towards(victim, players[beat.actor], 2 * _TOUCH)
             return contact
-        if beat.kind is Kind.PASS:
+        if beat.kind is EventKind.PASS:
             return towards(players[beat.actor], self._target(beat, upcoming), _LEAVING)
-        if beat.kind is Kind.SHOT:
+        if beat.kind is EventKind.SHOT:
             shooter = players[beat.actor]
             players[beat.actor] = Point(_stepped_back(shooter.x, beat.end), shooter.y)
             return towards(players[beat.actor], Point(mirrored(END, beat.end), beat.aim_y), _STRUCK)
@@ -113,7 +113,7 @@ class Staging:
 
     def _target(self, beat: Beat, upcoming: Beat) -> Point:
         spot = self._base(upcoming, beat.other)
-        return touchline_spot(spot) if upcoming.kind is Kind.THROW_IN else spot
+        return touchline_spot(spot) if upcoming.kind is EventKind.THROW_IN else spot
 
     def _look(self, beat: Beat) -> Point:
         """A point that strolls about midfield: a holder keeps the ball on that side."""
@@ -136,32 +136,32 @@ def _stepped_back(x: int, end: int) -> int:
 
 def _dead_ball(beat: Beat) -> Point:
     """The ball in the net, behind the line or in a keeper's hands."""
-    if beat.kind is Kind.SILENCE:
+    if beat.kind is EventKind.SILENCE:
         return Point(mirrored(_KEEPER_X, beat.end), CENTRE.y)
-    x = _SAVING_X if beat.kind is Kind.SAVE else _IN_NET_X
+    x = _SAVING_X if beat.kind is EventKind.SAVE else _IN_NET_X
     return Point(mirrored(x, beat.end), beat.aim_y)
 
 
 def _roles(beat: Beat) -> tuple[int, ...]:
     """The players whose places the beat prescribes."""
-    if beat.kind is Kind.TACKLE:
+    if beat.kind is EventKind.TACKLE:
         return (beat.actor, beat.other)
-    if beat.end is not None and beat.kind is not Kind.SHOT:
+    if beat.end is not None and beat.kind is not EventKind.SHOT:
         return ()
     return (beat.actor,)
 
 
 def _middle_ball(beat: Beat, players: list[Point], start: Keyframe, stop: Keyframe) -> tuple[Point, tuple[int, ...]]:
     """The ball's place at the half second, and the players who are at it (moved in `players`)."""
-    if beat.kind is Kind.TACKLE:
+    if beat.kind is EventKind.TACKLE:
         return _won_ball(beat, players, start), (beat.actor, beat.other)
-    if beat.kind is Kind.SHOT:
+    if beat.kind is EventKind.SHOT:
         return _shot_midway(beat, start.ball), ()
-    if beat.kind is Kind.KICK_OFF:
+    if beat.kind is EventKind.KICK_OFF:
         return towards(CENTRE, stop.ball, px(11)), ()
     if beat.end is not None:
         return start.ball, ()
-    if beat.kind is Kind.SILENCE:
+    if beat.kind is EventKind.SILENCE:
         return towards(players[beat.actor], stop.ball, _TOUCH), (beat.actor,)
     return midpoint(start.ball, stop.ball), ()
 
@@ -231,8 +231,8 @@ def _abreast(place: Point, obstacle: Point) -> Point:
 def _keeper(beat: Beat, end: int, ball: Point) -> Point:
     """Keepers follow the ball along their line; a beaten one has gone the wrong way."""
     home = Point(mirrored(_KEEPER_X, end), CENTRE.y + (ball.y - CENTRE.y) // 4)
-    if beat.end != end or beat.kind is Kind.SHOT:
+    if beat.end != end or beat.kind is EventKind.SHOT:
         return home
-    if beat.kind is Kind.GOAL:
+    if beat.kind is EventKind.GOAL:
         return Point(home.x, CENTRE.y + (px(11) if ball.y < CENTRE.y else -px(11)))
-    return home if beat.kind is Kind.WIDE else ball
+    return home if beat.kind is EventKind.WIDE else ball

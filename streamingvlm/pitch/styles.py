@@ -15,19 +15,19 @@ from dataclasses import dataclass
 
 from streamingvlm.pitch import commentator
 from streamingvlm.pitch.commentator import OTHER, Call
-from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond
 
 _LINES = {
-    Kind.SILENCE: "",
-    Kind.PASS: "{colour} pass",
-    Kind.TACKLE: "{colour} tackle",
-    Kind.SHOT: "{colour} shot",
-    Kind.GOAL: "{colour} goal! {score} to {club}",
-    Kind.SAVE: "{colour} denied",
-    Kind.WIDE: "{colour} wide",
-    Kind.THROW_IN: "{colour} throw-in, {score}",
-    Kind.KICK_OFF: "{colour} kick-off, {score}",
+    EventKind.SILENCE: "",
+    EventKind.PASS: "{colour} pass",
+    EventKind.TACKLE: "{colour} tackle",
+    EventKind.SHOT: "{colour} shot",
+    EventKind.GOAL: "{colour} goal! {score} to {club}",
+    EventKind.SAVE: "{colour} denied",
+    EventKind.WIDE: "{colour} wide",
+    EventKind.THROW_IN: "{colour} throw-in, {score}",
+    EventKind.KICK_OFF: "{colour} kick-off, {score}",
 }
 _PARTS = {
     "{colour}": rf"(?P<colour>{'|'.join(COLOURS)})",

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from streamingvlm.pitch.dice import Dice, hashed
-from streamingvlm.pitch.script import Beat, Kind, Script
+from streamingvlm.pitch.script import Beat, EventKind, Script
 from streamingvlm.pitch.staging import Keyframe, Staging
 
 COLOURS = ("red", "blue", "yellow", "black")
 GROUNDS = ("home", "away")
 CLUBS = ("Rovers", "City", "United", "Albion", "Rangers", "Athletic", "Harriers", "Wanderers")
-KINDS = tuple(Kind)
+KINDS = tuple(EventKind)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PitchSecond:
     """
 
     index: int
-    kind: Kind
+    kind: EventKind
     side: int | None
     actor: int | None
     score: tuple[int, int]

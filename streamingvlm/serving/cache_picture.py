@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from streamingvlm.cache.layout import PROLOGUE_TURN, CacheLayout, Kind, Segment
+from streamingvlm.cache.layout import PROLOGUE_TURN, CacheLayout, Segment, SegmentKind
 from streamingvlm.config import CacheConfig
 
-_VISION = frozenset({Kind.VISION_START, Kind.VISION, Kind.VISION_END})
-_ASKED = frozenset({Kind.QUERY, Kind.QUESTION})
+_VISION = frozenset({SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END})
+_ASKED = frozenset({SegmentKind.QUERY, SegmentKind.QUESTION})
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def cache_picture(layout: CacheLayout, config: CacheConfig) -> list[Run]:
 def _runs(segments: tuple[Segment, ...], sink_tokens: int | None) -> Iterator[Run]:
     left_in_sink = sink_tokens or 0
     for segment in segments:
-        if segment.kind is Kind.PREVIOUS:
+        if segment.kind is SegmentKind.PREVIOUS:
             in_sink = min(left_in_sink, segment.num_tokens)
             left_in_sink -= in_sink
             if in_sink:
@@ -54,7 +54,7 @@ def _runs(segments: tuple[Segment, ...], sink_tokens: int | None) -> Iterator[Ru
             yield Run(_sort(segment.kind), segment.num_tokens, segment.turn)
 
 
-def _sort(kind: Kind) -> str:
+def _sort(kind: SegmentKind) -> str:
     if kind in _VISION:
         return "vision"
     return "query" if kind in _ASKED else "text"

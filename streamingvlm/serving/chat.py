@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.serving.clips import ChatAsked, seconds_of
 from streamingvlm.serving.hub import Hub
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.streams import Stream
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 DONE = "data: [DONE]\n\n"
 
@@ -57,7 +57,7 @@ class Completion:
             finally:
                 await asyncio.to_thread(_close_both, stream, seconds)
 
-    async def _comment(self, stream: Stream, seconds: Iterator[Second]) -> AsyncIterator[str]:
+    async def _comment(self, stream: Stream, seconds: Iterator[VideoTurn]) -> AsyncIterator[str]:
         separator = ""
         while (second := await asyncio.to_thread(next, seconds, None)) is not None:
             line = await asyncio.wrap_future(stream.submit(second))
@@ -67,7 +67,7 @@ class Completion:
                 separator = "\n"
 
     async def _answer(
-        self, stream: Stream, seconds: Iterator[Second], question: str, spoken: asyncio.Queue[str | None]
+        self, stream: Stream, seconds: Iterator[VideoTurn], question: str, spoken: asyncio.Queue[str | None]
     ) -> AsyncIterator[str]:
         newest = await self._listen_to_all_but_the_last(stream, seconds)
         turn = asyncio.wrap_future(stream.submit(newest, question=question, max_new_tokens=self._max_tokens))
@@ -82,7 +82,7 @@ class Completion:
         if len(line.text) > num_told:
             yield line.text[num_told:]
 
-    async def _listen_to_all_but_the_last(self, stream: Stream, seconds: Iterator[Second]) -> Second:
+    async def _listen_to_all_but_the_last(self, stream: Stream, seconds: Iterator[VideoTurn]) -> VideoTurn:
         newest = await asyncio.to_thread(next, seconds, None)
         if newest is None:
             raise Refusal(400, "the clip has no frame; send one that has")
@@ -129,7 +129,7 @@ class Completion:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._hub.streams.model.name}
 
 
-def _close_both(stream: Stream, seconds: Iterator[Second]):
+def _close_both(stream: Stream, seconds: Iterator[VideoTurn]):
     stream.close()
     seconds.close()
 

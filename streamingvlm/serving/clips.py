@@ -15,7 +15,7 @@ from streamingvlm.serving.config import Limits
 from streamingvlm.serving.pictures import decode_jpeg
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.requests import readable
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import open_video
 
 _MAX_FRAMES_OF_IMAGES = 1024
@@ -99,7 +99,7 @@ class ChatAsked(_Lenient):
         return [link.url for link in links]
 
 
-def seconds_of(asked: ChatAsked, folder: Path, video: VideoConfig, limits: Limits) -> Iterator[Second]:
+def seconds_of(asked: ChatAsked, folder: Path, video: VideoConfig, limits: Limits) -> Iterator[VideoTurn]:
     """The seconds of the clip. Raises Refusal and VideoError."""
     videos, images = asked.links("video_url"), asked.links("image_url")
     if len(videos) + bool(images) != 1:
@@ -113,16 +113,16 @@ def seconds_of(asked: ChatAsked, folder: Path, video: VideoConfig, limits: Limit
     return _limited(_of_images(images, video, limits), limits)
 
 
-def _of_file(path: Path, video: VideoConfig, limits: Limits) -> Iterator[Second]:
+def _of_file(path: Path, video: VideoConfig, limits: Limits) -> Iterator[VideoTurn]:
     try:
-        with open_video(path, fps=video.fps, chunk_s=video.chunk_s, decoder="pyav", prefetch=1) as reader:
+        with open_video(path, fps=video.fps, turn_s=video.turn_s, decoder="pyav", prefetch=1) as reader:
             _check_length(reader.info.duration_s or 0.0, limits)
             yield from reader
     except VideoError as error:
         raise VideoError(str(error).replace(repr(str(path)), "the clip")) from None
 
 
-def _of_images(links: Sequence[str], video: VideoConfig, limits: Limits) -> Iterator[Second]:
+def _of_images(links: Sequence[str], video: VideoConfig, limits: Limits) -> Iterator[VideoTurn]:
     """Frames that follow each other at the model's own rate."""
     for index, first in enumerate(range(0, len(links), video.num_frames)):
         data = [_from_data_url(link, "image/") for link in links[first : first + video.num_frames]]
@@ -130,10 +130,10 @@ def _of_images(links: Sequence[str], video: VideoConfig, limits: Limits) -> Iter
         if len({frame.shape for frame in frames}) > 1:
             raise Refusal(400, "the frames of the clip differ in size; send all of one size")
         frames += [frames[-1]] * (video.num_frames - len(frames))
-        yield Second(index, index * video.chunk_s, (index + 1) * video.chunk_s, torch.stack(frames))
+        yield VideoTurn(index, index * video.turn_s, (index + 1) * video.turn_s, torch.stack(frames))
 
 
-def _limited(seconds: Iterator[Second], limits: Limits) -> Iterator[Second]:
+def _limited(seconds: Iterator[VideoTurn], limits: Limits) -> Iterator[VideoTurn]:
     """The seconds as they come: a file may say that it is shorter than it is."""
     for second in seconds:
         _check_length(second.start_s, limits)

@@ -171,7 +171,7 @@ class Hub:
         limits = self.config.limits
         return PushedSeconds(
             fps=self.video.fps,
-            chunk_s=self.video.chunk_s,
+            turn_s=self.video.turn_s,
             policy=asked.lag or self.config.live.policy or "drop",
             max_lag_s=self.config.live.max_lag_s,
             max_waiting_s=limits.max_waiting_s,
@@ -187,7 +187,7 @@ class Hub:
         return open_source(
             place,
             fps=video.fps,
-            chunk_s=video.chunk_s,
+            turn_s=video.turn_s,
             decoder=video.decoder,
             prefetch=video.prefetch,
             start_s=start_s,
@@ -202,7 +202,7 @@ class Hub:
             query=asked.query,
             lag=getattr(source, "policy", "wait"),
             fps=self.video.fps,
-            chunk_s=self.video.chunk_s,
+            turn_s=self.video.turn_s,
         )
 
     def _open_stream(self, asked: SessionAsked, session: LiveSession) -> Stream:

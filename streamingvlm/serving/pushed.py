@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.frames import fit
 from streamingvlm.video.live.backlog import Backlog, Policy
 
@@ -27,7 +27,7 @@ class PushedSeconds:
         self,
         *,
         fps: float,
-        chunk_s: float,
+        turn_s: float,
         policy: Policy,
         max_lag_s: float,
         max_waiting_s: float,
@@ -36,8 +36,8 @@ class PushedSeconds:
         start_s: float = 0.0,
     ):
         self.policy = policy
-        self._fps, self._chunk_s = fps, chunk_s
-        self._num_frames = round(fps * chunk_s)
+        self._fps, self._chunk_s = fps, turn_s
+        self._num_frames = round(fps * turn_s)
         self._largest_bytes = self._num_frames * max_frame_bytes
         self._max_frames = max(self._num_frames, round(max_waiting_s * fps))
         self._max_bytes = max(2 * self._largest_bytes, max_waiting_bytes)
@@ -47,10 +47,10 @@ class PushedSeconds:
             max_frames=self._max_frames,
             max_bytes=self._max_bytes,
             max_lag_s=max_lag_s,
-            chunk_s=chunk_s,
+            turn_s=turn_s,
         )
         self._slots: dict[int, torch.Tensor] = {}  # of the second that is being filled, by their number in it
-        self._chunk = round(start_s / chunk_s)
+        self._chunk = round(start_s / turn_s)
         self._next_moment = self._chunk * self._num_frames
         self._captured_s = 0.0
         self._has_ended = False
@@ -99,10 +99,10 @@ class PushedSeconds:
         self._slots.clear()
         self._backlog.clear()
 
-    def __iter__(self) -> Iterator[Second]:
+    def __iter__(self) -> Iterator[VideoTurn]:
         return self
 
-    def __next__(self) -> Second:
+    def __next__(self) -> VideoTurn:
         if (second := self._backlog.take()) is None:
             raise StopIteration
         return second
@@ -121,7 +121,7 @@ class PushedSeconds:
         num_repeated = self._num_frames - len(self._slots)
         start_s = self._chunk * self._chunk_s
         end_s = start_s + self._chunk_s
-        second = Second(self._chunk, start_s, end_s, frames, num_repeated, captured_s=self._captured_s)
+        second = VideoTurn(self._chunk, start_s, end_s, frames, num_repeated, captured_s=self._captured_s)
         self._slots = {}
         self._chunk += 1
         self._backlog.put(second)

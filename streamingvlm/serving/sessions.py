@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from streamingvlm.errors import ClosedError, StreamingVLMError
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.serving.commentary import CommentaryLog
 from streamingvlm.serving.pictures import decode_jpeg, encode_jpeg
 from streamingvlm.serving.pushed import PushedSeconds
 from streamingvlm.serving.rates import Bucket
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.streams import Stream
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 if TYPE_CHECKING:
     from streamingvlm.serving.hub import Hub
@@ -32,7 +32,7 @@ _ID_BYTES = 16
 class Source(Protocol):
     """Where seconds come from; ``close`` ends the iteration, from any thread."""
 
-    def __iter__(self) -> Iterator[Second]: ...
+    def __iter__(self) -> Iterator[VideoTurn]: ...
 
     def close(self) -> None: ...
 
@@ -45,7 +45,7 @@ class About:
     query: str
     lag: str
     fps: float
-    chunk_s: float
+    turn_s: float
 
 
 def new_id() -> str:
@@ -256,7 +256,7 @@ class LiveSession:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *args)
 
-    def _tell(self, second: Second, line: Commentary):
+    def _tell(self, second: VideoTurn, line: Commentary):
         self.newest_frame, self._said = second.frames[-1], ""
         self._room.set()
         self.seen_s = second.end_s

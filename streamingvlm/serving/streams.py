@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streamingvlm.errors import ClosedError
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
-from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.serving.cache_picture import Run, cache_picture
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 Result = TypeVar("Result")
 
@@ -118,11 +119,13 @@ class Stream:
         self.session = session
         self.state = StreamState.of(session)
 
-    def submit(self, second: Second, *, question: str = "", max_new_tokens: int | None = None) -> "Future[Commentary]":
+    def submit(
+        self, second: VideoTurn, *, question: str = "", max_new_tokens: int | None = None
+    ) -> "Future[Commentary]":
         """Take in a second and speak; ``state`` then tells how the stream stands."""
         return _after(self.session.submit(second, question=question, max_new_tokens=max_new_tokens), self._take_state)
 
-    def listen(self, second: Second) -> "Future[Commentary]":
+    def listen(self, second: VideoTurn) -> "Future[Commentary]":
         """Take in a second and say nothing."""
         return _after(self.session.submit_heard(second, ""), self._take_state)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.training.vision_cache import ReadChunk
 from streamingvlm.turns import SUPERVISED_KINDS, Tokens
@@ -58,7 +58,7 @@ def example_from(
 
 
 def _silent(tokens: Tokens) -> list[bool]:
-    speaking = {segment.turn for segment in tokens.segments if segment.kind is Kind.SPEECH}
+    speaking = {segment.turn for segment in tokens.segments if segment.kind is SegmentKind.SPEECH}
     return [
         segment.kind in SUPERVISED_KINDS and segment.turn not in speaking
         for segment in tokens.segments

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from streamingvlm.config import CacheConfig, VideoConfig, resolve
+from streamingvlm.data.chunks import RememberingTokenizer
 from streamingvlm.data.prepared import PreparedData
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.attention import has_flash_attn
@@ -19,13 +20,12 @@ from streamingvlm.model.checkpoint import find_checkpoint
 from streamingvlm.model.loading import StreamingModel, device_named, load_model
 from streamingvlm.model.stream_settings import stream_settings
 from streamingvlm.training.checkpoints import check_room
-from streamingvlm.training.chunks import RememberingTokenizer
 from streamingvlm.training.collate import Collate, Encoded, with_pixels
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.feature_store import FeatureStore
 from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist
 from streamingvlm.training.progress import Meter
 from streamingvlm.training.settings import FitSettings
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.trainer import fit_
 from streamingvlm.training.vision_cache import CachedVision, VisionReader
 from streamingvlm.turns import TurnFormat
@@ -176,12 +176,12 @@ class FineTuning:
         return TurnFormat.of(RememberingTokenizer(self.model.tokenizer), self.model.family, self.video)
 
     @cached_property
-    def module(self) -> Commentator:
+    def module(self) -> SFTModel:
         """What is trained; it is saved with the settings by which it will have to be shown a stream."""
         settings = stream_settings(self.cache, self.video, turn_format=self.turns.name)
         self.model.hf.config.streamingvlm = {**self.model.stream_defaults, **settings}
         whole = self.adapt(self.model) if self.adapt else self.model.hf
-        return Commentator(whole, train_vision=self.settings.vision.train)
+        return SFTModel(whole, train_vision=self.settings.vision.train)
 
     @cached_property
     def vision(self) -> CachedVision | None:
@@ -255,7 +255,7 @@ class FineTuning:
             model_folder=self.target,
         )
 
-    def _num_bytes(self, module: Commentator) -> int:
+    def _num_bytes(self, module: SFTModel) -> int:
         """Bytes of the checkpoints that lie there at once, and of the trained model."""
         fit = self.settings.fit
         weights = module.num_saved_bytes

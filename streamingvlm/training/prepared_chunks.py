@@ -13,11 +13,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from streamingvlm.config import VideoConfig, at_least
+from streamingvlm.data.chunks import chunk_tokens, previous_ids
 from streamingvlm.data.prepared import PreparedData
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.model.family import Family
 from streamingvlm.model.vision import Grid, resized_size
-from streamingvlm.training.chunks import chunk_tokens, previous_ids
 from streamingvlm.training.examples import Example, example_from
 from streamingvlm.training.vision_cache import ReadChunk
 from streamingvlm.turns import Tokens, Turn, TurnFormat
@@ -70,10 +70,10 @@ class ChunkDataset(Dataset):
         split: str = "train",
         max_chunks: int | None = None,
     ):
-        if prepared.chunk_s != video.chunk_s:
+        if prepared.turn_s != video.turn_s:
             raise DataError(
-                f"{prepared.folder} has turns of {prepared.chunk_s:g} s, and the checkpoint is shown {video.chunk_s:g} "
-                f"s a turn; give video.chunk_s={prepared.chunk_s:g}, or prepare the data again"
+                f"{prepared.folder} has turns of {prepared.turn_s:g} s, and the checkpoint is shown {video.turn_s:g} "
+                f"s a turn; give video.turn_s={prepared.turn_s:g}, or prepare the data again"
             )
         self.prepared = prepared
         self.turns = turns
@@ -146,7 +146,7 @@ class ChunkDataset(Dataset):
         return self._recordings[name]
 
     def _start_s(self, recording: Mapping[str, Any], turn: int) -> float:
-        return recording["start_s"] + turn * self.video.chunk_s
+        return recording["start_s"] + turn * self.video.turn_s
 
     def _tokens(self, recording: Mapping[str, Any], turn_range: range, grids: Sequence[Grid]) -> Tokens:
         seconds = [

@@ -108,7 +108,7 @@ class Throughput(TrainerCallback):
         the time. mfu: of this process's device; left out where its peak is not known, as a CPU's is.
     data_wait: share of the time in which the model waited for its data. peak_memory_gb: of the GPU, or of the process.
 
-    chunk_s: seconds of video in a turn. peak_tflops: of one device, None where it is not known.
+    turn_s: seconds of video in a turn. peak_tflops: of one device, None where it is not known.
     more: further figures of the run, such as those of the vision cache.
     """
 
@@ -116,14 +116,14 @@ class Throughput(TrainerCallback):
         self,
         meter: Meter,
         *,
-        chunk_s: float = 1.0,
+        turn_s: float = 1.0,
         peak_tflops: float | None = None,
         more: Callable[[], Mapping[str, float]] = dict,
     ):
         if peak_tflops is not None and not peak_tflops > 0:
             raise ConfigError(f"peak_tflops={peak_tflops} is not above 0; give the device's, or null to look it up")
         self.meter = meter
-        self.chunk_s = chunk_s
+        self.turn_s = turn_s
         self.peak_tflops = peak_tflops
         self.more = more
         self._peak_resident_bytes = 0
@@ -146,7 +146,7 @@ class Throughput(TrainerCallback):
         busy_s = max(passed.busy_s, 1e-9)
         figures = {
             "tokens_per_s": num_processes * passed.num_tokens / busy_s,
-            "video_s_per_s": num_processes * passed.num_turns * self.chunk_s / busy_s,
+            "video_s_per_s": num_processes * passed.num_turns * self.turn_s / busy_s,
             "data_wait": passed.wait_s / busy_s,
             "peak_memory_gb": self._peak_bytes(device) / _BYTES_PER_GB,
         }

@@ -102,7 +102,7 @@ class VisionReader:
         self.dtype = dtype
         self.video_root = Path(video_root)
         self._settings = (
-            f"{_VERSION} {tower_digest} {dtype} {family.model_type} {video.fps:g} {video.chunk_s:g} "
+            f"{_VERSION} {tower_digest} {dtype} {family.model_type} {video.fps:g} {video.turn_s:g} "
             f"{video.min_pixels} {video.max_pixels} {video.resize} {video.decoder}"
         )
 
@@ -116,7 +116,7 @@ class VisionReader:
         num_corrupt = self.store.counts.num_corrupt
         path = self.video_root / recording["video"]
         starts_s = [
-            recording["start_s"] + turn * self.video.chunk_s for turn in range(first_turn, first_turn + num_turns)
+            recording["start_s"] + turn * self.video.turn_s for turn in range(first_turn, first_turn + num_turns)
         ]
         keys = [self.key(path, start_s) for start_s in starts_s]
         seconds = [self.store.get(key) for key in keys]
@@ -146,7 +146,7 @@ class VisionReader:
         with open_video(
             path,
             fps=config.fps,
-            chunk_s=config.chunk_s,
+            turn_s=config.turn_s,
             decoder=config.decoder,
             prefetch=config.prefetch,
             start_s=starts_s[first],
@@ -233,7 +233,7 @@ class CachedVision:
         counts, kept = self.counts, self.store.counts
         return {
             "vision/hit_share": counts.hit_share,
-            "vision/encoded_s": counts.num_encoded * self.reader.video.chunk_s,
+            "vision/encoded_s": counts.num_encoded * self.reader.video.turn_s,
             "vision/decode_s": counts.decode_s,
             "vision/encode_s": counts.encode_s,
             "vision/evicted": kept.num_evicted,

@@ -4,7 +4,7 @@
 No decoder is imported before a source is opened.
 """
 
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader, open_video
 from streamingvlm.video.source import SkipCounts, VideoInfo
@@ -12,10 +12,10 @@ from streamingvlm.video.source import SkipCounts, VideoInfo
 __all__ = [
     "LiveReader",
     "PushedFrames",
-    "Second",
     "SkipCounts",
     "VideoInfo",
     "VideoReader",
+    "VideoTurn",
     "open_source",
     "open_video",
 ]

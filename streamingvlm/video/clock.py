@@ -1,6 +1,6 @@
 """The clock of a stream: which pictures make up a second, as pure functions of their times.
 
-Frame k of chunk i is the newest picture whose time is at or before `start_s + i * chunk_s + k / fps`. Unlike a time
+Frame k of chunk i is the newest picture whose time is at or before `start_s + i * turn_s + k / fps`. Unlike a time
 range, of which the last few pictures are taken, this gives distinct frames at every frame rate of the file that is at
 least the sampling rate, and it needs no knowledge of the file's frame rate.
 """
@@ -28,13 +28,13 @@ REPORTED_GAP_S = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class Second:
+class VideoTurn:
     """One chunk of video: what the model sees before it speaks."""
 
     index: int  # 0-based number of the chunk
     start_s: float  # stream time: 0 at the first picture of the file, whatever its own clock says
     end_s: float
-    frames: torch.Tensor  # uint8 [F, 3, H, W], RGB, F = round(fps * chunk_s)
+    frames: torch.Tensor  # uint8 [F, 3, H, W], RGB, F = round(fps * turn_s)
     num_repeated: int = 0  # frames that show the same picture as the frame before: a gap, a slow file, or its end
     captured_s: float | None = None  # when its newest frame was captured, by time.monotonic(); None where nobody knows
     dropped_s: float = 0.0  # seconds of a live stream that went by unseen before it, as the model was late
@@ -63,11 +63,11 @@ class SamplingGrid:
     """
 
     fps: float = 2.0
-    chunk_s: float = 1.0
+    turn_s: float = 1.0
     start_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("fps", self.fps), ("chunk_s", self.chunk_s)):
+        for name, value in (("fps", self.fps), ("turn_s", self.turn_s)):
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(
                     f"{name} is {value}, but must be a positive number; the usual {name} is {_USUAL[name]}"
@@ -76,30 +76,30 @@ class SamplingGrid:
             raise ConfigError(f"start_s is {self.start_s}, but must be 0 or a positive number of seconds")
         if self.num_frames < 1:
             raise ConfigError(
-                f"fps {self.fps:g} with chunk_s {self.chunk_s:g} leaves no frame in a chunk; "
-                f"raise fps to at least {1 / self.chunk_s:g} or chunk_s to at least {1 / self.fps:g}"
+                f"fps {self.fps:g} with turn_s {self.turn_s:g} leaves no frame in a chunk; "
+                f"raise fps to at least {1 / self.turn_s:g} or turn_s to at least {1 / self.fps:g}"
             )
 
     @property
     def num_frames(self) -> int:
         """Frames in a chunk."""
-        return round(self.fps * self.chunk_s)
+        return round(self.fps * self.turn_s)
 
-    def chunk_start_s(self, index: int) -> float:
+    def turn_start_s(self, index: int) -> float:
         """Stream time at which chunk `index` begins."""
-        return self.start_s + index * self.chunk_s
+        return self.start_s + index * self.turn_s
 
     def frame_time_s(self, index: int, k: int) -> float:
         """Stream time at which frame `k` of chunk `index` is taken."""
-        return self.chunk_start_s(index) + k / self.fps
+        return self.turn_start_s(index) + k / self.fps
 
-    def last_chunk(self, last: Timed, tolerance_s: float) -> int:
+    def last_turn(self, last: Timed, tolerance_s: float) -> int:
         """The last chunk that the last picture gives reason for: it begins there, or stays a whole frame interval."""
         reaches_s = max(last.time_s, last.time_s + last.duration_s - 1 / self.fps) + tolerance_s
-        return math.floor((reaches_s - self.start_s) / self.chunk_s)
+        return math.floor((reaches_s - self.start_s) / self.turn_s)
 
 
-_USUAL = {"fps": 2, "chunk_s": 1}
+_USUAL = {"fps": 2, "turn_s": 1}
 
 
 def tolerance_s(tick_s: float) -> float:
@@ -129,7 +129,7 @@ def sample(pictures: Iterable[TimedT], grid: SamplingGrid, *, tick_s: float) -> 
         newest = picture
     if newest is None:
         return
-    for _ in range(index, grid.last_chunk(newest, slack_s) + 1):
+    for _ in range(index, grid.last_turn(newest, slack_s) + 1):
         yield shown + [newest] * (grid.num_frames - len(shown))
         shown = []
 

@@ -19,7 +19,7 @@ from streamingvlm.video.clock import StreamClock
 from streamingvlm.video.frames import channels_first
 from streamingvlm.video.mp4 import is_mp4
 from streamingvlm.video.pyav import MAX_THREADS, open_pyav
-from streamingvlm.video.source import Picture, SkipCounts, VideoInfo
+from streamingvlm.video.source import DecodedFrame, SkipCounts, VideoInfo
 
 try:
     import decord
@@ -53,7 +53,7 @@ class DecordSource:
             self._spans_s = self._video.get_frame_timestamp(np.arange(len(self._video)))  # [N, 2] start, end
         self.tick_s = 2 * float(np.spacing(self._spans_s[-1, 1]))  # decord rounds times to single precision
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[DecodedFrame]:
         """Yield the pictures in the order in which they are shown."""
         clock = StreamClock(float(self._spans_s[0, 1] - self._spans_s[0, 0]))
         for start_s, end_s in self._spans_s.tolist():
@@ -63,7 +63,7 @@ class DecordSource:
             if time_s is None:
                 self.skipped.num_frames += 1
             else:
-                yield Picture(time_s, end_s - start_s, rgb)
+                yield DecodedFrame(time_s, end_s - start_s, rgb)
 
     def close(self) -> None:
         """Let the file go; safe to call twice."""

@@ -7,19 +7,21 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from streamingvlm.video.clock import SamplingGrid, Second
-from streamingvlm.video.source import Picture
+from streamingvlm.video.clock import SamplingGrid, VideoTurn
+from streamingvlm.video.source import DecodedFrame
 
 
-def make_second(index: int, shown: Sequence[Picture], before: Picture | None, grid: SamplingGrid) -> Second:
+def make_second(
+    index: int, shown: Sequence[DecodedFrame], before: DecodedFrame | None, grid: SamplingGrid
+) -> VideoTurn:
     """Convert the pictures of one chunk; `before` is the last picture of the chunk before."""
     pixels = {picture: picture.rgb() for picture in shown}
     height, width = pixels[shown[-1]].shape[1:]
     # Stacked with the channels last, as the pictures are: torch.cat of single ones would put each channel by itself.
     frames = [fit(pixels[picture][None], height, width)[0].permute(1, 2, 0) for picture in shown]
     num_repeated = sum(picture is earlier for earlier, picture in pairwise([before, *shown]))
-    start_s, end_s = grid.chunk_start_s(index), grid.chunk_start_s(index + 1)
-    return Second(index, start_s, end_s, torch.stack(frames).permute(0, 3, 1, 2), num_repeated)
+    start_s, end_s = grid.turn_start_s(index), grid.turn_start_s(index + 1)
+    return VideoTurn(index, start_s, end_s, torch.stack(frames).permute(0, 3, 1, 2), num_repeated)
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:

@@ -25,28 +25,28 @@ class VideoProbe:
     missing_s: float = 0.0
 
 
-def probe_video(path: str | Path, *, fps: float = 2.0, chunk_s: float = 1.0) -> VideoProbe:
+def probe_video(path: str | Path, *, fps: float = 2.0, turn_s: float = 1.0) -> VideoProbe:
     """Find out how many chunks `open_video` gives for a file.
 
     The beginning and the end are decoded. Where the announced end cannot be reached (a file cut off, or one that
     announces nothing), the whole file is. Raises VideoError where the file cannot be read as video.
     """
-    with open_video(path, fps=fps, chunk_s=chunk_s, prefetch=1) as video:
+    with open_video(path, fps=fps, turn_s=turn_s, prefetch=1) as video:
         info = video.info
         next(video)
     num_chunks = None
     if info.duration_s is not None and info.duration_s > 2 * TAIL_S:
-        num_chunks = _count(path, fps, chunk_s, first=math.floor((info.duration_s - TAIL_S) / chunk_s))
+        num_chunks = _count(path, fps, turn_s, first=math.floor((info.duration_s - TAIL_S) / turn_s))
     if num_chunks is None:
-        num_chunks = _count(path, fps, chunk_s, first=0) or 0
-    missing_s = max(0.0, (info.duration_s or 0.0) - num_chunks * chunk_s)
-    return VideoProbe(num_chunks, info.width, info.height, missing_s if missing_s > chunk_s else 0.0)
+        num_chunks = _count(path, fps, turn_s, first=0) or 0
+    missing_s = max(0.0, (info.duration_s or 0.0) - num_chunks * turn_s)
+    return VideoProbe(num_chunks, info.width, info.height, missing_s if missing_s > turn_s else 0.0)
 
 
-def _count(path: str | Path, fps: float, chunk_s: float, *, first: int) -> int | None:
+def _count(path: str | Path, fps: float, turn_s: float, *, first: int) -> int | None:
     """The number of the last chunk, from 1, found by reading from a chunk on; None where nothing is there."""
     try:
-        with open_video(path, fps=fps, chunk_s=chunk_s, prefetch=1, start_s=first * chunk_s) as video:
+        with open_video(path, fps=fps, turn_s=turn_s, prefetch=1, start_s=first * turn_s) as video:
             last = deque(video, maxlen=1)
     except VideoError:
         if first == 0:

@@ -14,7 +14,7 @@ from streamingvlm.video.clock import StreamClock, plausible_s
 from streamingvlm.video.frames import channels_first
 from streamingvlm.video.mp4 import has_index, is_mp4
 from streamingvlm.video.orientation import Orientation
-from streamingvlm.video.source import Picture, SkipCounts, VideoInfo
+from streamingvlm.video.source import DecodedFrame, SkipCounts, VideoInfo
 
 try:
     import av
@@ -87,7 +87,7 @@ class PyAVSource:
             raise VideoError(f"{shown} holds no picture that can be decoded; copy or download it again")
         self.info = self._describe()
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[DecodedFrame]:
         """Yield the pictures in the order in which they are shown; once."""
         first, self._first = self._first, None
         if first is not None:
@@ -128,7 +128,7 @@ class PyAVSource:
             rotation=self._orientation.rotation,
         )
 
-    def _decode(self) -> Iterator[Picture]:
+    def _decode(self) -> Iterator[DecodedFrame]:
         for frame in self._frames():
             picture = self._picture(frame)
             if picture is None:
@@ -168,7 +168,7 @@ class PyAVSource:
                 yield packet
         yield None
 
-    def _picture(self, frame: "av.VideoFrame") -> Picture | None:
+    def _picture(self, frame: "av.VideoFrame") -> DecodedFrame | None:
         """Give a frame its place in stream time; None where it is damaged or comes too late."""
         if frame.is_corrupt:
             return None
@@ -180,7 +180,7 @@ class PyAVSource:
         if time_s is None:
             return None
         self._note_size(frame)
-        return Picture(time_s, duration_s, partial(to_rgb, frame, self._orientation, self._reformatter))
+        return DecodedFrame(time_s, duration_s, partial(to_rgb, frame, self._orientation, self._reformatter))
 
     def _note_size(self, frame: "av.VideoFrame") -> None:
         size = frame.height, frame.width

@@ -15,7 +15,7 @@ from typing import Self
 
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.video.address import redacted
-from streamingvlm.video.clock import SamplingGrid, Second, sample
+from streamingvlm.video.clock import SamplingGrid, VideoTurn, sample
 from streamingvlm.video.frames import make_second
 from streamingvlm.video.prefetch import Prefetch
 from streamingvlm.video.source import PictureSource, SkipCounts, VideoInfo
@@ -25,19 +25,19 @@ def open_video(
     path: str | Path,
     *,
     fps: float = 2.0,
-    chunk_s: float = 1.0,
+    turn_s: float = 1.0,
     decoder: str = "pyav",
     prefetch: int = 2,
     start_s: float = 0.0,
 ) -> "VideoReader":
-    """Open a file of video to be read in chunks of `chunk_s` seconds with `fps` frames per second of video.
+    """Open a file of video to be read in chunks of `turn_s` seconds with `fps` frames per second of video.
 
     `decoder` is "pyav", or "decord" for ordinary mp4 files. At most `prefetch` chunks are decoded ahead. Reading
     begins `start_s` seconds into the file: the chunks carry the file's times from there on, and numbers from 0.
 
     Raises VideoError where the file cannot be read as video, ConfigError where a setting is out of range.
     """
-    grid = SamplingGrid(fps=fps, chunk_s=chunk_s, start_s=start_s)
+    grid = SamplingGrid(fps=fps, turn_s=turn_s, start_s=start_s)
     if prefetch < 1:
         raise ConfigError(f"prefetch is {prefetch}, but at least 1 chunk must be decoded ahead; the usual number is 2")
     source = open_pictures(path, decoder, start_s=start_s)
@@ -57,16 +57,16 @@ class VideoReader:
         self.path = Path(path)
         self.info: VideoInfo = source.info
         self.skipped: SkipCounts = source.skipped  # grows as the file is read, a little ahead of the caller
-        self.fps, self.chunk_s = grid.fps, grid.chunk_s
+        self.fps, self.turn_s = grid.fps, grid.turn_s
         stop = threading.Event()
         seconds = _seconds(self.path, source, grid, stop)
         self._prefetch = Prefetch(seconds, depth=prefetch, name=f"decode {self.path.name}", stop=stop)
         self._shut_down = weakref.finalize(self, _shut_down, self._prefetch, source)
 
-    def __iter__(self) -> Iterator[Second]:
+    def __iter__(self) -> Iterator[VideoTurn]:
         return self
 
-    def __next__(self) -> Second:
+    def __next__(self) -> VideoTurn:
         return next(self._prefetch)
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ def _starts_too_late(path: str | Path, start_s: float) -> VideoError:
     return VideoError(f"{os.fspath(path)!r} ends before start_s = {start_s:g}; choose an earlier start")
 
 
-def _seconds(path: Path, source: PictureSource, grid: SamplingGrid, stop: threading.Event) -> Iterator[Second]:
+def _seconds(path: Path, source: PictureSource, grid: SamplingGrid, stop: threading.Event) -> Iterator[VideoTurn]:
     pictures = takewhile(lambda _: not stop.is_set(), source.pictures())
     newest = None
     for index, shown in enumerate(sample(pictures, grid, tick_s=source.tick_s)):

@@ -58,7 +58,7 @@ def _count(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class DecodedFrame:
     """One decoded picture, compared by identity; its pixels are converted only when they are asked for."""
 
     time_s: float  # stream time at which it appears
@@ -73,7 +73,7 @@ class PictureSource(Protocol):
     skipped: SkipCounts
     tick_s: float  # the unit in which the file counts its time
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[DecodedFrame]:
         """Yield the pictures in the order in which they are shown."""
 
     def close(self) -> None:

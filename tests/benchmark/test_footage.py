@@ -13,21 +13,21 @@ from streamingvlm.pitch import write_mp4
 SIZE = {"height": 20, "width": 30}
 
 
-@pytest.mark.parametrize("fps, chunk_s, num_frames", [(2.0, 1.0, 2), (3.0, 2.0, 6)])
-def test_noise_has_the_size_and_the_number_of_frames(fps, chunk_s, num_frames):
-    video = VideoConfig(fps=fps, chunk_s=chunk_s)
+@pytest.mark.parametrize("fps, turn_s, num_frames", [(2.0, 1.0, 2), (3.0, 2.0, 6)])
+def test_noise_has_the_size_and_the_number_of_frames(fps, turn_s, num_frames):
+    video = VideoConfig(fps=fps, turn_s=turn_s)
     turns = turns_of("noise", video, **SIZE)
     assert all(turn.shape == (num_frames, 3, 20, 30) and turn.dtype == torch.uint8 for turn in turns)
     with endless_seconds("noise", video, **SIZE) as seconds:
         shown = list(islice(seconds, 5))
-    assert [second.start_s for second in shown] == [index * chunk_s for index in range(5)]
+    assert [second.start_s for second in shown] == [index * turn_s for index in range(5)]
     assert torch.equal(shown[0].frames, shown[len(turns)].frames)
 
 
 def test_a_match_is_drawn_at_the_frame_rate_in_seconds():
     assert turns_of("match", VideoConfig(fps=4.0), **SIZE)[0].shape[0] == 4
     with pytest.raises(ConfigError, match="source=noise"):
-        turns_of("match", VideoConfig(chunk_s=2.0), **SIZE)
+        turns_of("match", VideoConfig(turn_s=2.0), **SIZE)
 
 
 def test_a_file_begins_anew_when_it_ends_and_its_clock_goes_on(tmp_path):

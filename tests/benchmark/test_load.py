@@ -12,7 +12,7 @@ from streamingvlm.model.loading import load_model
 
 SETTINGS = StreamSettings(
     # turns of a tenth of a second: the tests do not wait for the clock
-    video=VideoConfig(fps=20.0, chunk_s=0.1, min_pixels=1, max_pixels=84 * 84),
+    video=VideoConfig(fps=20.0, turn_s=0.1, min_pixels=1, max_pixels=84 * 84),
     sampling=SamplingConfig(temperature=0, max_new_tokens=2),
     source="noise",
     height=56,

@@ -7,7 +7,7 @@ from streamingvlm.benchmark.figures import STAGES, mode_figures
 from streamingvlm.benchmark.modes import StreamSettings, measure_mode
 from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, EngineFull
-from streamingvlm.inference.limits import Limits, is_out_of_memory
+from streamingvlm.inference.limits import StreamLimits, is_out_of_memory
 from streamingvlm.model.loading import load_model
 
 SETTINGS = StreamSettings(
@@ -53,7 +53,7 @@ def test_the_figures_tell_the_first_minute_from_the_last(model):
 
 
 def test_a_limit_ends_a_mode_with_its_reason(model):
-    run = measure_mode(model, {"policy": "full"}, SETTINGS, duration_s=50, limits=Limits(busy_s=0.0))
+    run = measure_mode(model, {"policy": "full"}, SETTINGS, duration_s=50, limits=StreamLimits(busy_s=0.0))
     assert len(run.turns) == 1 and run.ended.startswith("the work took")
 
 

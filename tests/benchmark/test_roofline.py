@@ -7,11 +7,11 @@ from tiny_inputs import frames
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamingvlm.benchmark.modes import ModeRun
+from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.roofline import Ceilings, Costs, Floor, measure_ceilings, roofline_figures
 from streamingvlm.benchmark.timed_turn import TurnFigures
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
-from streamingvlm.model.random_weights import random_model
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.cache.eviction import capacity_tokens, plan_eviction, text_survivors
-from streamingvlm.cache.layout import CacheLayout, Kind, Segment
+from streamingvlm.cache.eviction import capacity_tokens, kept_text_ranges, plan_eviction
+from streamingvlm.cache.layout import CacheLayout, Segment, SegmentKind
 from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.config import CacheConfig
 
@@ -28,7 +28,7 @@ class FakeStream:
 
     def __init__(self, dice: random.Random, **config):
         self.dice = dice
-        self.chunk_s = dice.choice([0.5, 1.0, 1.0, 1.0, 1.5, 2.0, 2 / 3])
+        self.turn_s = dice.choice([0.5, 1.0, 1.0, 1.0, 1.5, 2.0, 2 / 3])
         self.config = CacheConfig(
             text_sink_tokens=dice.randrange(0, 12),
             text_window_tokens=dice.randrange(0, 16),
@@ -50,10 +50,10 @@ class FakeStream:
 
     def prologue(self):
         sizes = {
-            Kind.SYSTEM: 3,
-            Kind.PREVIOUS_OPEN: 2,
-            Kind.PREVIOUS: self.num_previous,
-            Kind.PREVIOUS_CLOSE: 2,
+            SegmentKind.SYSTEM: 3,
+            SegmentKind.PREVIOUS_OPEN: 2,
+            SegmentKind.PREVIOUS: self.num_previous,
+            SegmentKind.PREVIOUS_CLOSE: 2,
         }
         return [Segment(kind, size) for kind, size in sizes.items() if size]
 
@@ -64,8 +64,8 @@ class FakeStream:
         self.next_serial += num_new
 
     def evict(self):
-        start_s = self.turn * self.chunk_s
-        return plan_eviction(self.layout, self.config, turn=self.turn, start_s=start_s, end_s=start_s + self.chunk_s)
+        start_s = self.turn * self.turn_s
+        return plan_eviction(self.layout, self.config, turn=self.turn, start_s=start_s, end_s=start_s + self.turn_s)
 
     def take(self, eviction):
         self.serials = [self.serials[place] for place in places(eviction)]
@@ -84,14 +84,14 @@ class FakeStream:
 
     def vision(self):
         t, h, w = self.grid
-        pads = Segment(Kind.VISION, t * h * w, self.turn, *self.span_s(), self.grid, 2.0)
+        pads = Segment(SegmentKind.VISION, t * h * w, self.turn, *self.span_s(), self.grid, 2.0)
         return [*self.when(TIME=4, VISION_START=1), pads, *self.when(VISION_END=1)]
 
     def when(self, **sizes: int):
-        return [Segment(Kind[kind], size, self.turn, *self.span_s()) for kind, size in sizes.items() if size]
+        return [Segment(SegmentKind[kind], size, self.turn, *self.span_s()) for kind, size in sizes.items() if size]
 
     def span_s(self):
-        return self.turn * self.chunk_s, (self.turn + 1) * self.chunk_s
+        return self.turn * self.turn_s, (self.turn + 1) * self.turn_s
 
     def bound(self) -> int | None:
         t, h, w = self.grid
@@ -100,22 +100,22 @@ class FakeStream:
             markup_tokens=7 + 3 + self.num_query,
             previous_tokens=self.num_previous,
             turn_tokens=2 + self.num_spans * (4 + 1 + t * h * w + 1) + 1 + 2 + self.max_reply + 1 + 1 + 1,
-            chunk_s=self.chunk_s,
+            turn_s=self.turn_s,
         )
 
 
 def sink_serials(stream: FakeStream) -> list[int]:
     """What must never be dropped: the prologue's markup, the first words of all, the query."""
     first_text = []
-    by_kind = {kind: [] for kind in Kind}
+    by_kind = {kind: [] for kind in SegmentKind}
     for span in stream.layout.spans():
         by_kind[span.segment.kind] += stream.serials[span.start : span.stop]
-    first_text = by_kind[Kind.PREVIOUS][: stream.config.text_sink_tokens]
+    first_text = by_kind[SegmentKind.PREVIOUS][: stream.config.text_sink_tokens]
     return (
-        by_kind[Kind.SYSTEM]
-        + by_kind[Kind.PREVIOUS_OPEN]
-        + by_kind[Kind.PREVIOUS_CLOSE]
-        + by_kind[Kind.QUERY]
+        by_kind[SegmentKind.SYSTEM]
+        + by_kind[SegmentKind.PREVIOUS_OPEN]
+        + by_kind[SegmentKind.PREVIOUS_CLOSE]
+        + by_kind[SegmentKind.QUERY]
         + first_text
     )
 
@@ -128,12 +128,12 @@ def check_streaming_second(stream: FakeStream):
     assert set(before) <= {stream.serials[place] for place in places(eviction)}
     stream.take(eviction)
     assert stream.layout.num_tokens <= stream.bound()
-    turns = [segment.turn for segment in stream.layout.segments if segment.kind is not Kind.PREVIOUS]
+    turns = [segment.turn for segment in stream.layout.segments if segment.kind is not SegmentKind.PREVIOUS]
     assert turns == sorted(turns)
     words = [
         s
         for span in stream.layout.spans()
-        if span.segment.kind is Kind.PREVIOUS
+        if span.segment.kind is SegmentKind.PREVIOUS
         for s in stream.serials[span.start : span.stop]
     ]
     assert words == sorted(words)
@@ -143,11 +143,11 @@ def check_streaming_second(stream: FakeStream):
 
 def check_windows(stream: FakeStream):
     """No more than the windows allow, and nothing less than they promise."""
-    config, end_s = stream.config, stream.turn * stream.chunk_s
-    text_tokens = stream.layout.count(Kind.PREVIOUS)
+    config, end_s = stream.config, stream.turn * stream.turn_s
+    text_tokens = stream.layout.count(SegmentKind.PREVIOUS)
     assert text_tokens <= config.text_sink_tokens + config.text_window_tokens
-    expected = min(stream.turn, max(1, int(config.vision_window_s / stream.chunk_s + 1e-6)))
-    vision = [segment for segment in stream.layout.segments if segment.kind is Kind.VISION]
+    expected = min(stream.turn, max(1, int(config.vision_window_s / stream.turn_s + 1e-6)))
+    vision = [segment for segment in stream.layout.segments if segment.kind is SegmentKind.VISION]
     assert len(vision) == expected * stream.num_spans
     assert all(s.turn == stream.turn - 1 or end_s - s.start_s <= config.vision_window_s + 1e-5 for s in vision)
 
@@ -182,7 +182,7 @@ def test_bounded_policies_stay_within_their_capacity(policy):
         stream.config = CacheConfig(
             policy=policy, text_sink_tokens=4, text_window_tokens=9, vision_window_s=4, turn_window_s=2
         )
-        stream.chunk_s = 1.0
+        stream.turn_s = 1.0
         for _ in range(60):
             eviction = stream.evict()
             assert len(set(places(eviction))) == len(places(eviction))
@@ -201,7 +201,7 @@ def test_full_drops_nothing_and_has_no_bound():
 
 def test_window_restarts_from_the_prologue_when_it_is_full():
     stream = FakeStream(random.Random(3), policy="window")
-    stream.config, stream.chunk_s = CacheConfig(policy="window", vision_window_s=3), 1.0
+    stream.config, stream.turn_s = CacheConfig(policy="window", vision_window_s=3), 1.0
     restarts = []
     for _ in range(10):
         eviction = stream.evict()
@@ -213,14 +213,16 @@ def test_window_restarts_from_the_prologue_when_it_is_full():
 def test_the_query_outlives_its_turn_and_its_time_label_does_not():
     dice = random.Random(4)
     stream = FakeStream(dice, policy="streaming")
-    stream.num_query, stream.chunk_s = 3, 1.0
+    stream.num_query, stream.turn_s = 3, 1.0
     stream.config = CacheConfig(text_sink_tokens=4, text_window_tokens=4, vision_window_s=2, turn_window_s=2)
     for _ in range(6):
         stream.take(stream.evict())
     asking = [
-        segment.kind for segment in stream.layout.segments if segment.turn == 0 and segment.kind is not Kind.PREVIOUS
+        segment.kind
+        for segment in stream.layout.segments
+        if segment.turn == 0 and segment.kind is not SegmentKind.PREVIOUS
     ]
-    assert asking == [Kind.USER_OPEN, Kind.QUERY, Kind.USER_CLOSE]
+    assert asking == [SegmentKind.USER_OPEN, SegmentKind.QUERY, SegmentKind.USER_CLOSE]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_the_query_outlives_its_turn_and_its_time_label_does_not():
     [(5, 2, 3, [(0, 5)]), (6, 2, 3, [(0, 2), (3, 6)]), (6, 0, 2, [(0, 0), (4, 6)]), (6, 2, 0, [(0, 2), (6, 6)])],
 )
 def test_text_survivors_are_exactly_the_sink_and_the_window(num_tokens, sink, window, expected):
-    assert text_survivors(num_tokens, sink, window) == expected
+    assert kept_text_ranges(num_tokens, sink, window) == expected
 
 
 @given(
@@ -242,9 +244,9 @@ def test_text_leaves_its_window_in_whole_steps(num_new, sink, window, step):
     for number in num_new:
         kept += range(num_tokens, num_tokens + number)
         num_tokens += number
-        num_before, cut = len(kept), text_survivors(len(kept), sink, window, step)
+        num_before, cut = len(kept), kept_text_ranges(len(kept), sink, window, step)
         kept = [kept[place] for first, stop in cut for place in range(first, stop)]
         assert (num_before - len(kept)) % min(step, max(1, window)) == 0
-        at_once = text_survivors(num_tokens, sink, window, step)
+        at_once = kept_text_ranges(num_tokens, sink, window, step)
         assert kept == [place for first, stop in at_once for place in range(first, stop)]
         assert len(kept) == num_tokens or sink + window - min(step, max(1, window)) < len(kept) <= sink + window

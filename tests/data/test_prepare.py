@@ -15,6 +15,7 @@ from chat_server import ChatServer
 from published_layouts import conversation, steady_words, subrip, webvtt, whisperx, write_lines, write_video
 
 from streamingvlm.data.asr import AsrConfig, SpeechRecogniser
+from streamingvlm.data.chunks import plan_chunks
 from streamingvlm.data.cleaning import Cleaner, CleaningConfig
 from streamingvlm.data.prepare import PrepareConfig, prepare, summary
 from streamingvlm.data.prepared import PreparedData
@@ -22,7 +23,6 @@ from streamingvlm.data.selection import SelectionConfig
 from streamingvlm.data.transcript import Word
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError, DataError
-from streamingvlm.training.chunks import plan_chunks
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ def test_a_folder_of_videos_becomes_recordings_and_chunks(videos, prepared):
     for chunk in data.chunks:
         lines = rows[chunk["recording"]]["lines"][chunk["first_turn"] :][: chunk["num_turns"]]
         assert chunk["num_words"] == len(" ".join(lines).split()) >= 2 * chunk["num_turns"]
-    assert data.chunk_s == 1.0
+    assert data.turn_s == 1.0
     assert (data.video_root / second["video"]).is_file()
 
 

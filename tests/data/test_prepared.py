@@ -17,7 +17,7 @@ def folder(tmp_path):
     with PreparedFolder(tmp_path / "prepared") as writer:
         for number in range(600):
             writer.add({**ROW, "id": str(number)}, [{"recording": str(number), "first_turn": 0, "split": "train"}])
-        writer.finish({"chunk_s": 1.0, "video_root": "/videos"})
+        writer.finish({"turn_s": 1.0, "video_root": "/videos"})
     return tmp_path / "prepared"
 
 
@@ -68,5 +68,5 @@ def test_a_folder_that_was_made_again_is_read_again(folder, tmp_path):
     shutil.rmtree(folder)
     with PreparedFolder(folder) as writer:
         writer.add(ROW, [{"recording": "a"}])
-        writer.finish({"chunk_s": 1.0, "video_root": "/videos"})
+        writer.finish({"turn_s": 1.0, "video_root": "/videos"})
     assert opened(folder, tmp_path).recordings["id"] == ["a"]

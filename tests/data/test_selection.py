@@ -26,7 +26,7 @@ def transcript(gaps_s, word_s=0.3):
 
 def selected(transcript, num_turns, config, start_s=0.0):
     lines = transcript.lines(start_s=start_s, num_turns=num_turns)
-    return select(transcript.words, lines, config, start_s=start_s, chunk_s=1.0)
+    return select(transcript.words, lines, config, start_s=start_s, turn_s=1.0)
 
 
 def test_dense_speech_is_cut_into_24_s_that_share_12():

@@ -46,20 +46,20 @@ def test_no_word_is_lost_but_those_that_are_counted(cues):
 
 
 @given(CUES, st.floats(0, 10), st.integers(1, 12), st.sampled_from([0.5, 1.0, 2.0]))
-def test_a_word_stands_in_the_turn_in_which_it_ends(cues, start_s, num_turns, chunk_s):
-    transcript, _ = mend(cues, start_s=start_s, end_s=start_s + num_turns * chunk_s)
-    lines = transcript.lines(start_s=start_s, num_turns=num_turns, chunk_s=chunk_s)
+def test_a_word_stands_in_the_turn_in_which_it_ends(cues, start_s, num_turns, turn_s):
+    transcript, _ = mend(cues, start_s=start_s, end_s=start_s + num_turns * turn_s)
+    lines = transcript.lines(start_s=start_s, num_turns=num_turns, turn_s=turn_s)
     assert " ".join(lines).split() == [word.text for word in transcript.words]
     for number, line in enumerate(lines):
-        low, high = start_s + number * chunk_s, start_s + (number + 1) * chunk_s
-        ends = [w.end_s for w in transcript.words if number == turn_of(w.end_s, start_s=start_s, chunk_s=chunk_s)]
+        low, high = start_s + number * turn_s, start_s + (number + 1) * turn_s
+        ends = [w.end_s for w in transcript.words if number == turn_of(w.end_s, start_s=start_s, turn_s=turn_s)]
         assert len(line.split()) == len(ends)
         assert all(low - 1e-5 <= end_s <= high + 1e-5 for end_s in ends)
 
 
 def test_a_turn_includes_its_last_moment_and_not_its_first():
     moments = {0.0: 0, 0.4: 0, 1.0: 0, 1.0000001: 0, 1.001: 1, 2.0: 1, 2.5: 2}
-    assert {at_s: turn_of(at_s, start_s=0.0, chunk_s=1.0) for at_s in moments} == moments
+    assert {at_s: turn_of(at_s, start_s=0.0, turn_s=1.0) for at_s in moments} == moments
 
 
 def test_good_stamps_are_left_alone():

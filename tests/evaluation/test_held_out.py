@@ -14,8 +14,8 @@ from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render, say
 from streamingvlm.training.adapters import LoraSettings, with_lora_
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.examples import example_from
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.turns import Turn, TurnFormat
 from streamingvlm.video.encoder import write_video
 from streamingvlm.video.reader import open_video
@@ -53,7 +53,7 @@ def learn_(model, mean_loss, num_steps=2):
     second = Turn(0, 0, 1, (1, 4, 4))
     tokens = turns.prologue("before") + turns.open_turn(second) + turns.reply(second, "shot")
     batch = Collate(0)([example_from("chunk", tokens, torch.ones(16, 256))])
-    module = Commentator(model.hf)
+    module = SFTModel(model.hf)
     optimizer = torch.optim.SGD([weight for weight in module.parameters() if weight.requires_grad], lr=1e-2)
     losses = []
     for _ in range(num_steps):

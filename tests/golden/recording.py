@@ -37,7 +37,7 @@ class Recording:
         return self.frames[index * self.num_frames() : (index + 1) * self.num_frames()]
 
     def session(self, model: StreamingModel) -> StreamingSession:
-        config, chunk_s = self.config, self.constants["chunk_duration"]
+        config, turn_s = self.config, self.constants["chunk_duration"]
         return StreamingSession(
             model,
             cache=CacheConfig(
@@ -45,11 +45,11 @@ class Recording:
                 positions="native" if config.get("pos_mode") == "append" else "contiguous",
                 text_sink_tokens=config["text_sink"],
                 text_window_tokens=config["text_sliding_window"],
-                vision_window_s=config["window_size"] * chunk_s,
-                turn_window_s=config["text_round"] * chunk_s,
+                vision_window_s=config["window_size"] * turn_s,
+                turn_window_s=config["text_round"] * turn_s,
                 recompute=config.get("recompute", False),
             ),
-            video=VideoConfig(fps=self.constants["fps"], chunk_s=chunk_s, min_pixels=1),
+            video=VideoConfig(fps=self.constants["fps"], turn_s=turn_s, min_pixels=1),
             sampling=SamplingConfig(
                 temperature=0,
                 repetition_penalty=config["repetition_penalty"],

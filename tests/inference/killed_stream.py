@@ -13,7 +13,7 @@ from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.snapshot_folder import has_snapshot
 from streamingvlm.model.loading import load_model
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 SETTINGS = {
     "video": VideoConfig(min_pixels=1, max_pixels=56 * 56),
@@ -23,11 +23,11 @@ SETTINGS = {
 }
 
 
-def second(turn: int) -> Second:
+def second(turn: int) -> VideoTurn:
     """Random frames, the same in every process."""
     dice = torch.Generator().manual_seed(turn)
     frames = torch.randint(0, 256, (2, 3, 28, 56), generator=dice, dtype=torch.uint8)
-    return Second(turn, turn, turn + 1.0, frames)
+    return VideoTurn(turn, turn, turn + 1.0, frames)
 
 
 def told(session: StreamingSession) -> str:

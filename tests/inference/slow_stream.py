@@ -11,7 +11,7 @@ from numbered_pictures import read_number
 
 from streamingvlm import StreamingSession, load_model
 
-VIDEO = {"fps": 2.0, "chunk_s": 1.0, "min_pixels": 28 * 28, "max_pixels": 56 * 84}
+VIDEO = {"fps": 2.0, "turn_s": 1.0, "min_pixels": 28 * 28, "max_pixels": 56 * 84}
 
 
 def main(checkpoint: str, address: str, policy: str, turn_s: str):

@@ -16,15 +16,16 @@ from tiny_streams import GREEDY, SMALL, VIDEO
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ClosedError, ConfigError, EngineFull, StreamingVLMError, VideoError
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
-from streamingvlm.inference.session import Commentary, StreamingSession
-from streamingvlm.video.clock import Second
+from streamingvlm.inference.session import StreamingSession
+from streamingvlm.video.clock import VideoTurn
 
 CACHES = (
     SMALL,
     {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0},
     {**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0},
-    {**SMALL, "reread_text": True},
+    {**SMALL, "recompute_text": True},
     {**SMALL, "positions": "native"},
     {**SMALL, "recompute": True},
     {"policy": "full"},
@@ -62,7 +63,7 @@ class Watched:
 STREAMS = st.fixed_dictionaries(
     {
         "cache": st.sampled_from(CACHES),
-        "video": st.sampled_from([VIDEO, VideoConfig(fps=4.0, chunk_s=0.5, min_pixels=1, max_pixels=84 * 84)]),
+        "video": st.sampled_from([VIDEO, VideoConfig(fps=4.0, turn_s=0.5, min_pixels=1, max_pixels=84 * 84)]),
         "sampling": st.sampled_from(SAMPLINGS),
         "query": st.sampled_from(["", "Who has the ball?"]),
         "previous_text": st.sampled_from(["", "The match is about to begin."]),
@@ -528,7 +529,7 @@ def seconds(number: int, wrong: int = -1):
     for index in range(number):
         if index == wrong:
             raise VideoError("the camera is gone; plug it in")
-        yield Second(index, index, index + 1, frames(index))
+        yield VideoTurn(index, index, index + 1, frames(index))
 
 
 @pytest.mark.parametrize("has_worker", [False, True])

@@ -21,7 +21,7 @@ from streamingvlm.video.reader import open_video
 
 NUM_PICTURES = 60
 CACHES = tuple(
-    CacheConfig(text_sink_tokens=4, text_window_tokens=16, vision_window_s=v, turn_window_s=t, reread_text=reread)
+    CacheConfig(text_sink_tokens=4, text_window_tokens=16, vision_window_s=v, turn_window_s=t, recompute_text=reread)
     for v, t, reread in ((4.0, 4.0, True), (2.0, 3.0, False), (1.0, 1.0, True))
 )
 SAMPLINGS = (
@@ -38,7 +38,7 @@ def model() -> StreamingModel:
 @pytest.fixture(scope="module")
 def pictures() -> list[torch.Tensor]:
     """Seconds of the bundled match, made small, as the model would make them itself."""
-    with open_video(PACKAGED["pitch"] / "match.mp4", fps=2.0, chunk_s=1.0) as reader:
+    with open_video(PACKAGED["pitch"] / "match.mp4", fps=2.0, turn_s=1.0) as reader:
         return [s.frames[:, :, ::4, ::4].contiguous() for s, _ in zip(reader, range(NUM_PICTURES), strict=False)]
 
 

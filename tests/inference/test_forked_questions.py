@@ -10,7 +10,7 @@ from naive_stream import NaiveStream
 from tiny_streams import CACHES, GREEDY, SAMPLED, SMALL, TEXTS, VIDEO, second, small
 
 from streamingvlm.cache.kv_cache import bytes_per_token
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError
 from streamingvlm.inference.engine import Engine
@@ -19,7 +19,7 @@ from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render
 from streamingvlm.turns import Turn
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 QUESTION = "How many goals were there?"
 TOLERANCE = 1e-4
@@ -158,7 +158,7 @@ def test_the_same_question_at_the_same_moment_has_the_same_answer(model):
 
 def test_after_an_interruption_a_question_leaves_no_trace(model, monkeypatch):
     """A turn whose prefill was broken off has tokens, and vision, that have yet to be fed."""
-    asked, other = (open_session(model, {**SMALL, "reread_text": True}) for _ in range(2))
+    asked, other = (open_session(model, {**SMALL, "recompute_text": True}) for _ in range(2))
     for session in (asked, other):
         for turn in range(4):
             session.step(small(turn))
@@ -176,7 +176,9 @@ def interrupt(_states):
     raise KeyboardInterrupt
 
 
-def commentary_while_asked(session, shown: list[Second], num_questions: int, seed: int) -> tuple[list[str], list[str]]:
+def commentary_while_asked(
+    session, shown: list[VideoTurn], num_questions: int, seed: int
+) -> tuple[list[str], list[str]]:
     """The lines of a stream, and the answers to questions that another thread asks of it at random moments."""
     dice, answers, errors = random.Random(seed), [], []
     moments = [threading.Event() for _ in range(num_questions)]
@@ -224,7 +226,7 @@ def test_fifty_questions_at_random_times_leave_the_commentary_as_it_is(model, ca
     assert len(answers) == 50
 
 
-def turns(number: int) -> list[Second]:
+def turns(number: int) -> list[VideoTurn]:
     return [second(turn) for turn in range(number)]
 
 
@@ -234,7 +236,7 @@ def test_fifty_questions_leave_the_commentary_of_a_match_as_it_is(sampling):
     """The embedded model at work, asked in an engine that another stream shares."""
     match, pitch = Match(seed=5), load_model("pitch", device="cpu")
     seconds = islice(match.seconds(), 240)
-    shown = [Second(turn, turn, turn + 1.0, render(seen)) for turn, seen in enumerate(seconds)]
+    shown = [VideoTurn(turn, turn, turn + 1.0, render(seen)) for turn, seen in enumerate(seconds)]
     settings = {"sampling": sampling, "previous_text": match.intro}
     quiet = [line.text for line in StreamingSession(pitch, **settings).stream(shown)]
     with Engine(pitch, num_slots=2) as engine:
@@ -253,7 +255,7 @@ def test_a_stream_without_end_answers_all_the_same(model):
     def endless():
         turn = 0
         while not is_answered.is_set():
-            yield Second(turn, turn, turn + 1.0, small(turn % 5))
+            yield VideoTurn(turn, turn, turn + 1.0, small(turn % 5))
             turn += 1
 
     def ask():
@@ -338,8 +340,8 @@ def test_a_new_standing_query_takes_the_place_of_the_old_one_as_in_the_naive_str
             1 <= turn < 4,
             turn >= 6,
         ]
-    standing = [s.kind for s in session.layout.segments if s.turn == 6 and s.kind is not Kind.PREVIOUS]
-    assert standing == [Kind.USER_OPEN, Kind.QUERY, Kind.USER_CLOSE]
+    standing = [s.kind for s in session.layout.segments if s.turn == 6 and s.kind is not SegmentKind.PREVIOUS]
+    assert standing == [SegmentKind.USER_OPEN, SegmentKind.QUERY, SegmentKind.USER_CLOSE]
 
 
 @pytest.mark.parametrize("name", ["full", "window", "recompute", "reference"])

@@ -9,7 +9,7 @@ from steering import steered
 from tiny_inputs import frames
 from tiny_streams import GREEDY, SMALL, TEXTS, VIDEO
 
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.config import CacheConfig, SamplingConfig
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.inference.session import StreamingSession
@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 CACHES = {
     "streaming": SMALL,
-    "reread": {**SMALL, "reread_text": True},
+    "reread": {**SMALL, "recompute_text": True},
     "native": {**SMALL, "positions": "native"},
     "vision outlives turns": {**SMALL, "vision_window_s": 4.0, "turn_window_s": 2.0},
     "full": {"policy": "full"},
@@ -133,9 +133,11 @@ def test_a_question_goes_with_its_turn_and_the_query_stays(model, cache, asked):
         is_in_sight = asked <= second < asked + window_s
         assert (QUESTION in text_of(session)) == is_in_sight, second
         assert text_of(session).count(TEXTS["query"]) == 1
-    held = [s.kind for s in session.layout.segments if s.turn == 0 and s.kind is not Kind.PREVIOUS]
-    assert held == [Kind.USER_OPEN, Kind.QUERY, Kind.USER_CLOSE], "the standing query's own shape is unchanged"
-    assert session.layout.count(Kind.PREVIOUS) > 0
+    held = [s.kind for s in session.layout.segments if s.turn == 0 and s.kind is not SegmentKind.PREVIOUS]
+    assert held == [SegmentKind.USER_OPEN, SegmentKind.QUERY, SegmentKind.USER_CLOSE], (
+        "the standing query's own shape is unchanged"
+    )
+    assert session.layout.count(SegmentKind.PREVIOUS) > 0
     assert " yes<|im_end|>" in text_of(session), "the answer is the end of the previous text"
 
 

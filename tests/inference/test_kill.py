@@ -17,7 +17,7 @@ from streamingvlm.model.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 CACHES = {
-    "reread": {**SMALL, "reread_text": True},
+    "reread": {**SMALL, "recompute_text": True},
     "native": {**SMALL, "positions": "native"},
     "recompute": {**SMALL, "recompute": True},
     "window": {"policy": "window", "vision_window_s": 3.0},

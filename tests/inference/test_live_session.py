@@ -11,12 +11,12 @@ import torch
 
 from streamingvlm import LiveConfig, PushedFrames, StreamingSession
 from streamingvlm.errors import ConfigError
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.writers import JsonlWriter
 from streamingvlm.turns import Turn, TurnFormat
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
-VIDEO = {"min_pixels": 28 * 28, "max_pixels": 56 * 84, "fps": 4.0, "chunk_s": 0.5}
+VIDEO = {"min_pixels": 28 * 28, "max_pixels": 56 * 84, "fps": 4.0, "turn_s": 0.5}
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 8}
 
 
@@ -126,11 +126,11 @@ def test_a_file_has_no_age(session):
 def second(start_s, end_s, **facts):
     generator = torch.Generator().manual_seed(int(start_s))
     frames = torch.randint(0, 256, (2, 3, 112, 168), generator=generator, dtype=torch.uint8)
-    return Second(int(start_s), start_s, end_s, frames, **facts)
+    return VideoTurn(int(start_s), start_s, end_s, frames, **facts)
 
 
 def test_a_gap_is_told_to_the_models_clock(model):
-    session = StreamingSession(model, video={**VIDEO, "chunk_s": 1.0, "fps": 2.0}, sampling=GREEDY)
+    session = StreamingSession(model, video={**VIDEO, "turn_s": 1.0, "fps": 2.0}, sampling=GREEDY)
     for start_s in (0.0, 1.0, 30.0, 4000.0):
         session.step(second(start_s, start_s + 1))
     assert "Time=4000.0-4001.0s" in session.format.decode(session.decoder.ids)
@@ -138,7 +138,7 @@ def test_a_gap_is_told_to_the_models_clock(model):
 
 
 def test_a_turn_over_many_seconds_is_labelled_with_all_of_them(model):
-    session = StreamingSession(model, video={**VIDEO, "chunk_s": 1.0, "fps": 2.0}, sampling=GREEDY)
+    session = StreamingSession(model, video={**VIDEO, "turn_s": 1.0, "fps": 2.0}, sampling=GREEDY)
     session.step(second(0.0, 1.0))
     line = session.step(second(1.0, 6.0, coalesced_s=4.0))
     assert (line.start_s, line.end_s, line.coalesced_s) == (1.0, 6.0, 4.0)

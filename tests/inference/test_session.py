@@ -10,16 +10,17 @@ from steering import record_logits, steered
 from tiny_inputs import frames
 from tiny_streams import GREEDY, SMALL
 
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.vision import preprocess
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
-VIDEO = VideoConfig(fps=2.0, chunk_s=1.0, min_pixels=1, max_pixels=84 * 84)
+VIDEO = VideoConfig(fps=2.0, turn_s=1.0, min_pixels=1, max_pixels=84 * 84)
 QUERY = "Who has the ball?"
 PREVIOUS = "The match is about to begin and the crowd is on its feet"
 TOLERANCE = 1e-4
@@ -29,16 +30,18 @@ def open_session(model, cache=None, video=VIDEO, sampling=GREEDY, **settings) ->
     return StreamingSession(model, cache=cache, video=video, sampling=sampling, **settings)
 
 
-@pytest.mark.parametrize("chunk_s", [1.0, 2.0], ids=["one patch", "two patches"])
+@pytest.mark.parametrize("turn_s", [1.0, 2.0], ids=["one patch", "two patches"])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_without_eviction_a_stream_equals_one_full_pass(models, tiny_checkpoint, model_type, chunk_s):
-    video = replace(VIDEO, chunk_s=chunk_s)
+def test_without_eviction_a_stream_equals_one_full_pass(models, tiny_checkpoint, model_type, turn_s):
+    video = replace(VIDEO, turn_s=turn_s)
     session = open_session(models[model_type], {"policy": "full"}, video, query=QUERY, previous_text=PREVIOUS)
     streamed = record_logits(session)
     pictures = [frames(turn, video.num_frames) for turn in range(6)]
     for picture in pictures:
         session.step(picture)
-    asked = [s.kind in (Kind.SPEECH, Kind.TAIL) for s in session.layout.segments for _ in range(s.num_tokens)]
+    asked = [
+        s.kind in (SegmentKind.SPEECH, SegmentKind.TAIL) for s in session.layout.segments for _ in range(s.num_tokens)
+    ]
     choices = [place - 1 for place, is_said in enumerate(asked) if is_said]
     whole = full_pass(tiny_checkpoint(model_type), session, pictures)[choices]
     said = torch.stack(streamed)[: len(choices)]
@@ -75,15 +78,15 @@ def full_pass(folder, session: StreamingSession, pictures: list[torch.Tensor]) -
         ("qwen2_5_vl", {**SMALL, "text_window_tokens": 0}, {}),
         ("qwen2_5_vl", {**SMALL, "positions": "native"}, {}),
         ("qwen2_5_vl", {**SMALL, "positions": "native", "turn_window_s": 1.0}, {}),
-        ("qwen2_5_vl", SMALL, {"chunk_s": 0.5, "fps": 4.0}),
-        ("qwen2_5_vl", SMALL, {"chunk_s": 1.5, "fps": 3.0}),
+        ("qwen2_5_vl", SMALL, {"turn_s": 0.5, "fps": 4.0}),
+        ("qwen2_5_vl", SMALL, {"turn_s": 1.5, "fps": 3.0}),
         ("qwen2_5_vl", SMALL, {"fps": 5.0}),
         ("qwen2_5_vl", {**SMALL, "text_step_tokens": 5}, {}),
-        ("qwen2_5_vl", {**SMALL, "reread_text": True}, {}),
-        ("qwen2_5_vl", {**SMALL, "reread_text": True, "text_step_tokens": 5}, {}),
-        ("qwen2_5_vl", {**SMALL, "reread_text": True, "turn_window_s": 1.0}, {"chunk_s": 1.5, "fps": 3.0}),
-        ("qwen2_5_vl", {**SMALL, "reread_text": True, "positions": "native"}, {}),
-        ("qwen3_vl", {**SMALL, "reread_text": True}, {}),
+        ("qwen2_5_vl", {**SMALL, "recompute_text": True}, {}),
+        ("qwen2_5_vl", {**SMALL, "recompute_text": True, "text_step_tokens": 5}, {}),
+        ("qwen2_5_vl", {**SMALL, "recompute_text": True, "turn_window_s": 1.0}, {"turn_s": 1.5, "fps": 3.0}),
+        ("qwen2_5_vl", {**SMALL, "recompute_text": True, "positions": "native"}, {}),
+        ("qwen3_vl", {**SMALL, "recompute_text": True}, {}),
         ("qwen2_vl", SMALL, {}),
         ("qwen2_vl", SMALL, {"fps": 5.0}),
         ("qwen3_vl", SMALL, {}),
@@ -95,7 +98,7 @@ def full_pass(folder, session: StreamingSession, pictures: list[torch.Tensor]) -
 )
 def test_after_eviction_a_stream_equals_the_naive_stream(models, model_type, cache, video):
     model = models[model_type]
-    video = VideoConfig(**{"fps": 2.0, "chunk_s": 1.0, "min_pixels": 1, "max_pixels": 56 * 56, **video})
+    video = VideoConfig(**{"fps": 2.0, "turn_s": 1.0, "min_pixels": 1, "max_pixels": 56 * 56, **video})
     settings = {"query": QUERY, "previous_text": PREVIOUS}
     session = open_session(model, CacheConfig(**cache), video, **settings)
     naive = NaiveStream(model, CacheConfig(**cache), video, max_new_tokens=GREEDY.max_new_tokens, **settings)
@@ -119,8 +122,8 @@ def test_recompute_equals_a_fresh_pass_over_what_is_kept(models, model_type, tin
     for second in range(7):
         streamed.clear()
         session.step(frames(second))
-        pictures = [frames(s.turn) for s in session.layout.segments if s.kind is Kind.VISION]
-        opened = [s.kind is Kind.REPLY_OPEN for s in session.layout.segments for _ in range(s.num_tokens)]
+        pictures = [frames(s.turn) for s in session.layout.segments if s.kind is SegmentKind.VISION]
+        opened = [s.kind is SegmentKind.REPLY_OPEN for s in session.layout.segments for _ in range(s.num_tokens)]
         last_open = max(place for place, is_open in enumerate(opened) if is_open)
         fresh = full_pass(tiny_checkpoint(model_type), session, pictures)[last_open]
         assert (fresh - streamed[0]).abs().max() < TOLERANCE
@@ -134,7 +137,7 @@ def test_window_starts_as_a_new_stream_would(model):
     session.step(frames(3))
     fresh = open_session(model, CacheConfig(policy="full"), query=QUERY, previous_text=PREVIOUS)
     expected = record_logits(fresh)
-    fresh.step(Second(0, 3.0, 4.0, frames(3)))
+    fresh.step(VideoTurn(0, 3.0, 4.0, frames(3)))
     assert session.decoder.ids == fresh.decoder.ids
     assert (torch.stack(streamed) - torch.stack(expected)).abs().max() < TOLERANCE
 
@@ -144,7 +147,7 @@ def test_the_cache_looks_like_the_chunk_that_training_shows(model):
     session = open_session(model, CacheConfig(**SMALL), query=QUERY, previous_text=PREVIOUS)
     for second in range(8):
         session.step(frames(second))
-    turns = [s.turn for s in session.layout.segments if s.kind is Kind.REPLY_OPEN]
+    turns = [s.turn for s in session.layout.segments if s.kind is SegmentKind.REPLY_OPEN]
     text = model.tokenizer.decode(session.decoder.ids)
     assert turns == [5, 6, 7]
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>previous text\n")
@@ -160,7 +163,7 @@ def test_a_long_stream_stays_within_what_was_allocated(model):
         session.step(frames(second))
         assert session.stats.cache_tokens <= session.stats.capacity_tokens
     assert session.decoder.kv.keys.data_ptr() == memory
-    assert session.layout.count(Kind.PREVIOUS) == SMALL["text_sink_tokens"] + SMALL["text_window_tokens"]
+    assert session.layout.count(SegmentKind.PREVIOUS) == SMALL["text_sink_tokens"] + SMALL["text_window_tokens"]
 
 
 def test_reset_begins_the_same_stream_again(model):
@@ -191,7 +194,7 @@ def test_the_penalty_sees_all_that_is_kept(model):
 
 
 def test_seconds_bring_their_own_times(model):
-    lines = list(open_session(model, SMALL).stream(Second(i, 10.0 + i, 11.0 + i, frames(i)) for i in range(3)))
+    lines = list(open_session(model, SMALL).stream(VideoTurn(i, 10.0 + i, 11.0 + i, frames(i)) for i in range(3)))
     assert [(line.start_s, line.end_s) for line in lines] == [(10, 11), (11, 12), (12, 13)]
     assert all(before.end_s == after.start_s for before, after in pairwise(lines))
 
@@ -200,7 +203,7 @@ def test_frames_of_changing_size_are_taken_in_their_own_grid(model):
     session = open_session(model, SMALL)
     for second, (height, width) in enumerate([(56, 84), (84, 56), (28, 28)]):
         session.step(frames(second, 2, height, width))
-    grids = [s.grid for s in session.layout.segments if s.kind is Kind.VISION]
+    grids = [s.grid for s in session.layout.segments if s.kind is SegmentKind.VISION]
     assert grids == [(1, 3, 2), (1, 1, 1)]
 
 
@@ -280,7 +283,7 @@ def step_alike(session: StreamingSession, other: StreamingSession, picture) -> t
 
 def repeat(session: StreamingSession, other: StreamingSession, picture) -> torch.Tensor:
     """Put the words of the one's last turn into the other's mouth; both must then hold the same. Return its logits."""
-    words = (Kind.SPEECH, Kind.TAIL, Kind.REPLY_END)
+    words = (SegmentKind.SPEECH, SegmentKind.TAIL, SegmentKind.REPLY_END)
     said = sum(s.num_tokens for s in session.layout.segments if s.turn == session.num_turns - 1 and s.kind in words)
     with steered(other, session.decoder.ids[-said:]) as logits:
         other.step(picture)
@@ -298,7 +301,7 @@ def test_a_stream_of_several_patches_a_turn_stays_within_what_was_allocated(mode
         session.step(frames(second, video.num_frames, 84, 84))
         assert session.stats.cache_tokens <= session.stats.capacity_tokens
     assert session.decoder.kv.keys.data_ptr() == memory
-    spans = [segment.turn for segment in session.layout.segments if segment.kind is Kind.VISION]
+    spans = [segment.turn for segment in session.layout.segments if segment.kind is SegmentKind.VISION]
     assert spans == [10] * 4 + [11] * 4
     assert str(session.layout).splitlines()[-1].split()[2] == "11.0-12.0", "a turn of many spans is one row"
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamingvlm.errors import ConfigError, StreamingVLMError
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.writers import JsonlWriter, SrtWriter, VttWriter, open_writers, timestamp
 
 LINES = [
@@ -25,7 +25,7 @@ LINES = [
 
 WRITE_FOR_EVER = """
 import itertools, sys
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.writers import open_writers
 
 with open_writers("match.mp4", path=sys.argv[1]) as writer:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from architectures import architecture_named
 
+from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.roofline import num_bytes
 from streamingvlm.errors import ConfigError
 from streamingvlm.model import quantization
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.quantization import QUANTIZATIONS, quantization_named, quantize_
-from streamingvlm.model.random_weights import random_model
 
 
 def test_a_name_that_is_none_is_refused_with_those_there_are():

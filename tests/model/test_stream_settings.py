@@ -13,7 +13,7 @@ from streamingvlm.model.stream_settings import SETTINGS_KEY, contradictions, str
 from streamingvlm.turns import TurnFormat
 
 CACHE = CacheConfig(text_sink_tokens=64, text_window_tokens=128, vision_window_s=8.0, turn_window_s=8.0)
-VIDEO = VideoConfig(fps=4.0, chunk_s=0.5, min_pixels=50_000, max_pixels=200_000, resize="qwen_vl_utils")
+VIDEO = VideoConfig(fps=4.0, turn_s=0.5, min_pixels=50_000, max_pixels=200_000, resize="qwen_vl_utils")
 SAMPLING = SamplingConfig(temperature=0.0, repetition_penalty=1.0, max_new_tokens=30)
 
 
@@ -56,7 +56,7 @@ def test_settings_are_plain_json():
     [
         ({"turn_format": "time-range-1"}, "video.turn_format=time-range-1 (trained with patch-seconds-1)"),
         ({"fps": 2.0}, "video.fps=2.0 (trained with 4.0)"),
-        ({"chunk_s": 1.0, "fps": 2.0}, "video.fps=2.0 (trained with 4.0), video.chunk_s=1.0 (trained with 0.5)"),
+        ({"turn_s": 1.0, "fps": 2.0}, "video.fps=2.0 (trained with 4.0), video.turn_s=1.0 (trained with 0.5)"),
         ({"resize": "processor"}, "video.resize=processor (trained with qwen_vl_utils)"),
     ],
 )

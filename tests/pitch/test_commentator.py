@@ -5,11 +5,11 @@ from itertools import islice
 
 import pytest
 
-from streamingvlm.pitch import Call, Kind, Match, parse, say
+from streamingvlm.pitch import Call, EventKind, Match, parse, say
 
-SPEAKS_OF_SIDE = set(Kind) - {Kind.SILENCE, Kind.SHOT}
-SPEAKS_OF_CLUB = {Kind.GOAL, Kind.KICK_OFF}
-SPEAKS_OF_SCORE = {Kind.GOAL, Kind.THROW_IN, Kind.KICK_OFF}
+SPEAKS_OF_SIDE = set(EventKind) - {EventKind.SILENCE, EventKind.SHOT}
+SPEAKS_OF_CLUB = {EventKind.GOAL, EventKind.KICK_OFF}
+SPEAKS_OF_SCORE = {EventKind.GOAL, EventKind.THROW_IN, EventKind.KICK_OFF}
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +20,15 @@ def second():
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        (Kind.SILENCE, ""),
-        (Kind.PASS, "pass by blue"),
-        (Kind.TACKLE, "tackle by blue"),
-        (Kind.SHOT, "shot"),
-        (Kind.GOAL, "goal for blue! City away 2-1"),
-        (Kind.SAVE, "saved! blue denied"),
-        (Kind.WIDE, "wide from blue"),
-        (Kind.THROW_IN, "throw-in to blue, still 2-1"),
-        (Kind.KICK_OFF, "kick-off for blue, City away 2-1"),
+        (EventKind.SILENCE, ""),
+        (EventKind.PASS, "pass by blue"),
+        (EventKind.TACKLE, "tackle by blue"),
+        (EventKind.SHOT, "shot"),
+        (EventKind.GOAL, "goal for blue! City away 2-1"),
+        (EventKind.SAVE, "saved! blue denied"),
+        (EventKind.WIDE, "wide from blue"),
+        (EventKind.THROW_IN, "throw-in to blue, still 2-1"),
+        (EventKind.KICK_OFF, "kick-off for blue, City away 2-1"),
     ],
 )
 def test_lines(second, kind, line):
@@ -49,11 +49,11 @@ def test_parse_undoes_say():
 @pytest.mark.parametrize(
     ("text", "call"),
     [
-        ("...", Call(Kind.SILENCE)),
-        ("  pass by red ...", Call(Kind.PASS, colour="red")),
-        ("Goal for BLUE! rovers 3 - 2", Call(Kind.GOAL, colour="blue", club="Rovers", score=(3, 2))),
-        ("tackle by", Call(Kind.TACKLE)),
-        ("shot shot red", Call(Kind.SHOT, colour="red")),
+        ("...", Call(EventKind.SILENCE)),
+        ("  pass by red ...", Call(EventKind.PASS, colour="red")),
+        ("Goal for BLUE! rovers 3 - 2", Call(EventKind.GOAL, colour="blue", club="Rovers", score=(3, 2))),
+        ("tackle by", Call(EventKind.TACKLE)),
+        ("shot shot red", Call(EventKind.SHOT, colour="red")),
         ("red pass", Call("other")),
         ("goalkeeper", Call("other")),
         ("2-1", Call("other")),

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.pitch import Kind, Match, say, score, score_parts
+from streamingvlm.pitch import EventKind, Match, say, score, score_parts
 from streamingvlm.pitch.scorer import late_calls
 
-KINDS = st.sampled_from([Kind.SILENCE, Kind.PASS, Kind.SHOT])
+KINDS = st.sampled_from([EventKind.SILENCE, EventKind.PASS, EventKind.SHOT])
 CALLS = st.lists(st.tuples(KINDS, KINDS), max_size=9)
 
 
@@ -22,7 +22,7 @@ def match():
 
 def _second(kind, side=0, goals=(1, 0)):
     template = next(Match(0).seconds())
-    side = None if kind is Kind.SILENCE else side
+    side = None if kind is EventKind.SILENCE else side
     return replace(template, kind=kind, side=side, score=goals, colours=("red", "blue"), clubs=("Rovers", "City"))
 
 
@@ -30,11 +30,21 @@ def test_the_truth_scores_full_marks(match):
     report = score(match, [say(second) for second in match])
     assert (report.macro_f1, report.accuracy) == (1, 1)
     assert (report.side_accuracy, report.club_accuracy, report.score_accuracy) == (1, 1, 1)
-    assert set(report.f1) == set(Kind)
+    assert set(report.f1) == set(EventKind)
 
 
 def test_f1_by_kind():
-    truth = [_second(kind) for kind in (Kind.PASS, Kind.PASS, Kind.PASS, Kind.SHOT, Kind.SILENCE, Kind.SILENCE)]
+    truth = [
+        _second(kind)
+        for kind in (
+            EventKind.PASS,
+            EventKind.PASS,
+            EventKind.PASS,
+            EventKind.SHOT,
+            EventKind.SILENCE,
+            EventKind.SILENCE,
+        )
+    ]
     report = score(truth, ["pass by red", "pass by red", "", "pass by red", "", "nonsense"])
     assert report.f1 == {"silence": 2 * 1 / (2 + 2), "pass": 2 * 2 / (3 + 3), "shot": 0}
     assert report.macro_f1 == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
@@ -43,7 +53,12 @@ def test_f1_by_kind():
 
 
 def test_sides_are_judged_where_the_kind_was_called_right():
-    truth = [_second(Kind.PASS), _second(Kind.TACKLE, side=1), _second(Kind.SAVE), _second(Kind.SHOT)]
+    truth = [
+        _second(EventKind.PASS),
+        _second(EventKind.TACKLE, side=1),
+        _second(EventKind.SAVE),
+        _second(EventKind.SHOT),
+    ]
     report = score(truth, ["pass by red", "tackle by red", "wide from blue", "shot"])
     assert report.side_accuracy == 1 / 2
 
@@ -52,7 +67,7 @@ SCORES = ((1, 0), (1, 1), (1, 0), (1, 0), (1, 1))
 
 
 def test_clubs_are_judged_over_the_goals_called_and_scores_over_the_lines_that_state_one():
-    kinds = (Kind.GOAL, Kind.GOAL, Kind.GOAL, Kind.THROW_IN, Kind.KICK_OFF)
+    kinds = (EventKind.GOAL, EventKind.GOAL, EventKind.GOAL, EventKind.THROW_IN, EventKind.KICK_OFF)
     truth = [
         _second(kind, side=side, goals=goals) for kind, side, goals in zip(kinds, (0, 1, 0, 0, 0), SCORES, strict=True)
     ]
@@ -64,7 +79,7 @@ def test_clubs_are_judged_over_the_goals_called_and_scores_over_the_lines_that_s
 
 
 def test_what_never_came_up_is_not_a_number():
-    report = score([_second(Kind.SILENCE)], [""])
+    report = score([_second(EventKind.SILENCE)], [""])
     assert report.macro_f1 == 1
     assert isnan(report.side_accuracy) and isnan(report.club_accuracy) and isnan(report.score_accuracy)
 
@@ -88,7 +103,10 @@ def test_the_report_reads_as_one_line(match):
 
 
 def test_silence_counts_events_passed_over_and_talk_of_nothing_apart():
-    truth = [_second(kind) for kind in (Kind.SILENCE, Kind.SILENCE, Kind.SILENCE, Kind.PASS, Kind.PASS)]
+    truth = [
+        _second(kind)
+        for kind in (EventKind.SILENCE, EventKind.SILENCE, EventKind.SILENCE, EventKind.PASS, EventKind.PASS)
+    ]
     report = score(truth, ["", "", "shot", "", "pass by red"])
     assert (report.silence_precision, report.silence_recall) == (2 / 3, 2 / 3)
     report = score(truth, ["", "nonsense", "shot", "pass by red", "pass by red"])
@@ -97,7 +115,17 @@ def test_silence_counts_events_passed_over_and_talk_of_nothing_apart():
 
 
 def test_a_mention_that_comes_late_is_told_with_its_delay():
-    truth = [_second(kind) for kind in (Kind.SHOT, Kind.SILENCE, Kind.SILENCE, Kind.PASS, Kind.SILENCE, Kind.TACKLE)]
+    truth = [
+        _second(kind)
+        for kind in (
+            EventKind.SHOT,
+            EventKind.SILENCE,
+            EventKind.SILENCE,
+            EventKind.PASS,
+            EventKind.SILENCE,
+            EventKind.TACKLE,
+        )
+    ]
     report = score(truth, ["", "", "shot", "pass by red", "", ""])
     assert (report.late_share, report.mean_delay_s) == (1 / 3, 2)
     report = score(truth, [""] * 6)
@@ -105,7 +133,7 @@ def test_a_mention_that_comes_late_is_told_with_its_delay():
 
 
 def test_what_is_called_too_late_or_too_early_or_twice_is_no_late_call():
-    silence, shot = Kind.SILENCE, Kind.SHOT
+    silence, shot = EventKind.SILENCE, EventKind.SHOT
     assert late_calls([shot] + [silence] * 4, [silence] * 4 + [shot]) == []
     assert late_calls([silence, shot], [shot, silence]) == []
     assert late_calls([shot, silence], [shot, shot]) == []
@@ -133,7 +161,7 @@ def test_as_many_events_are_matched_as_can_be(pairs, window_s):
             [at for at, (true, called) in enumerate(pairs) if called == kind != true],
             window_s,
         )
-        for kind in (Kind.PASS, Kind.SHOT)
+        for kind in (EventKind.PASS, EventKind.SHOT)
     )
     assert len(delays_s) == most
     assert all(1 <= delay_s <= window_s for delay_s in delays_s)

@@ -7,21 +7,21 @@ import pytest
 
 from streamingvlm.pitch.dice import Dice, mix
 from streamingvlm.pitch.field import side_of
-from streamingvlm.pitch.script import Kind, Script
+from streamingvlm.pitch.script import EventKind, Script
 
 NUM_SECONDS = 10_000
 PERCENT_RANGES = {
-    Kind.SILENCE: (35, 45),
-    Kind.PASS: (20, 25),
-    Kind.TACKLE: (9, 12),
-    Kind.THROW_IN: (5, 7.5),
-    Kind.SHOT: (6, 9),
-    Kind.GOAL: (1.8, 3.2),
-    Kind.SAVE: (1.8, 3.2),
-    Kind.WIDE: (1.8, 3.2),
-    Kind.KICK_OFF: (1.8, 3.2),
+    EventKind.SILENCE: (35, 45),
+    EventKind.PASS: (20, 25),
+    EventKind.TACKLE: (9, 12),
+    EventKind.THROW_IN: (5, 7.5),
+    EventKind.SHOT: (6, 9),
+    EventKind.GOAL: (1.8, 3.2),
+    EventKind.SAVE: (1.8, 3.2),
+    EventKind.WIDE: (1.8, 3.2),
+    EventKind.KICK_OFF: (1.8, 3.2),
 }
-OUTCOMES = (Kind.GOAL, Kind.SAVE, Kind.WIDE)
+OUTCOMES = (EventKind.GOAL, EventKind.SAVE, EventKind.WIDE)
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2**40 + 5])
@@ -40,48 +40,52 @@ def test_dice_stay_in_range_and_reach_both_ends():
 
 def test_kinds_come_as_often_as_planned(beats):
     counts = Counter(beat.kind for beat in beats)
-    percent = {kind: 100 * counts[kind] / NUM_SECONDS for kind in Kind}
+    percent = {kind: 100 * counts[kind] / NUM_SECONDS for kind in EventKind}
     outside = {kind: share for kind, share in percent.items() if not _within(share, *PERCENT_RANGES[kind])}
     assert outside == {}
 
 
 def test_an_outcome_follows_every_shot_and_only_a_shot(beats):
     for before, after in pairwise(beats):
-        assert (before.kind is Kind.SHOT) == (after.kind in OUTCOMES)
-        if before.kind is Kind.SHOT:
+        assert (before.kind is EventKind.SHOT) == (after.kind in OUTCOMES)
+        if before.kind is EventKind.SHOT:
             assert (before.actor, before.end, before.aim_y) == (after.actor, after.end, after.aim_y)
 
 
 def test_a_shooter_is_seen_on_the_ball_before_he_shoots(beats):
     for before, shot in pairwise(beats):
-        if shot.kind is Kind.SHOT:
-            assert (before.kind, before.actor) == (Kind.SILENCE, shot.actor)
+        if shot.kind is EventKind.SHOT:
+            assert (before.kind, before.actor) == (EventKind.SILENCE, shot.actor)
 
 
 def test_the_ball_reaches_the_other_one(beats):
     for before, after in pairwise(beats):
-        if before.kind in (Kind.PASS, Kind.THROW_IN, Kind.KICK_OFF):
-            assert before.other in (after.actor, after.other if after.kind is Kind.TACKLE else None)
+        if before.kind in (EventKind.PASS, EventKind.THROW_IN, EventKind.KICK_OFF):
+            assert before.other in (after.actor, after.other if after.kind is EventKind.TACKLE else None)
 
 
 def test_a_quarter_of_the_passes_that_stay_in_play_reach_the_other_side(beats):
-    kept = [(now, then) for now, then in pairwise(beats) if now.kind is Kind.PASS and then.kind is not Kind.THROW_IN]
+    kept = [
+        (now, then)
+        for now, then in pairwise(beats)
+        if now.kind is EventKind.PASS and then.kind is not EventKind.THROW_IN
+    ]
     lost = sum(side_of(now.actor) != side_of(now.other) for now, _ in kept)
     assert 0.2 < lost / len(kept) < 0.3
 
 
 def test_the_side_that_put_the_ball_out_does_not_throw_it_in(beats):
     for before, after in pairwise(beats):
-        if after.kind is Kind.THROW_IN:
-            assert (before.kind, before.side) == (Kind.PASS, 1 - after.side)
+        if after.kind is EventKind.THROW_IN:
+            assert (before.kind, before.side) == (EventKind.PASS, 1 - after.side)
 
 
 def test_the_score_counts_goals_and_starts_again_after_nine(beats):
     counted = (0, 0)
     for beat in beats:
-        if beat.kind is Kind.KICK_OFF and max(counted) == 9:
+        if beat.kind is EventKind.KICK_OFF and max(counted) == 9:
             counted = (0, 0)
-        if beat.kind is Kind.GOAL:
+        if beat.kind is EventKind.GOAL:
             counted = (counted[0] + (beat.side == 0), counted[1] + (beat.side == 1))
         assert beat.score == counted
     assert max(max(beat.score) for beat in beats) == 9
@@ -89,8 +93,8 @@ def test_the_score_counts_goals_and_starts_again_after_nine(beats):
 
 def test_a_goal_is_followed_by_a_silent_second_and_the_conceding_side_kicks_off(beats):
     for goal, pause, restart in zip(beats, beats[1:], beats[2:], strict=False):
-        if goal.kind is Kind.GOAL:
-            assert (pause.kind, restart.kind) == (Kind.SILENCE, Kind.KICK_OFF)
+        if goal.kind is EventKind.GOAL:
+            assert (pause.kind, restart.kind) == (EventKind.SILENCE, EventKind.KICK_OFF)
             assert restart.side == 1 - goal.side
             assert restart.attacks_right == 1 - goal.attacks_right
 

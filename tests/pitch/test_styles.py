@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from streamingvlm.pitch import Kind, Match, score
+from streamingvlm.pitch import EventKind, Match, score
 from streamingvlm.pitch.commentator import OTHER
 from streamingvlm.pitch.styles import RADIO, STYLES, TELEGRAM
 from streamingvlm.pitch.tokenizer import build_tokenizer
@@ -17,7 +17,7 @@ def seconds():
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
 def test_a_line_means_its_second(style, seconds):
-    assert {second.kind for second in seconds} == set(Kind)
+    assert {second.kind for second in seconds} == set(EventKind)
     for second in seconds:
         call = style.parse(style.say(second))
         assert call.kind == second.kind
@@ -28,19 +28,19 @@ def test_a_line_means_its_second(style, seconds):
 
 def test_the_second_style_begins_with_the_colour_of_every_event(seconds):
     for second in seconds:
-        if second.kind is not Kind.SILENCE:
+        if second.kind is not EventKind.SILENCE:
             assert RADIO.say(second).split()[0] == second.colour == RADIO.parse(RADIO.say(second)).colour
 
 
 def test_a_goal_names_club_and_score(seconds):
-    goal = next(second for second in seconds if second.kind is Kind.GOAL)
+    goal = next(second for second in seconds if second.kind is EventKind.GOAL)
     call = RADIO.parse(RADIO.say(goal))
     assert (call.club, call.score) == (goal.club, goal.score)
 
 
 def test_lines_of_the_first_style_are_none_of_the_second(seconds):
     for second in seconds:
-        if second.kind is not Kind.SILENCE:
+        if second.kind is not EventKind.SILENCE:
             assert RADIO.parse(TELEGRAM.say(second)).kind == OTHER
 
 

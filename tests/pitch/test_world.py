@@ -6,12 +6,12 @@ from itertools import islice, pairwise
 
 import pytest
 
-from streamingvlm.pitch import CLUBS, COLOURS, Kind, Match, PitchSecond, render, say
+from streamingvlm.pitch import CLUBS, COLOURS, EventKind, Match, PitchSecond, render, say
 from streamingvlm.pitch.field import PLAYERS_PER_SIDE, distance, px
 from streamingvlm.pitch.script import Script
 from streamingvlm.pitch.staging import Staging
 
-OUTCOMES = (Kind.GOAL, Kind.SAVE, Kind.WIDE)
+OUTCOMES = (EventKind.GOAL, EventKind.SAVE, EventKind.WIDE)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,10 @@ def test_the_intro_names_clubs_and_colours():
 
 def test_the_acting_player_is_alone_at_the_ball_when_the_second_begins(seconds):
     for second in seconds:
-        if second.kind in (Kind.SILENCE, Kind.PASS, Kind.SHOT, Kind.THROW_IN) and second.actor is not None:
+        if (
+            second.kind in (EventKind.SILENCE, EventKind.PASS, EventKind.SHOT, EventKind.THROW_IN)
+            and second.actor is not None
+        ):
             at_ball, nearest_other = _distances(second.keyframes[0], second.actor)
             assert at_ball < px(20) <= nearest_other
 
@@ -66,15 +69,15 @@ def test_the_acting_player_is_alone_at_the_ball_when_the_second_begins(seconds):
 def test_a_held_ball_is_touched_and_a_flying_one_is_far_from_everybody(seconds):
     for second in seconds:
         gaps = sorted(_gaps(second.keyframes[1]))
-        if second.kind in (Kind.PASS, Kind.SHOT, Kind.THROW_IN, Kind.KICK_OFF):
+        if second.kind in (EventKind.PASS, EventKind.SHOT, EventKind.THROW_IN, EventKind.KICK_OFF):
             assert gaps[0] >= px(20)
-        elif second.actor is not None and second.kind is Kind.SILENCE:
+        elif second.actor is not None and second.kind is EventKind.SILENCE:
             assert gaps[0] < px(11) and gaps[1] >= px(20)
 
 
 def test_a_tackle_brings_two_sides_together_and_leaves_the_ball_with_one(seconds):
     for second in seconds:
-        if second.kind is Kind.TACKLE:
+        if second.kind is EventKind.TACKLE:
             close = [player for player, gap in enumerate(_gaps(second.keyframes[0])) if gap < px(11)]
             assert {player // PLAYERS_PER_SIDE for player in close} == {0, 1}
             at_ball, nearest_other = _distances(second.keyframes[1], second.actor)

@@ -8,9 +8,9 @@ import torch
 from architectures import architecture_named, architecture_names
 from command_line import run
 
+from streamingvlm.benchmark.random_weights import random_model
+from streamingvlm.benchmark.training_benchmark import ChunkShape, RandomChunks, measure_training, table
 from streamingvlm.errors import ConfigError
-from streamingvlm.model.random_weights import random_model
-from streamingvlm.training.benchmark import ChunkShape, RandomChunks, measure_training, table
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.turns import TurnFormat
 

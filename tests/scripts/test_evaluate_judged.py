@@ -57,7 +57,7 @@ def inf_streams(published):
         f"transcripts={published}/all.jsonl",
         f"segments={published}/segments.jsonl",
         f"start_s={START_S}",
-        "chunk_s=3",
+        "turn_s=3",
     ]
 
 

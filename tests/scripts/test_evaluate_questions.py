@@ -98,7 +98,7 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(published, evaluate_here, 
         ([f"questions={other}"], "not JSON"),
         ([f"questions={published / name}", f"video_root={tmp_path}"], "no such file; check video_root"),
         ([f"questions={published / name}", "candidate=file"], "has commentary, no answers"),
-        ([f"questions={published / name}", "candidate=ordinary"], "no chat template"),
+        ([f"questions={published / name}", "candidate=offline_generate"], "no chat template"),
     ):
         code, out, err = evaluate_here(f"benchmark={benchmark}", *words)
         assert (code, out) == (2, ""), words

@@ -63,4 +63,4 @@ def test_memory_that_never_moves_has_its_mean_for_its_most():
 )
 def test_what_cannot_be_measured_is_refused(hours, row_s, words):
     with pytest.raises(ConfigError, match=words):
-        turns_of({"hours": hours, "row_s": row_s, "warm_up_s": 0}, chunk_s=1.0)
+        turns_of({"hours": hours, "row_s": row_s, "warm_up_s": 0}, turn_s=1.0)

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 from terminal import LiveView, PlainView, open_view
 
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.stats import SessionStats
 
 SPOKEN = Commentary(61.0, 62.0, "Goal for [red]Reds[/red]!", 5, 0.1)

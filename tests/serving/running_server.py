@@ -24,7 +24,7 @@ from streamingvlm.serving.pictures import decode_jpeg
 from streamingvlm.serving.places import resolve_host
 from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.streams import Streams
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 KEY = "a key of more than sixteen".replace(" ", "-")
@@ -134,10 +134,10 @@ def held(server: Running, jpegs: list[bytes]) -> Iterator[None]:
         stream.close()
 
 
-def seconds_of(jpegs: list[bytes]) -> list[Second]:
+def seconds_of(jpegs: list[bytes]) -> list[VideoTurn]:
     """What the server makes of JPEGs, two of them a second."""
     frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
-    return [Second(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(len(jpegs) // 2)]
+    return [VideoTurn(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(len(jpegs) // 2)]
 
 
 def as_jpeg(frame) -> bytes:

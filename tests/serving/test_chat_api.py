@@ -115,13 +115,13 @@ def expected_answer(pitch, jpegs):
     import torch
 
     from streamingvlm.serving.pictures import decode_jpeg
-    from streamingvlm.video.clock import Second
+    from streamingvlm.video.clock import VideoTurn
 
     frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
     session = StreamingSession(pitch, query="Be brief.")
     for i in range(3):
-        session.hear(Second(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])), "")
-    return session.step(Second(3, 3, 4, torch.stack(frames[6:8])), question="pass", max_new_tokens=5).text
+        session.hear(VideoTurn(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])), "")
+    return session.step(VideoTurn(3, 3, 4, torch.stack(frames[6:8])), question="pass", max_new_tokens=5).text
 
 
 def test_an_answer_stops_at_its_most_tokens(client, match_jpegs):

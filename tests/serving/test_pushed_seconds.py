@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from streamingvlm.serving.pushed import PushedSeconds
 
 
-def seconds_of(times_s, *, policy="wait", fps=2.0, chunk_s=1.0, waiting_s=1000):
+def seconds_of(times_s, *, policy="wait", fps=2.0, turn_s=1.0, waiting_s=1000):
     """All seconds of frames that are pushed at these times; frame number n is of value n."""
     source = PushedSeconds(
         fps=fps,
-        chunk_s=chunk_s,
+        turn_s=turn_s,
         policy=policy,
         max_lag_s=3,
         max_waiting_s=waiting_s,
@@ -68,7 +68,7 @@ def test_a_faster_camera_is_thinned():
 
 def test_a_change_of_size_shows_the_second_in_the_new_one():
     source = PushedSeconds(
-        fps=2, chunk_s=1, policy="wait", max_lag_s=3, max_waiting_s=9, max_waiting_bytes=10**6, max_frame_bytes=10**4
+        fps=2, turn_s=1, policy="wait", max_lag_s=3, max_waiting_s=9, max_waiting_bytes=10**6, max_frame_bytes=10**4
     )
     source.push(torch.zeros(3, 4, 4, dtype=torch.uint8), 0)
     source.push(torch.zeros(3, 6, 8, dtype=torch.uint8), 0.5)
@@ -87,7 +87,7 @@ def test_missed_seconds_are_looked_at_together():
 
 def test_there_is_room_until_the_bound_and_again_after_a_second_is_taken():
     source = PushedSeconds(
-        fps=2, chunk_s=1, policy="wait", max_lag_s=3, max_waiting_s=2, max_waiting_bytes=1, max_frame_bytes=12
+        fps=2, turn_s=1, policy="wait", max_lag_s=3, max_waiting_s=2, max_waiting_bytes=1, max_frame_bytes=12
     )
     frame = torch.zeros(3, 2, 2, dtype=torch.uint8)
     pushed = 0
@@ -102,7 +102,7 @@ def test_there_is_room_until_the_bound_and_again_after_a_second_is_taken():
 @pytest.mark.parametrize("end", ["finish", "close"])
 def test_after_the_end_nothing_is_taken(end):
     source = PushedSeconds(
-        fps=2, chunk_s=1, policy="wait", max_lag_s=3, max_waiting_s=2, max_waiting_bytes=1, max_frame_bytes=12
+        fps=2, turn_s=1, policy="wait", max_lag_s=3, max_waiting_s=2, max_waiting_bytes=1, max_frame_bytes=12
     )
     source.push(torch.zeros(3, 2, 2, dtype=torch.uint8), 0)
     getattr(source, end)()

@@ -11,7 +11,7 @@ from streamingvlm import StreamingSession
 from streamingvlm.errors import ClosedError, ConfigError, EngineFull, VideoError
 from streamingvlm.serving.cache_picture import cache_picture
 from streamingvlm.serving.streams import Streams
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import open_video
 
 
@@ -92,7 +92,7 @@ def test_a_stream_that_fails_touches_no_other(pitch, streams, seconds):
 
 
 def no_second(second):
-    return Second(second.index, second.start_s, second.end_s, torch.zeros(2, 3, 8, 8))  # no uint8
+    return VideoTurn(second.index, second.start_s, second.end_s, torch.zeros(2, 3, 8, 8))  # no uint8
 
 
 def test_a_closed_stream_ends_what_it_waited_for_and_no_other(streams, seconds):

@@ -28,8 +28,8 @@ from streamingvlm.training.adapters import (
     with_lora_,
 )
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.examples import example_from
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.turns import Turn, TurnFormat
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_the_loss_of_the_commentator_reaches_the_adapters_alone(tiny_checkpoint,
     model = load(tiny_checkpoint(family))
     adapted = with_lora_(model, LoraSettings(rank=4))
     stir_(adapted)
-    mean_loss(Commentator(model.hf), batch_for(model)).backward()
+    mean_loss(SFTModel(model.hf), batch_for(model)).backward()
     moved = {name for name, weight in model.hf.named_parameters() if weight.grad is not None}
     assert moved == {name for name, _ in model.hf.named_parameters() if "lora_" in name}
     assert all(weight.grad.abs().sum() > 0 for name, weight in model.hf.named_parameters() if "lora_" in name)
@@ -124,7 +124,7 @@ def test_adapters_alone_learn(tiny_checkpoint, mean_loss):
     model = load(tiny_checkpoint())
     base = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
     with_lora_(model, LoraSettings(rank=8))
-    module, batch = Commentator(model.hf), batch_for(model)
+    module, batch = SFTModel(model.hf), batch_for(model)
     optimizer = torch.optim.AdamW([w for w in module.parameters() if w.requires_grad], lr=2e-2)
     losses = []
     for _ in range(30):
@@ -293,7 +293,7 @@ def test_qlora_learns_and_its_adapter_merges_into_the_whole_base(tmp_path, mean_
     assert model.text_model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert model.hf.model.visual.blocks[0].attn.qkv.weight.dtype == torch.float32
     adapted = with_lora_(model, LoraSettings(rank=4))
-    mean_loss(Commentator(model.hf), batch_for(model)).backward()
+    mean_loss(SFTModel(model.hf), batch_for(model)).backward()
     assert {n.split(".")[-2] for n, w in model.hf.named_parameters() if w.grad is not None} == {"default"}
     stir_(adapted)
     save_adapter(adapted, model.tokenizer, tmp_path / "adapter")

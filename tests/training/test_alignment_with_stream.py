@@ -19,14 +19,14 @@ from transformers import AutoTokenizer
 
 from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.config import CacheConfig, VideoConfig
+from streamingvlm.data.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.tokenizer import build_tokenizer
-from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import IGNORED_LABEL, example_from
 from streamingvlm.turns import Tokens, Turn, TurnFormat
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 # Qwen's tokenizer reads all text in Unicode's composed form.
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=6).map(
@@ -52,16 +52,16 @@ class Stream:
 
     def step(self, picture: torch.Tensor):
         index = self.session.num_turns
-        self.session.hear(Second(index, *self.when(index), picture), self.lines[index])
+        self.session.hear(VideoTurn(index, *self.when(index), picture), self.lines[index])
         self.grids.append(self.session.vision.features(picture).grid)
 
     def when(self, index: int) -> tuple[float, float]:
-        return self.start_s + index * self.video.chunk_s, self.start_s + (index + 1) * self.video.chunk_s
+        return self.start_s + index * self.video.turn_s, self.start_s + (index + 1) * self.video.turn_s
 
     def first_turn_kept(self, last: int) -> int:
         if self.cache.policy == "full":
             return 0
-        return max(0, last + 1 - max(1, int(self.cache.vision_window_s / self.video.chunk_s + 1e-6)))
+        return max(0, last + 1 - max(1, int(self.cache.vision_window_s / self.video.turn_s + 1e-6)))
 
     def chunk(self, first: int, last: int) -> Tokens:
         """The training chunk of the turns ``first`` to ``last``."""
@@ -105,8 +105,8 @@ RATES = [(2.0, 1.0), (4.0, 1.0), (3.0, 1.0), (4.0, 0.5), (2.0, 2.0)]
 @given(data=st.data())
 def test_a_cache_holds_the_chunk_that_training_shows(models, model_type, data):
     lines = data.draw(st.lists(lines_of(ORDINARY_WORDS), min_size=1, max_size=14))
-    fps, chunk_s = data.draw(st.sampled_from(RATES))
-    video = VideoConfig(fps=fps, chunk_s=chunk_s, min_pixels=1, max_pixels=84 * 84)
+    fps, turn_s = data.draw(st.sampled_from(RATES))
+    video = VideoConfig(fps=fps, turn_s=turn_s, min_pixels=1, max_pixels=84 * 84)
     window_s = data.draw(st.sampled_from([1.0, 2.0, 3.5, 5.0, 16.0]))
     is_full = data.draw(st.sampled_from([False, False, True]))
     cache = CacheConfig(

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from streamingvlm.model.loading import load_model
 from streamingvlm.training.adapters import LoraSettings, with_lora_
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.examples import example_from
 from streamingvlm.training.flops import known_peak_tflops, step_flops
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.turns import Turn, TurnFormat
 
 
@@ -28,7 +28,7 @@ def model_and_batch(folder):
 def counted(model, batch, mean_loss):
     """What torch counts; older transformers compute the rotary angles as a product, which is no part of the model."""
     with FlopCounterMode(display=False) as counter:
-        mean_loss(Commentator(model.hf), batch).backward()
+        mean_loss(SFTModel(model.hf), batch).backward()
     rotary = model.text_model.rotary_emb
     with FlopCounterMode(display=False) as angles, torch.no_grad():
         rotary(torch.zeros(1), batch["position_ids"])

@@ -10,8 +10,8 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.training.collate import Collate, model_inputs
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.packing import boundaries, pack, text_positions
+from streamingvlm.training.sft_model import SFTModel
 
 
 @given(lengths=st.lists(st.integers(1, 60), max_size=50), limit=st.integers(60, 200))
@@ -45,7 +45,7 @@ def losses_and_gradients(module, batch):
 @pytest.mark.parametrize("model_type, attention", [*((name, "sdpa") for name in FAMILIES), ("qwen2_5_vl", "eager")])
 def test_packed_equals_padded_equals_one_by_one(tiny_checkpoint, model_type, attention):
     model = load_model(tiny_checkpoint(model_type), device="cpu", attention=attention)
-    module = Commentator(model.hf)
+    module = SFTModel(model.hf)
     examples = [TinyChunks(model)[index] for index in range(4)]
     assert len({len(example.input_ids) for example in examples}) > 1
     packed, padded = (Collate(0, packed=packed, silence_weight=0.5) for packed in (True, False))
@@ -59,7 +59,7 @@ def test_packed_equals_padded_equals_one_by_one(tiny_checkpoint, model_type, att
 
 
 def test_an_example_sees_nothing_of_its_neighbours(tiny_checkpoint):
-    module = Commentator(load_model(tiny_checkpoint(), device="cpu").hf)
+    module = SFTModel(load_model(tiny_checkpoint(), device="cpu").hf)
     first, second, third = (TinyChunks(load_model(tiny_checkpoint(), device="cpu"))[index] for index in range(3))
     collate = Collate(0, packed=True)
     beside, alone = collate([first, second]), collate([third, second])

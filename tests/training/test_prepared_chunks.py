@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from prepared_pitch import write_prepared
 
 from streamingvlm.config import VideoConfig
+from streamingvlm.data.chunks import RememberingTokenizer, previous_ids
 from streamingvlm.data.prepared import PreparedData
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.tokenizer import build_tokenizer
-from streamingvlm.training.chunks import RememberingTokenizer, previous_ids
 from streamingvlm.training.collate import Collate, Encoded, model_inputs, with_pixels
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.feature_store import FeatureStore
 from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist, without_middle
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.vision_cache import CachedVision, VisionReader
 from streamingvlm.turns import TurnFormat
 
@@ -122,7 +122,7 @@ def test_a_tower_that_learns_sees_what_a_frozen_one_sees(tiny_checkpoint, prepar
     for learns in (False, True):
         model = load_model(tiny_checkpoint(model_type), device="cpu")
         dataset, finish = dataset_of(model, prepared, learns=learns)
-        module = Commentator(model.hf, train_vision=learns)
+        module = SFTModel(model.hf, train_vision=learns)
         batch = finish(Collate(0, packed=packed)([dataset[0], dataset[1]]))
         losses.append(module(**model_inputs(batch))["losses"])
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
@@ -141,7 +141,7 @@ def test_data_that_does_not_fit_is_refused(tiny_checkpoint, prepared, tmp_path):
     with pytest.raises(DataError, match="no chunk of the split validation"):
         dataset_of(model, prepared, split="validation")
     with pytest.raises(DataError, match="turns of 1 s"):
-        dataset_of(model, prepared, chunk_s=2.0)
+        dataset_of(model, prepared, turn_s=2.0)
     with pytest.raises(DataError, match=r"2 of 2 videos are not in .*0\.mp4, 1\.mp4\); put them there"):
         check_videos_exist(prepared, tmp_path)
     check_videos_exist(prepared, prepared.video_root)

@@ -89,7 +89,7 @@ def train(turns, folder, callbacks, meter=None, *, wait_s=0.0, num_steps=NUM_STE
 
 def test_every_log_entry_has_the_pace_of_its_own_steps(turns, tmp_path):
     meter = Meter(turns.end_of_turn_id)
-    history, examples = train(turns, tmp_path, [Throughput(meter, chunk_s=2.0)], meter)
+    history, examples = train(turns, tmp_path, [Throughput(meter, turn_s=2.0)], meter)
     num_tokens = sum(len(one.input_ids) for one in examples[:2])
     for entry in history:
         assert 0 < entry["tokens_per_s"] < 2 * num_tokens / 0.06

@@ -15,9 +15,9 @@ from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
 from streamingvlm.model.loading import load_model
 from streamingvlm.training.checkpoints import checkpoints, is_whole
 from streamingvlm.training.collate import Collate, model_inputs
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.order import Order
 from streamingvlm.training.settings import FitSettings
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.trainer import fit_
 
 ZERO3 = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero3.json"
@@ -47,7 +47,7 @@ def test_a_step_is_the_gradient_of_the_weighted_mean_clipped_as_a_whole(tiny_che
     settings = {**SHORT, "num_steps": 1, "batch_size": 5, "accumulation_steps": 3, "max_grad_norm": 0.1}
     _, trained = train(tiny_checkpoint(), tmp_path, settings)
     model = load_model(tiny_checkpoint(), device="cpu")
-    module = Commentator(model.hf)
+    module = SFTModel(model.hf)
     dataset = TinyChunks(model)
     examples = [dataset[index] for index in Order(len(dataset), 5, 1, seed=7).examples(0)]
     batch = Collate(0, silence_weight=DEFAULTS["silence_weight"])(examples)
@@ -101,7 +101,7 @@ def test_held_out_loss_counts_every_token_once(tiny_checkpoint, tmp_path):
     train(tiny_checkpoint(), tmp_path, settings, held_out=held_out, callbacks=watch)
     batch = Collate(0, silence_weight=DEFAULTS["silence_weight"])([held_out[index] for index in range(11)])
     with torch.no_grad():
-        losses = Commentator(model.hf)(**model_inputs(batch))["losses"]
+        losses = SFTModel(model.hf)(**model_inputs(batch))["losses"]
     expected = float((losses * batch["weights"]).sum() / batch["weights"].sum())
     assert seen == pytest.approx([expected, expected], abs=1e-5)
 

@@ -56,7 +56,7 @@ def as_the_session_sees_it(model, video, **settings):
     """What a live session gives its language model, by asking its own encoder second by second."""
     session = StreamingSession(model, video={**SETTINGS, **settings})
     config = session.video_config
-    with open_video(video, fps=config.fps, chunk_s=config.chunk_s) as reader:
+    with open_video(video, fps=config.fps, turn_s=config.turn_s) as reader:
         return [session.vision.features(second.frames) for second in reader]
 
 

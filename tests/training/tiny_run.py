@@ -18,12 +18,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
+from streamingvlm.data.chunks import chunk_tokens
 from streamingvlm.model.loading import load_model
-from streamingvlm.training.chunks import chunk_tokens
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.examples import example_from
 from streamingvlm.training.settings import FitSettings
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.trainer import fit_
 from streamingvlm.turns import Turn, TurnFormat
 
@@ -109,7 +109,7 @@ def train(checkpoint, folder, settings, *, resume=False, dataset=None, **more):
     model = load_model(checkpoint, device="cpu", attention=fit.attention)
     for layer in model.hf.model.language_model.layers:
         layer.self_attn.attention_dropout = dropout
-    module = Commentator(model.hf)
+    module = SFTModel(model.hf)
     collate = Collate(
         model.tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         packed=fit.pack_tokens > 0,

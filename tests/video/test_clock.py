@@ -53,15 +53,15 @@ def test_a_tick_as_long_as_a_frame_does_not_pull_in_the_frame_after():
 
 
 @pytest.mark.parametrize(
-    ("fps", "chunk_s", "num_frames"),
+    ("fps", "turn_s", "num_frames"),
     [(2, 1, 2), (2, 0.4, 1), (1.5, 1, 2), (0.5, 2, 1), (7.3, 1.7, 12), (30, 0.5, 15), (2, 2, 4)],
 )
-def test_fractional_rates_and_chunks_hold_the_rounded_number_of_frames(fps, chunk_s, num_frames):
-    grid = SamplingGrid(fps=fps, chunk_s=chunk_s)
+def test_fractional_rates_and_chunks_hold_the_rounded_number_of_frames(fps, turn_s, num_frames):
+    grid = SamplingGrid(fps=fps, turn_s=turn_s)
     assert grid.num_frames == num_frames
     times_s = [i / 240 for i in range(240 * 12)]
     for index, chunk in enumerate(chunks(times_s, grid, last_duration_s=1 / 240)[:-1]):
-        assert chunk == [round((index * chunk_s + k / fps) * 240 - 0.499) for k in range(num_frames)]
+        assert chunk == [round((index * turn_s + k / fps) * 240 - 0.499) for k in range(num_frames)]
 
 
 def test_the_last_chunk_needs_a_picture_of_its_own_or_one_that_stays():
@@ -91,12 +91,12 @@ def test_reading_from_the_middle_takes_the_picture_that_stands_there():
 @given(
     gaps=st.lists(st.floats(1e-3, 3.0), min_size=1, max_size=60),
     fps=st.floats(0.5, 8),
-    chunk_s=st.floats(0.3, 4),
+    turn_s=st.floats(0.3, 4),
 )
-def test_every_chunk_is_full_and_holds_the_newest_pictures_in_order(gaps, fps, chunk_s):
-    if round(fps * chunk_s) < 1:
+def test_every_chunk_is_full_and_holds_the_newest_pictures_in_order(gaps, fps, turn_s):
+    if round(fps * turn_s) < 1:
         return
-    grid = SamplingGrid(fps=fps, chunk_s=chunk_s)
+    grid = SamplingGrid(fps=fps, turn_s=turn_s)
     times_s = [sum(gaps[:i]) for i in range(len(gaps))]
     for index, chunk in enumerate(chunks(times_s, grid)):
         assert len(chunk) == grid.num_frames
@@ -107,7 +107,7 @@ def test_every_chunk_is_full_and_holds_the_newest_pictures_in_order(gaps, fps, c
 
 
 @pytest.mark.parametrize(
-    "settings_", [{"fps": -1}, {"fps": 0}, {"chunk_s": 0}, {"chunk_s": float("nan")}, {"start_s": -1}, {"fps": 0.3}]
+    "settings_", [{"fps": -1}, {"fps": 0}, {"turn_s": 0}, {"turn_s": float("nan")}, {"start_s": -1}, {"fps": 0.3}]
 )
 def test_settings_without_sense_are_refused_in_one_line_that_names_them(settings_):
     with pytest.raises(ConfigError, match=next(iter(settings_))) as caught:

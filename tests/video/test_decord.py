@@ -57,7 +57,7 @@ def test_rotation_odd_sizes_late_starts_and_other_rates(tmp_path, write_clip, re
     phone = write_clip(tmp_path / "phone.mp4", regular_times(30, 90), rotation=90, rate=30)
     assert_same(phone)
     late = write_clip(tmp_path / "late.mp4", regular_times(25, 100, start_s=7), size=(51, 39), pix_fmt="yuv444p")
-    assert_same(late, fps=1.5, chunk_s=1.2)
+    assert_same(late, fps=1.5, turn_s=1.2)
     assert_same(late, start_s=1.5)
 
 

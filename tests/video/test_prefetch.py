@@ -12,7 +12,7 @@ import torch
 from streamingvlm.video import SkipCounts, VideoInfo, VideoReader, open_video
 from streamingvlm.video.clock import SamplingGrid
 from streamingvlm.video.prefetch import Prefetch
-from streamingvlm.video.source import Picture
+from streamingvlm.video.source import DecodedFrame
 
 FRAME = torch.zeros(3, 8, 8, dtype=torch.uint8)
 
@@ -34,7 +34,7 @@ class FakeSource:
             if time_s >= self.fails_at_s:
                 raise OSError("the disk is gone")
             self.num_decoded += 1
-            yield Picture(time_s, 0.1, lambda: FRAME)
+            yield DecodedFrame(time_s, 0.1, lambda: FRAME)
 
     def close(self):
         self.closed_in = threading.current_thread()

@@ -18,12 +18,12 @@ def test_as_many_chunks_as_a_reader_gives(tmp_path, write_clip, regular_times, c
     assert probe_video(path).num_chunks == len(seconds)
 
 
-@pytest.mark.parametrize("chunk_s", [0.5, 2.0])
-def test_chunks_of_another_length(tmp_path, write_clip, regular_times, chunk_s):
+@pytest.mark.parametrize("turn_s", [0.5, 2.0])
+def test_chunks_of_another_length(tmp_path, write_clip, regular_times, turn_s):
     path = write_clip(tmp_path / "clip.mp4", regular_times(Fraction(30000, 1001), 400))
-    with open_video(path, fps=4, chunk_s=chunk_s) as video:
+    with open_video(path, fps=4, turn_s=turn_s) as video:
         chunks = list(video)
-    assert probe_video(path, fps=4, chunk_s=chunk_s).num_chunks == len(chunks)
+    assert probe_video(path, fps=4, turn_s=turn_s).num_chunks == len(chunks)
 
 
 def test_the_size_is_that_of_the_picture_as_shown(tmp_path, write_clip, regular_times):

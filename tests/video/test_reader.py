@@ -51,14 +51,14 @@ def test_variable_frame_rate_goes_by_the_stamps(tmp_path, write_clip, numbers, e
     assert sum(second.num_repeated for second in seconds) == 0
 
 
-@pytest.mark.parametrize(("fps", "chunk_s"), [(1.5, 1.0), (4, 0.5), (2, 2.5), (0.8, 2.0), (3.7, 1.3)])
-def test_fractional_rates_and_chunks(tmp_path, write_clip, regular_times, numbers, expected, fps, chunk_s):
+@pytest.mark.parametrize(("fps", "turn_s"), [(1.5, 1.0), (4, 0.5), (2, 2.5), (0.8, 2.0), (3.7, 1.3)])
+def test_fractional_rates_and_chunks(tmp_path, write_clip, regular_times, numbers, expected, fps, turn_s):
     times_s = regular_times(30, 240)
     path = write_clip(tmp_path / "clip.mp4", times_s, rate=30)
-    seconds = list(open_video(path, fps=fps, chunk_s=chunk_s))
-    num_frames = round(fps * chunk_s)
+    seconds = list(open_video(path, fps=fps, turn_s=turn_s))
+    num_frames = round(fps * turn_s)
     assert all(second.frames.shape == (num_frames, 3, 48, 64) for second in seconds)
-    chunk, step = Fraction(str(chunk_s)), 1 / Fraction(str(fps))
+    chunk, step = Fraction(str(turn_s)), 1 / Fraction(str(fps))
     asked = [i * chunk + k * step for i in range(len(seconds)) for k in range(num_frames)]
     assert flat(numbers(seconds)) == expected(times_s, asked)
     assert seconds[-1].end_s >= 8.0 > seconds[-1].start_s
@@ -238,7 +238,7 @@ def test_info_tells_what_the_file_says(tmp_path, write_clip, regular_times):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"fps": -2}, {"chunk_s": 0}, {"prefetch": 0}, {"decoder": "cinema"}, {"start_s": -1}]
+    "settings", [{"fps": -2}, {"turn_s": 0}, {"prefetch": 0}, {"decoder": "cinema"}, {"start_s": -1}]
 )
 def test_settings_out_of_range_are_refused_before_the_file_is_touched(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):

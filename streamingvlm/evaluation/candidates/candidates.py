@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 
-from streamingvlm.cache.eviction import text_survivors
+from streamingvlm.cache.eviction import kept_text_ranges
 from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, VideoConfig, above, at_least, one_of, resolve
 from streamingvlm.endpoint import (
     CHARACTERS_PER_TOKEN,
@@ -28,10 +28,11 @@ from streamingvlm.endpoint import (
 )
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.candidates.clips import Clip, evenly, num_frames_before, spread
-from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import ELLIPSIS, TurnFormat
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 _JPEG_QUALITY = 85
 _PIXELS_PER_TOKEN = 28 * 28
@@ -123,7 +124,7 @@ class SessionCandidate:
             newest = second
         return session.step(newest, question=question, max_new_tokens=max_new_tokens).text
 
-    def seconds_before_question(self, clip: Clip) -> Iterator[Second]:
+    def seconds_before_question(self, clip: Clip) -> Iterator[VideoTurn]:
         """The turns that it looks at before it answers."""
         return clip.seconds_to_the_end(self.video_config)
 
@@ -152,13 +153,13 @@ class LastFrames(SessionCandidate):
                 f"num_frames={num_frames} is no whole number of turns of {turn_frames} frames; give {turn_frames} or "
                 "a multiple, or another video.fps"
             )
-        self.window_s = num_frames // turn_frames * self.video_config.chunk_s
+        self.window_s = num_frames // turn_frames * self.video_config.turn_s
         self.path = f"last {num_frames} frames, no cache"
 
     def open_session(self, clip: Clip) -> StreamingSession:
         """A session that is ready for the first second of a clip, and will remember of text what it has by then."""
         ids = self._text_ids(clip.previous_text)
-        survivors = text_survivors(len(ids), *self.cache_config.text_limits)
+        survivors = kept_text_ranges(len(ids), *self.cache_config.text_limits)
         kept = [token for first, last in survivors for token in ids[first:last]]
         text = clip.previous_text if len(kept) == len(ids) else self.model.tokenizer.decode(kept)
         return super().open_session(replace(clip, previous_text=text))
@@ -170,17 +171,17 @@ class LastFrames(SessionCandidate):
             text_sink_tokens=len(self._text_ids(clip.previous_text)),
             text_window_tokens=0,
             vision_window_s=self.window_s,
-            turn_window_s=self.video_config.chunk_s,
+            turn_window_s=self.video_config.turn_s,
             recompute=True,
         )
 
-    def seconds_before_question(self, clip: Clip) -> Iterator[Second]:
+    def seconds_before_question(self, clip: Clip) -> Iterator[VideoTurn]:
         """The turns of the newest frames; what came before leaves no trace, so it is not read."""
         fps = self.video_config.fps
         if clip.is_finite:
             num_skipped = num_frames_before(clip.end_s - clip.start_s, fps) - round(self.window_s * fps)
             clip = replace(clip, start_s=clip.start_s + max(0, num_skipped) / fps)
-        num_turns = round(self.window_s / self.video_config.chunk_s)
+        num_turns = round(self.window_s / self.video_config.turn_s)
         return iter(deque(clip.seconds_to_the_end(self.video_config), maxlen=num_turns))
 
     def _text_ids(self, text: str) -> tuple[int, ...]:
@@ -279,8 +280,8 @@ class EndpointCandidate:
 
     def _video(self) -> VideoConfig:
         # Frames come second by second, so that a clip may end at any second.
-        chunk_s = max(1.0, 1 / self.view.fps)
-        return VideoConfig(fps=self.view.fps, chunk_s=chunk_s)
+        turn_s = max(1.0, 1 / self.view.fps)
+        return VideoConfig(fps=self.view.fps, turn_s=turn_s)
 
     def _told(self, query: str, said: str, started_s: float, ended_s: float) -> str:
         history = said[-self.view.history_characters :] if self.view.history_characters else ""
@@ -304,7 +305,7 @@ class EndpointCandidate:
 def candidate_from(options: Mapping[str, Any], *, work_folder: str | Path = ".") -> Candidate:
     """The candidate that options of ``configs/candidate/`` describe.
 
-    kind: session, last_frames, ordinary or endpoint; the other options are those of its class. work_folder: where an
+    kind: session, last_frames, offline_generate or endpoint; the other options are those of its class. work_folder: where an
     endpoint's answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key
     raises.
     """
@@ -313,20 +314,22 @@ def candidate_from(options: Mapping[str, Any], *, work_folder: str | Path = ".")
     if kind == "endpoint":
         endpoint = ChatEndpoint(EndpointConfig(**options.pop("endpoint")), Path(work_folder) / "answers")
         return EndpointCandidate(endpoint, name=options.pop("name", None), view=EndpointView(**options))
-    if kind == "ordinary":
-        from streamingvlm.evaluation.candidates.ordinary import OrdinaryGeneration  # which builds on this module
+    if kind == "offline_generate":
+        from streamingvlm.evaluation.candidates.offline_generate import (
+            OrdinaryGeneration,  # which builds on this module
+        )
 
         return OrdinaryGeneration(load_model(**options.pop("model")), **options)
     classes = {"session": SessionCandidate, "last_frames": LastFrames}
     if kind not in classes:
-        kinds = ", ".join([*classes, "ordinary", "endpoint"])
+        kinds = ", ".join([*classes, "offline_generate", "endpoint"])
         raise ConfigError(f"candidate.kind={kind} is unknown; choose one of {kinds}")
     return classes[kind](load_model(**options.pop("model")), **options)
 
 
-def _grouped(seconds: Iterator[Second], turn_s: float) -> Iterator[list[Second]]:
+def _grouped(seconds: Iterator[VideoTurn], turn_s: float) -> Iterator[list[VideoTurn]]:
     """Seconds in groups that last ``turn_s``, the last one as long as it is."""
-    group: list[Second] = []
+    group: list[VideoTurn] = []
     for second in seconds:
         group.append(second)
         if second.end_s - group[0].start_s >= turn_s - TIME_SLACK_S:

@@ -10,7 +10,7 @@ import torch
 
 from streamingvlm.config import TIME_SLACK_S, VideoConfig
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import open_video
 
 Item = TypeVar("Item")
@@ -29,7 +29,7 @@ class Clip:
     query: str = ""
     previous_text: str = ""
 
-    def seconds(self, config: VideoConfig) -> Iterator[Second]:
+    def seconds(self, config: VideoConfig) -> Iterator[VideoTurn]:
         """Read the clip's turns in the file's own times; a turn that ends after the clip is not shown.
 
         Raises VideoError where the file cannot be watched.
@@ -37,7 +37,7 @@ class Clip:
         with open_video(
             self.video,
             fps=config.fps,
-            chunk_s=config.chunk_s,
+            turn_s=config.turn_s,
             decoder=config.decoder,
             prefetch=config.prefetch,
             start_s=self.start_s,
@@ -47,13 +47,13 @@ class Clip:
                     return
                 yield second
 
-    def seconds_to_the_end(self, config: VideoConfig) -> Iterator[Second]:
+    def seconds_to_the_end(self, config: VideoConfig) -> Iterator[VideoTurn]:
         """Read all turns that begin in the clip; the last one is held at the newest frame before the clip's end.
 
         Raises VideoError where the file cannot be watched or the clip holds no frame.
         """
-        num_turns = (self.end_s - self.start_s) / config.chunk_s
-        whole_s = math.ceil(num_turns - TIME_SLACK_S) * config.chunk_s if self.is_finite else math.inf
+        num_turns = (self.end_s - self.start_s) / config.turn_s
+        whole_s = math.ceil(num_turns - TIME_SLACK_S) * config.turn_s if self.is_finite else math.inf
         second = None
         for second in replace(self, end_s=self.start_s + whole_s).seconds(config):
             yield _held_at(second, self.end_s, config.fps)
@@ -71,7 +71,7 @@ def num_frames_before(time_s: float, fps: float) -> int:
     return math.ceil(time_s * fps - TIME_SLACK_S)
 
 
-def _held_at(second: Second, end_s: float, fps: float) -> Second:
+def _held_at(second: VideoTurn, end_s: float, fps: float) -> VideoTurn:
     """The second as it is known at ``end_s``: where frames are still to come, the newest one is shown again."""
     if end_s >= second.end_s:
         return second

@@ -25,7 +25,7 @@ from streamingvlm.errors import StreamingVLMError
 from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.evaluation.pitch.run import PitchRun, read_run, write_run
 from streamingvlm.evaluation.pitch.tables import Row
-from streamingvlm.inference.limits import Limits
+from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.checkpoint import find_checkpoint, read_config_json
 from streamingvlm.model.loading import StreamingModel, load_model
@@ -47,7 +47,7 @@ class Setup:
     video: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     style: str = "telegram"
-    limits: Limits = field(default_factory=Limits)
+    limits: StreamLimits = field(default_factory=StreamLimits)
     commit: str | None = None
 
     def session_settings(self, checkpoint: str | None = None) -> dict[str, CacheConfig | VideoConfig | SamplingConfig]:

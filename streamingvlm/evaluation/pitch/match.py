@@ -14,8 +14,9 @@ import torch
 
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, fault_of
 from streamingvlm.evaluation.report.watched import CacheFill
-from streamingvlm.inference.limits import Limits
-from streamingvlm.inference.session import Commentary, StreamingSession
+from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.limits import StreamLimits
+from streamingvlm.inference.session import StreamingSession
 from streamingvlm.pitch import Match, PitchSecond, render
 from streamingvlm.pitch.styles import TELEGRAM, Style
 
@@ -28,7 +29,7 @@ def evaluate_pitch(
     seed: int,
     duration_s: int,
     style: Style = TELEGRAM,
-    limits: Limits = Limits(),
+    limits: StreamLimits = StreamLimits(),
     blindfold: bool = False,
     on_line: Callable[[Commentary, str], None] | None = None,
 ) -> PitchRun:

@@ -148,7 +148,7 @@ def _simple_stream(base: CacheConfig, fps: float, checkpoints: Mapping) -> Table
     def newest(num_frames: int, **text: int) -> dict[str, Any]:
         """The newest frames prefilled anew each second: no keys of before, and no words but those of ``text``."""
         forgetful = {"text_sink_tokens": 0, "text_window_tokens": 0, "turn_window_s": 1.0}
-        return forgetful | {"recompute": True, "reread_text": False, "vision_window_s": num_frames / fps} | text
+        return forgetful | {"recompute": True, "recompute_text": False, "vision_window_s": num_frames / fps} | text
 
     a_second = round(fps)
     return Table(

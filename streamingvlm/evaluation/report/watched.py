@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from streamingvlm.cache.layout import CacheLayout, Kind
+from streamingvlm.cache.layout import CacheLayout, SegmentKind
 from streamingvlm.config import CacheConfig
 
-_VISION = (Kind.VISION_START, Kind.VISION, Kind.VISION_END)
-_PROLOGUE = (Kind.SYSTEM, Kind.PREVIOUS_OPEN, Kind.PREVIOUS_CLOSE)
+_VISION = (SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END)
+_PROLOGUE = (SegmentKind.SYSTEM, SegmentKind.PREVIOUS_OPEN, SegmentKind.PREVIOUS_CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,11 @@ class CacheFill:
     @classmethod
     def of(cls, layout: CacheLayout, config: CacheConfig) -> "CacheFill":
         """Count what a cache with this policy holds; without a sink's size all previous text is the window's."""
-        previous, vision, prologue = layout.count(Kind.PREVIOUS), layout.count(*_VISION), layout.count(*_PROLOGUE)
+        previous, vision, prologue = (
+            layout.count(SegmentKind.PREVIOUS),
+            layout.count(*_VISION),
+            layout.count(*_PROLOGUE),
+        )
         sink = min(previous, config.text_sink_tokens or 0)
         turns = layout.num_tokens - previous - vision - prologue
         return cls(prologue + sink, previous - sink, turns, vision)

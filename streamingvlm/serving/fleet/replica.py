@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streamingvlm.inference.session import Commentary
+from streamingvlm.inference.commentary import Commentary
 from streamingvlm.serving.app import session_app
 from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.fleet.kept import KeptAsked, KeptSession
@@ -31,7 +31,7 @@ from streamingvlm.serving.routes import hub_of
 from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.sessions import LiveSession, Source
 from streamingvlm.serving.streams import Stream, Streams
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Later:
         self.policy = source.policy
         self._source, self._start_s = source, start_s
 
-    def __iter__(self) -> Iterator[Second]:
+    def __iter__(self) -> Iterator[VideoTurn]:
         for second in self._source:
             yield replace(second, start_s=self._start_s + second.start_s, end_s=self._start_s + second.end_s)
 

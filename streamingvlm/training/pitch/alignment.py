@@ -12,7 +12,7 @@ from torch import nn
 
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.field import side_of
-from streamingvlm.pitch.script import Kind
+from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.world import COLOURS, KINDS, PitchSecond
 from streamingvlm.training.examples import IGNORED_LABEL
 from streamingvlm.training.pitch.drawn import DrawnDataset
@@ -20,7 +20,7 @@ from streamingvlm.training.pitch.footage import NUM_MIRRORINGS, Footage, mirrore
 from streamingvlm.training.pitch.tower import Tower
 
 # Who took the shot cannot be seen in the second of its outcome.
-_ACTOR_UNSEEN = frozenset({Kind.GOAL, Kind.SAVE, Kind.WIDE})
+_ACTOR_UNSEEN = frozenset({EventKind.GOAL, EventKind.SAVE, EventKind.WIDE})
 
 
 class SecondDataset(DrawnDataset):

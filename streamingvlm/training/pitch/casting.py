@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamingvlm.pitch.dice import Dice
-from streamingvlm.pitch.script import LAST_SCORE, Kind
+from streamingvlm.pitch.script import LAST_SCORE, EventKind
 from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond, introduction, two_of
 
-Event = tuple[Kind, int | None]
-_SCORED = (Kind.GOAL, Kind.KICK_OFF, Kind.THROW_IN)
+Event = tuple[EventKind, int | None]
+_SCORED = (EventKind.GOAL, EventKind.KICK_OFF, EventKind.THROW_IN)
 
 
 class Said(NamedTuple):
@@ -75,7 +75,7 @@ class Cast:
         is_known = False
         for number, event in enumerate(events):
             before, score = score, counted(score, event)
-            can_slip = is_known and (event[0] is not Kind.GOAL or _is_kicked_off(events[number + 1 :]))
+            can_slip = is_known and (event[0] is not EventKind.GOAL or _is_kicked_off(events[number + 1 :]))
             slip = _slip(event, before, score, scores, slips, dice) if can_slip else None
             said.append(Said(self._line(*slip, style), True) if slip else Said(self._line(event, score, style)))
             is_known = is_known or event[0] in _SCORED
@@ -89,7 +89,7 @@ class Cast:
 
 def _is_kicked_off(events: Sequence[Event]) -> bool:
     """Whether the next thing to happen is a kick-off."""
-    return next((kind for kind, _ in events if kind is not Kind.SILENCE), None) is Kind.KICK_OFF
+    return next((kind for kind, _ in events if kind is not EventKind.SILENCE), None) is EventKind.KICK_OFF
 
 
 def _slip(
@@ -102,12 +102,12 @@ def _slip(
 ) -> tuple[Event, tuple[int, int]] | None:
     """What is said in place of the truth, if this is the time for a slip."""
     kind, side = event
-    if kind is Kind.GOAL and dice.chance(slips.goals_percent):
+    if kind is EventKind.GOAL and dice.chance(slips.goals_percent):
         wrong = (kind, 1 - side)
         return wrong, counted(before, wrong)
-    if kind is Kind.GOAL and slips.miscounted_percent and dice.chance(slips.miscounted_percent):
+    if kind is EventKind.GOAL and slips.miscounted_percent and dice.chance(slips.miscounted_percent):
         return event, counted(_misread(before, earlier, dice), event)
-    if kind is Kind.THROW_IN and dice.chance(slips.restated_percent):
+    if kind is EventKind.THROW_IN and dice.chance(slips.restated_percent):
         others = [score for score in dict.fromkeys(earlier) if score != after]
         if slips.earlier_percent and others and dice.chance(slips.earlier_percent):
             return event, others[dice.below(len(others))]
@@ -128,9 +128,9 @@ def _misread(score: tuple[int, int], earlier: Sequence[tuple[int, int]], dice: D
 def counted(score: tuple[int, int], event: Event) -> tuple[int, int]:
     """The score once the event is over; the count starts again with the kick-off after it was full."""
     kind, side = event
-    if kind is Kind.KICK_OFF and max(score) >= LAST_SCORE:
+    if kind is EventKind.KICK_OFF and max(score) >= LAST_SCORE:
         return 0, 0
-    return (score[0] + (side == 0), score[1] + (side == 1)) if kind is Kind.GOAL else score
+    return (score[0] + (side == 0), score[1] + (side == 1)) if kind is EventKind.GOAL else score
 
 
 def draw_cast(dice: Dice) -> Cast:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from streamingvlm.data.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.dice import Dice
-from streamingvlm.pitch.script import LAST_SCORE, Kind
+from streamingvlm.pitch.script import LAST_SCORE, EventKind
 from streamingvlm.pitch.styles import TELEGRAM, Style
-from streamingvlm.training.chunks import chunk_tokens, plan_chunks, previous_ids
 from streamingvlm.training.examples import IGNORED_LABEL, Example, example_from
 from streamingvlm.training.pitch.architecture import PICTURE_GRID
 from streamingvlm.training.pitch.casting import Cast, Event, Said, Slips, draw_cast
@@ -21,7 +21,7 @@ from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.training.pitch.footage import Footage
 from streamingvlm.turns import Turn, TurnFormat
 
-_EVERYDAY = frozenset({Kind.SILENCE, Kind.PASS, Kind.TACKLE})
+_EVERYDAY = frozenset({EventKind.SILENCE, EventKind.PASS, EventKind.TACKLE})
 _LONGEST_STREAM_S = 3 * 3600
 _GOAL_S = 4  # the shot, the goal, a silence, the kick-off
 Clip = tuple[list[int], list[Said], tuple[int, ...]]  # its seconds, their lines, the ids of its previous text
@@ -127,7 +127,7 @@ class ClipDataset(DrawnDataset):
         """
         gap_turns, throw_ins_percent = self.settings.goal_gap_turns, self.settings.throw_ins_percent
         places = shuffled_goals(film, dice, gap_turns=gap_turns, throw_ins_percent=throw_ins_percent)
-        told = [(Kind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
+        told = [(EventKind.THROW_IN, dice.below(2)), *(events[p] for p in places)]
         score_line, *said = cast.tell_with_slips(told, _any_score(dice), self.settings.slips, dice, self.style)
         first = dice.below(max(1, len(places) - self.settings.clip_turns + 1))
         clip = slice(first, first + self.settings.clip_turns)
@@ -194,9 +194,9 @@ def shuffled_goals(film: Footage, dice: Dice, *, gap_turns: int = 0, throw_ins_p
     Before each, and before the throw-in that goes before some of them, up to ``gap_turns`` everyday seconds: mostly
     few, at times all of them, as a match waits for its next score.
     """
-    goals = [place for place, second in enumerate(film.seconds[:-2]) if second.kind is Kind.GOAL]
+    goals = [place for place, second in enumerate(film.seconds[:-2]) if second.kind is EventKind.GOAL]
     everyday = [place for place, second in enumerate(film.seconds) if second.kind in _EVERYDAY]
-    throw_ins = [place for place, second in enumerate(film.seconds) if second.kind is Kind.THROW_IN]
+    throw_ins = [place for place, second in enumerate(film.seconds) if second.kind is EventKind.THROW_IN]
     places: list[int] = []
     while goals:
         goal = goals.pop(dice.below(len(goals)))
@@ -216,9 +216,9 @@ def _pictures_of_slips(places: list[int], is_other: list[bool], events: list[Eve
     """The places to be shown: for a goal given to the other side those of a goal of that side, if the match has one."""
     shown = list(places)
     for number, (place, is_other_side) in enumerate(zip(places, is_other, strict=True)):
-        if not (is_other_side and events[place][0] is Kind.GOAL):
+        if not (is_other_side and events[place][0] is EventKind.GOAL):
             continue
-        others = [p for p in places if events[p] == (Kind.GOAL, 1 - events[place][1])]
+        others = [p for p in places if events[p] == (EventKind.GOAL, 1 - events[place][1])]
         if others:
             other = others[dice.below(len(others))]
             shown[number - 1 : number + 2] = range(other - 1, other + 2)  # from the shot to the silence

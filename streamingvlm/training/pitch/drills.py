@@ -13,13 +13,13 @@ from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.commentator import parse
 from streamingvlm.pitch.dice import Dice, hashed
-from streamingvlm.pitch.script import LAST_SCORE, Kind
+from streamingvlm.pitch.script import LAST_SCORE, EventKind
 from streamingvlm.training.examples import IGNORED_LABEL, Example
 from streamingvlm.training.pitch.casting import Event, Slips, counted, draw_cast
 from streamingvlm.training.pitch.drawn import DrawnDataset
 from streamingvlm.turns import TurnFormat
 
-_EVERYDAY = (Kind.PASS, Kind.TACKLE, Kind.SHOT, Kind.SAVE, Kind.WIDE)
+_EVERYDAY = (EventKind.PASS, EventKind.TACKLE, EventKind.SHOT, EventKind.SAVE, EventKind.WIDE)
 _KICK_OFF_PERCENT = 85  # after a goal; what comes between is at times left out of a previous text
 
 
@@ -67,7 +67,7 @@ class DrillDataset(DrawnDataset):
 
     def _events(self, score: tuple[int, int], dice: Dice) -> list[Event]:
         """A line that gives the score, then what may follow, goals above all."""
-        events: list[Event] = [(Kind.THROW_IN, dice.below(2))]
+        events: list[Event] = [(EventKind.THROW_IN, dice.below(2))]
         while len(events) < self.settings.num_lines:
             event = self._next(events[-1], max(score) >= LAST_SCORE, dice)
             score = counted(score, event)
@@ -75,14 +75,14 @@ class DrillDataset(DrawnDataset):
         return events
 
     def _next(self, last: Event, is_full: bool, dice: Dice) -> Event:
-        if last[0] is Kind.GOAL and dice.chance(_KICK_OFF_PERCENT):
-            return Kind.KICK_OFF, 1 - last[1]
+        if last[0] is EventKind.GOAL and dice.chance(_KICK_OFF_PERCENT):
+            return EventKind.KICK_OFF, 1 - last[1]
         side = dice.below(2)
         if dice.chance(self.settings.everyday_percent):
             return _EVERYDAY[dice.below(len(_EVERYDAY))], side
         if is_full:
-            return Kind.KICK_OFF, side
-        return (Kind.GOAL if dice.chance(self.settings.goal_percent) else Kind.THROW_IN), side
+            return EventKind.KICK_OFF, side
+        return (EventKind.GOAL if dice.chance(self.settings.goal_percent) else EventKind.THROW_IN), side
 
     def _asked(self, line: str, num_tokens: int, *, is_known: bool) -> list[bool]:
         """Of a line's tokens, those that the words before it tell: all that stands behind the colour."""

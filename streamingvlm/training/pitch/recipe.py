@@ -17,14 +17,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, set_seed
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.data.chunks import RememberingTokenizer
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.stream_settings import stream_settings
 from streamingvlm.pitch.dice import hashed
 from streamingvlm.pitch.tokenizer import build_tokenizer
-from streamingvlm.training.chunks import RememberingTokenizer
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.pitch.alignment import SecondDataset, TowerWithHeads
 from streamingvlm.training.pitch.architecture import PICTURE_PIXELS, build_model, tiny_config
 from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
@@ -33,6 +32,7 @@ from streamingvlm.training.pitch.footage import Footage, encode_, film
 from streamingvlm.training.pitch.look_back import hold_, look_back_
 from streamingvlm.training.pitch.together import SeeingCommentator
 from streamingvlm.training.pitch.tower import Tower
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.trainer import FitSettings, fit_
 from streamingvlm.turns import TurnFormat
 
@@ -181,7 +181,7 @@ class Run:
         else:
             if self.recipe.look_back:
                 hold_(model)
-            module = SeeingCommentator(model).to(self.device) if stage.with_tower else Commentator(model)
+            module = SeeingCommentator(model).to(self.device) if stage.with_tower else SFTModel(model)
             dataset, collate = self._examples(model, number, stage, draw), Collate(self.tokenizer.pad_token_id)
         folder = self._stage_folder(number)
         return fit_(module, dataset, collate, stage.fit, seed=self.recipe.seed, folder=folder, device=self.device)
@@ -257,7 +257,7 @@ def stream_defaults(recipe: Recipe) -> dict[str, Any]:
         text_sink_tokens=clips.text_sink_tokens,
         text_window_tokens=clips.text_window_tokens,
         text_step_tokens=_TEXT_STEP_TOKENS,
-        reread_text=True,
+        recompute_text=True,
     )
     sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.0)
     return stream_settings(cache, _VIDEO, sampling, turn_format=FAMILIES[_MODEL_TYPE].turn_format)

@@ -12,17 +12,17 @@ from typing import Any
 from transformers import set_seed
 
 from streamingvlm.config import VideoConfig, resolve
+from streamingvlm.data.chunks import RememberingTokenizer
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.styles import STYLES
 from streamingvlm.training.adapters import LoraSettings, save_adapter, with_lora_
-from streamingvlm.training.chunks import RememberingTokenizer
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
 from streamingvlm.training.pitch.footage import encode_
 from streamingvlm.training.pitch.recipe import FootagePlan
 from streamingvlm.training.pitch.tower import Tower
+from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.trainer import FitSettings, fit_
 from streamingvlm.turns import TurnFormat
 
@@ -66,7 +66,7 @@ def restyle(plan: RestylingPlan, folder: str | Path, *, device: str = "cpu", **f
     )
     adapted = with_lora_(model, plan.lora)
     curve = fit_(
-        Commentator(adapted),
+        SFTModel(adapted),
         clips,
         Collate(model.tokenizer.pad_token_id),
         plan.fit,

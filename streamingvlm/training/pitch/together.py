@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from streamingvlm.training.commentator import Commentator
 from streamingvlm.training.pitch.footage import pixels_of
 from streamingvlm.training.pitch.tower import Tower
+from streamingvlm.training.sft_model import SFTModel
 
 
 class SeeingCommentator(nn.Module):
@@ -21,7 +21,7 @@ class SeeingCommentator(nn.Module):
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration):
         super().__init__()
-        self.commentator = Commentator(model)
+        self.commentator = SFTModel(model)
         self.tower = Tower(model)
         self.tower.requires_grad_(True)
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.frames import fit
 
 Policy = Literal["wait", "drop", "coalesce", "degrade"]
@@ -38,14 +38,14 @@ class Backlog:
     """
 
     def __init__(
-        self, policy: Policy, *, num_frames: int, max_frames: int, max_bytes: int, max_lag_s: float, chunk_s: float
+        self, policy: Policy, *, num_frames: int, max_frames: int, max_bytes: int, max_lag_s: float, turn_s: float
     ):
         """`num_frames`: frames of a turn."""
         self.policy = policy
         self._num_frames, self._max_frames, self._max_bytes = num_frames, max_frames, max_bytes
         self._max_lag_s = max_lag_s
-        self._chunk_s = chunk_s
-        self._seconds: deque[Second] = deque()
+        self._chunk_s = turn_s
+        self._seconds: deque[VideoTurn] = deque()
         self._changed = threading.Condition()
         self._is_ended = False
         self._error: BaseException | None = None
@@ -62,7 +62,7 @@ class Backlog:
         """Bytes of the frames that wait."""
         return sum(second.frames.nbytes for second in self._seconds)
 
-    def put(self, second: Second) -> None:
+    def put(self, second: VideoTurn) -> None:
         """Add the newest second. Under `wait` this blocks until there is room; after `end` the second is forgotten.
 
         Raises VideoError for a second that is larger than all that may wait.
@@ -91,7 +91,7 @@ class Backlog:
             self._is_ended, self._error = True, None
             self._changed.notify_all()
 
-    def take(self) -> Second | None:
+    def take(self) -> VideoTurn | None:
         """The next turn by the policy, waiting for it; None at the end of the stream, or the error that ended it."""
         with self._changed:
             self._changed.wait_for(lambda: self._seconds or self._is_ended)
@@ -105,7 +105,7 @@ class Backlog:
         self._dropped_s = 0.0
         return second
 
-    def _next_turn(self) -> Second:
+    def _next_turn(self) -> VideoTurn:
         if self.policy == "coalesce":
             return coalesced(self._take_run(), self._num_frames, self._chunk_s)
         if self.policy == "degrade":
@@ -114,14 +114,14 @@ class Backlog:
             return self._degraded(self._seconds.popleft())
         return self._seconds.popleft()
 
-    def _take_run(self) -> list[Second]:
+    def _take_run(self) -> list[VideoTurn]:
         """What waits up to the first gap: a turn over it would say that the stream was there all the time."""
         run = [self._seconds.popleft()]
         while self._seconds and is_next(run[-1], self._seconds[0]):
             run.append(self._seconds.popleft())
         return run
 
-    def _degraded(self, second: Second) -> Second:
+    def _degraded(self, second: VideoTurn) -> VideoTurn:
         """Step down while seconds wait behind this one, up again after some turns in time."""
         if self._seconds:
             self._calm_turns = 0
@@ -138,7 +138,7 @@ class Backlog:
         """How far the end of the oldest second lies behind the newest."""
         return self._seconds[-1].end_s - self._seconds[0].end_s
 
-    def _make_room(self, second: Second) -> None:
+    def _make_room(self, second: VideoTurn) -> None:
         while self._seconds and (self.policy == "drop" or not self._fits(second)):
             if self.policy == "coalesce" and len(self._seconds) > 1 and is_next(*_first_two(self._seconds)):
                 first, then = self._seconds.popleft(), self._seconds.popleft()
@@ -150,13 +150,13 @@ class Backlog:
         oldest = self._seconds.popleft()
         self._dropped_s += oldest.end_s - oldest.start_s
 
-    def _fits(self, second: Second) -> bool:
+    def _fits(self, second: VideoTurn) -> bool:
         return (
             self.num_frames + len(second.frames) <= self._max_frames
             and self.num_bytes + second.frames.nbytes <= self._max_bytes
         )
 
-    def _check_size(self, second: Second) -> None:
+    def _check_size(self, second: VideoTurn) -> None:
         num_frames, num_bytes = len(second.frames), second.frames.nbytes
         if num_frames > self._max_frames or num_bytes > self._max_bytes:
             raise VideoError(
@@ -166,12 +166,12 @@ class Backlog:
             )
 
 
-def is_next(first: Second, then: Second) -> bool:
+def is_next(first: VideoTurn, then: VideoTurn) -> bool:
     """Whether the stream goes on from one second to the other without a gap."""
     return abs(then.start_s - first.end_s) < SAME_MOMENT_S
 
 
-def coalesced(seconds: Sequence[Second], num_frames: int, chunk_s: float) -> Second:
+def coalesced(seconds: Sequence[VideoTurn], num_frames: int, turn_s: float) -> VideoTurn:
     """One turn over seconds that follow each other: its time spans them all, of their frames `num_frames` are left."""
     if len(seconds) == 1:
         return seconds[0]
@@ -184,7 +184,7 @@ def coalesced(seconds: Sequence[Second], num_frames: int, chunk_s: float) -> Sec
         start_s=first.start_s,
         frames=thinned(frames, num_frames),
         num_repeated=0,
-        coalesced_s=last.end_s - first.start_s - chunk_s,
+        coalesced_s=last.end_s - first.start_s - turn_s,
     )
 
 
@@ -195,5 +195,5 @@ def thinned(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
     return frames[[(part + 1) * len(frames) // num_frames - 1 for part in range(num_frames)]]
 
 
-def _first_two(seconds: deque[Second]) -> tuple[Second, Second]:
+def _first_two(seconds: deque[VideoTurn]) -> tuple[VideoTurn, VideoTurn]:
     return seconds[0], seconds[1]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from streamingvlm.video.clock import SamplingGrid
-from streamingvlm.video.source import Picture
+from streamingvlm.video.source import DecodedFrame
 
 DRIFT_WINDOW_S = 10.0
 """The least delay within so many seconds is taken for the drift between the two clocks."""
@@ -116,36 +116,36 @@ class LiveSampler:
         self.grid = grid
         self._late_s = LATE_SHARE / grid.fps
         self._index = 0
-        self._shown: list[Picture] = []
-        self._newest: Picture | None = None
-        self._last_shown: Picture | None = None
+        self._shown: list[DecodedFrame] = []
+        self._newest: DecodedFrame | None = None
+        self._last_shown: DecodedFrame | None = None
 
-    def add(self, picture: Picture) -> Iterator[tuple[int, list[Picture]]]:
+    def add(self, picture: DecodedFrame) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Take the next picture; yield number and pictures of each second that is complete with it.
 
         Of two pictures of one time the second takes the place of the first.
         """
         yield from self.advance(picture.time_s)
-        chunk = math.floor((picture.time_s - self.grid.start_s) / self.grid.chunk_s)
+        chunk = math.floor((picture.time_s - self.grid.start_s) / self.grid.turn_s)
         before = self._newest
         if chunk > self._index:
             self._index, before = chunk, None
         yield from self._show_until(picture.time_s, before or picture)
         self._newest = picture
 
-    def advance(self, time_s: float) -> Iterator[tuple[int, list[Picture]]]:
+    def advance(self, time_s: float) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """No picture from before `time_s` is to come any more: yield the second that is complete by that."""
         if self._newest is not None and (self._shown or self._newest is not self._last_shown):
             yield from self._show_until(time_s, self._newest)
 
-    def flush(self) -> Iterator[tuple[int, list[Picture]]]:
+    def flush(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the second that has begun, filled up with its newest picture; a gap or the end follows."""
         if self._newest is None:
             return
-        if self._shown or self._newest.time_s >= self.grid.chunk_start_s(self._index):
+        if self._shown or self._newest.time_s >= self.grid.turn_start_s(self._index):
             yield from self._show_until(math.inf, self._newest)
 
-    def _show_until(self, time_s: float, picture: Picture) -> Iterator[tuple[int, list[Picture]]]:
+    def _show_until(self, time_s: float, picture: DecodedFrame) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Let `picture` stand in the frames of this second whose moment lies before `time_s`."""
         while len(self._shown) < self.grid.num_frames:
             if self.grid.frame_time_s(self._index, len(self._shown)) + self._late_s >= time_s:

@@ -17,7 +17,7 @@ from streamingvlm.config import LiveConfig
 from streamingvlm.errors import VideoError
 from streamingvlm.video.live.clock import LiveClock
 from streamingvlm.video.live.pushed import PushedFrames, pictures_of
-from streamingvlm.video.source import BrokenStreamError, Picture, PictureSource, SkipCounts, VideoInfo
+from streamingvlm.video.source import BrokenStreamError, DecodedFrame, PictureSource, SkipCounts, VideoInfo
 
 if TYPE_CHECKING:
     from streamingvlm.video.live.connection import Connection
@@ -42,7 +42,7 @@ class Feed(Protocol):
     def skipped(self) -> SkipCounts:
         """What could not be shown so far."""
 
-    def events(self) -> Iterator[Picture | float]:
+    def events(self) -> Iterator[DecodedFrame | float]:
         """Yield pictures with their stream time, and stream times before which nothing is to come."""
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class ConnectionFeed:
         total = _sum(self._past, self._connection.skipped)
         return replace(total, lost_s=total.lost_s + total.gap_s + self.clock.lost_s, gap_s=0.0, missing_s=0.0)
 
-    def events(self) -> Iterator[Picture | float]:
+    def events(self) -> Iterator[DecodedFrame | float]:
         """Yield the pictures of one connection after the other, a gap between them."""
         while True:
             yield from self._pictures()
@@ -114,7 +114,7 @@ class ConnectionFeed:
         """Let the connection go; safe to call twice."""
         self._connection.close()
 
-    def _pictures(self) -> Iterator[Picture | float]:
+    def _pictures(self) -> Iterator[DecodedFrame | float]:
         """Yield the pictures of this connection; after each the time before which the next is not to be expected."""
         connected_s = time.monotonic()
         for picture, interval_s in self._placed():
@@ -125,7 +125,7 @@ class ConnectionFeed:
             yield picture
             yield picture.time_s + interval_s / 2
 
-    def _placed(self) -> Iterator[tuple[Picture, float]]:
+    def _placed(self) -> Iterator[tuple[DecodedFrame, float]]:
         """The pictures with their stream time, and how long after the one before each was captured.
 
         What a camera sends in one go when it is connected to, to begin with a key picture, is old already: of that
@@ -150,7 +150,7 @@ class ConnectionFeed:
         if is_beginning and newest:
             yield newest
 
-    def _new_pictures(self) -> Iterator[Picture]:
+    def _new_pictures(self) -> Iterator[DecodedFrame]:
         """The pictures but for those that were seen before the connection broke."""
         connection = self._connection
         seen_s, self._stamp_s = self._seen_stamp_s(), connection.first_stamp_s
@@ -168,7 +168,7 @@ class ConnectionFeed:
         is_again = self._connection.is_recording or (self._connection.is_paced and 0 <= overlap_s < MAX_OVERLAP_S)
         return self._stamp_s if is_again else -math.inf
 
-    def _stream_s(self, picture: Picture, now_s: float, held_s: float) -> float:
+    def _stream_s(self, picture: DecodedFrame, now_s: float, held_s: float) -> float:
         has_clock = self._connection.has_clock or self.clock.early != "newest"
         came_s = now_s - held_s if self._connection.holds_one_back else now_s
         return self.clock.tell(picture.time_s if has_clock else None, came_s)
@@ -225,7 +225,7 @@ class PacedFeed:
         """What could not be shown so far."""
         return self._source.skipped
 
-    def events(self) -> Iterator[Picture | float]:
+    def events(self) -> Iterator[DecodedFrame | float]:
         """Yield each picture at its time."""
         for picture in self._source.pictures():
             now_s = time.monotonic()
@@ -252,7 +252,7 @@ class PushedFeed:
         """The frames that were let go before anybody looked at them."""
         return SkipCounts(num_frames=self._frames.num_dropped)
 
-    def events(self) -> Iterator[Picture | float]:
+    def events(self) -> Iterator[DecodedFrame | float]:
         """Yield the frames, and meanwhile how far stream time has come; a frame that is out of order is passed over."""
         newest_s = -math.inf
         for pushed in pictures_of(self._frames, IDLE_S):

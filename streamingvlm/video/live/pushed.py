@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.video.source import Picture
+from streamingvlm.video.source import DecodedFrame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ class PushedFrames:
         return frame, captured_s
 
 
-def pictures_of(frames: PushedFrames, idle_s: float) -> Iterator[tuple[Picture, float] | None]:
+def pictures_of(frames: PushedFrames, idle_s: float) -> Iterator[tuple[DecodedFrame, float] | None]:
     """Yield each pushed frame with the real time of its capture, and None whenever nothing has come for `idle_s`."""
     first_s = None
     while True:
@@ -103,7 +103,7 @@ def pictures_of(frames: PushedFrames, idle_s: float) -> Iterator[tuple[Picture, 
             continue
         frame, captured_s = taken
         first_s = captured_s if first_s is None else first_s
-        yield Picture(captured_s - first_s, 0.0, partial(_same, frame)), captured_s
+        yield DecodedFrame(captured_s - first_s, 0.0, partial(_same, frame)), captured_s
 
 
 def _same(frame: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from typing import Self
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.video.address import Address, parse_address
-from streamingvlm.video.clock import SamplingGrid, Second
+from streamingvlm.video.clock import SamplingGrid, VideoTurn
 from streamingvlm.video.frames import make_second
 from streamingvlm.video.live.backlog import Backlog, Policy
 from streamingvlm.video.live.clock import LiveClock, LiveSampler
@@ -36,13 +36,13 @@ def open_source(
     source: str | Path | PushedFrames,
     *,
     fps: float = 2.0,
-    chunk_s: float = 1.0,
+    turn_s: float = 1.0,
     decoder: str = "pyav",
     prefetch: int = 2,
     start_s: float = 0.0,
     live: LiveConfig | None = None,
 ) -> "VideoReader | LiveReader":
-    """Open anything that can be watched, to be read in chunks of `chunk_s` seconds with `fps` frames a second.
+    """Open anything that can be watched, to be read in chunks of `turn_s` seconds with `fps` frames a second.
 
     source: the path of a file, an address (rtsp, rtsps, rtmp, http, https, file), "webcam" or "webcam:1", "-" for a
     pipe on standard input, or PushedFrames. A file is read as by `open_video`, `decoder` and `prefetch` are for it;
@@ -51,7 +51,7 @@ def open_source(
     Raises VideoError where the source cannot be opened, ConfigError where a setting is out of range.
     """
     live = live or LiveConfig()
-    grid = SamplingGrid(fps=fps, chunk_s=chunk_s)
+    grid = SamplingGrid(fps=fps, turn_s=turn_s)
     stop = threading.Event()
     if isinstance(source, PushedFrames):
         return LiveReader(PushedFeed(source, stop), live.policy or "drop", live, grid, stop, name="pushed frames")
@@ -59,7 +59,7 @@ def open_source(
     if address.kind != "file":
         feed, policy = _connect(address, live, stop)
     elif live.policy in (None, "wait"):
-        return open_video(address.target, fps=fps, chunk_s=chunk_s, decoder=decoder, prefetch=prefetch, start_s=start_s)
+        return open_video(address.target, fps=fps, turn_s=turn_s, decoder=decoder, prefetch=prefetch, start_s=start_s)
     else:
         feed, policy = PacedFeed(open_pictures(address.target, decoder, start_s=start_s), stop), live.policy
     return LiveReader(feed, policy, live, grid, stop, name=address.name)
@@ -77,12 +77,12 @@ class LiveReader:
         self.name = name
         self.policy = policy
         self.info: VideoInfo = feed.info
-        self.fps, self.chunk_s = grid.fps, grid.chunk_s
+        self.fps, self.turn_s = grid.fps, grid.turn_s
         self._feed = feed
         self._backlog = Backlog(
             policy,
             num_frames=grid.num_frames,
-            chunk_s=grid.chunk_s,
+            turn_s=grid.turn_s,
             max_frames=config.max_frames,
             max_bytes=config.max_bytes,
             max_lag_s=config.max_lag_s,
@@ -96,10 +96,10 @@ class LiveReader:
         """What of the stream could not be shown so far; it runs a little ahead of the caller."""
         return self._feed.skipped
 
-    def __iter__(self) -> Iterator[Second]:
+    def __iter__(self) -> Iterator[VideoTurn]:
         return self
 
-    def __next__(self) -> Second:
+    def __next__(self) -> VideoTurn:
         second = self._backlog.take()
         if second is None:
             raise StopIteration
@@ -136,7 +136,7 @@ def _receive(feed: Feed, grid: SamplingGrid, backlog: Backlog) -> None:
         backlog.end(error)
 
 
-def _seconds(feed: Feed, grid: SamplingGrid) -> Iterator[Second]:
+def _seconds(feed: Feed, grid: SamplingGrid) -> Iterator[VideoTurn]:
     sampler = LiveSampler(grid)
     before = None
     for event in _and_gap(feed.events()):

@@ -10,7 +10,7 @@ import pytest
 from chat_server import ChatServer
 from PIL import Image
 
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.evaluation.candidates.candidates import (
@@ -92,9 +92,9 @@ def test_the_last_frames_keep_the_text_that_was_given_and_none_of_their_own(matc
     session = last_frames.open_session(clip := Clip(match, previous_text="Red against black."))
     said = [session.step(second).text for second in clip.seconds(last_frames.video_config)]
     assert any(said[:-2])
-    speech = {s.turn for s in session.layout.segments if s.kind is Kind.SPEECH}
+    speech = {s.turn for s in session.layout.segments if s.kind is SegmentKind.SPEECH}
     assert speech <= {len(said) - 1}
-    previous = sum(s.num_tokens for s in session.layout.segments if s.kind is Kind.PREVIOUS)
+    previous = sum(s.num_tokens for s in session.layout.segments if s.kind is SegmentKind.PREVIOUS)
     assert previous == len(session.format.encode_plain("Red against black."))
     assert session.format.decode(session.decoder.ids).count("Time=") == 2
 

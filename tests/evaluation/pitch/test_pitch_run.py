@@ -11,7 +11,7 @@ from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.evaluation.pitch.page import as_watched, worst_seconds
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, fault_of, read_run, right_share, write_run
 from streamingvlm.evaluation.report.page import render_report
-from streamingvlm.inference.limits import Limits
+from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, say, score
@@ -60,7 +60,7 @@ def test_the_cache_is_counted_by_kind_to_the_last_token(model):
 
 
 def test_a_stream_past_its_limit_is_scored_as_silent_from_there_on(model):
-    run = evaluate_pitch(StreamingSession(model), seed=SEED, duration_s=10, limits=Limits(busy_s=0.0))
+    run = evaluate_pitch(StreamingSession(model), seed=SEED, duration_s=10, limits=StreamLimits(busy_s=0.0))
     assert len(run.watched) == 1 and len(run.seconds) == 10
     assert run.stopped.startswith("the work took") and "after 1 s of stream" in run.stopped
     told = [line for line in (second.truth for second in run.seconds[1:]) if line]
@@ -71,9 +71,9 @@ def test_a_stream_past_its_limit_is_scored_as_silent_from_there_on(model):
 
 def test_memory_is_a_limit_too(model):
     session = StreamingSession(model, cache={"policy": "full"})
-    run = evaluate_pitch(session, seed=SEED, duration_s=4, limits=Limits(cache_mb=1.0))
+    run = evaluate_pitch(session, seed=SEED, duration_s=4, limits=StreamLimits(cache_mb=1.0))
     assert len(run.watched) == 1 and "more than 1" in run.stopped
-    assert not evaluate_pitch(session, seed=SEED, duration_s=2, limits=Limits(cache_mb=10_000.0)).stopped
+    assert not evaluate_pitch(session, seed=SEED, duration_s=2, limits=StreamLimits(cache_mb=10_000.0)).stopped
 
 
 def test_a_blindfolded_model_sees_black(model, monkeypatch):

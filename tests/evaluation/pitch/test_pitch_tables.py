@@ -2,7 +2,7 @@
 
 import pytest
 
-from streamingvlm.cache.layout import Kind
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.pitch.jobs import Job, Setup
@@ -70,11 +70,13 @@ def test_simple_stream_reads_the_newest_frames_anew_and_nothing_else(model, row)
     for _, second in zip(range(6), match.seconds(), strict=False):
         session.step(render(second))
     num_frames = int(row.name.split()[1])
-    seen = sum(segment.kind is Kind.VISION for segment in session.layout.segments)
+    seen = sum(segment.kind is SegmentKind.VISION for segment in session.layout.segments)
     assert session.cache_config.recompute and seen == min(6, num_frames // 2)
-    spoken = {segment.turn for segment in session.layout.segments if segment.kind in (Kind.SPEECH, Kind.TAIL)}
+    spoken = {
+        segment.turn for segment in session.layout.segments if segment.kind in (SegmentKind.SPEECH, SegmentKind.TAIL)
+    }
     assert spoken <= {5}
-    assert bool(session.layout.count(Kind.PREVIOUS)) == row.name.endswith("introduction")
+    assert bool(session.layout.count(SegmentKind.PREVIOUS)) == row.name.endswith("introduction")
 
 
 def test_what_is_not_there_is_named():

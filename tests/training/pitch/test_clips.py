@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch import Kind, parse, say
+from streamingvlm.pitch import EventKind, parse, say
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
@@ -75,7 +75,7 @@ def test_clubs_are_those_of_the_introduction_and_not_of_the_match(footage, turns
 
 def test_clips_of_goals_count_every_one(footage, turns):
     for example in clips(footage, turns, goals_percent=100):
-        scores = [sum(call.score) for call in map(parse, lines_of(turns, example)) if call.kind is Kind.GOAL]
+        scores = [sum(call.score) for call in map(parse, lines_of(turns, example)) if call.kind is EventKind.GOAL]
         assert scores and all(later in (earlier + 1, 1) for earlier, later in pairwise(scores))
 
 
@@ -84,8 +84,8 @@ def test_between_goals_lie_everyday_seconds_up_to_the_gap(footage):
     for seed in range(100):
         places = shuffled_goals(footage[0], Dice(seed), gap_turns=3)
         kinds = [footage[0].seconds[place].kind for place in places]
-        shots = [n for n, kind in enumerate(kinds) if kind is Kind.SHOT]
-        assert all(kinds[n + 1] is Kind.GOAL and kinds[n + 3] is Kind.KICK_OFF for n in shots)
+        shots = [n for n, kind in enumerate(kinds) if kind is EventKind.SHOT]
+        assert all(kinds[n + 1] is EventKind.GOAL and kinds[n + 3] is EventKind.KICK_OFF for n in shots)
         gaps |= {shots[0], *(later - earlier - 4 for earlier, later in pairwise(shots))}
     assert gaps == {0, 1, 2, 3}
 
@@ -95,10 +95,10 @@ def test_a_throw_in_goes_before_as_many_goals_as_asked_for(footage):
     for seed in range(100):
         places = shuffled_goals(footage[0], Dice(seed), gap_turns=3, throw_ins_percent=50)
         kinds = [footage[0].seconds[place].kind for place in places]
-        told = [kind for kind in kinds if kind in (Kind.THROW_IN, Kind.GOAL)]
-        assert told[-1] is Kind.GOAL and (Kind.THROW_IN, Kind.THROW_IN) not in pairwise(told)
-        num_goals += told.count(Kind.GOAL)
-        num_thrown += told.count(Kind.THROW_IN)
+        told = [kind for kind in kinds if kind in (EventKind.THROW_IN, EventKind.GOAL)]
+        assert told[-1] is EventKind.GOAL and (EventKind.THROW_IN, EventKind.THROW_IN) not in pairwise(told)
+        num_goals += told.count(EventKind.GOAL)
+        num_thrown += told.count(EventKind.THROW_IN)
     assert 0.3 < num_thrown / num_goals < 0.7
 
 
@@ -119,7 +119,7 @@ def is_slip(line, truth):
     """Of lines under other clubs and scores: a goal of the other colour, or a throw-in, all of which slip here."""
     call, true = parse(line), parse(truth)
     assert call.kind == true.kind
-    return call.kind is Kind.THROW_IN or call.colour != true.colour
+    return call.kind is EventKind.THROW_IN or call.colour != true.colour
 
 
 def test_a_goal_that_slips_looks_like_one_of_the_other_side_and_the_kick_off_tells(footage, turns):
@@ -134,7 +134,7 @@ def test_a_goal_that_was_miscounted_looks_like_what_it_is(footage, turns):
     assert told
     for heard, goal, kick_off in told:
         assert heard.colour == goal.colour
-        assert (kick_off.kind, kick_off.side) == (Kind.KICK_OFF, 1 - goal.side)
+        assert (kick_off.kind, kick_off.side) == (EventKind.KICK_OFF, 1 - goal.side)
 
 
 def goals_and_what_follows(footage, turns, slips):
@@ -143,14 +143,14 @@ def goals_and_what_follows(footage, turns, slips):
         heard = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
         shown = [footage[0].seconds[place] for place in places_of(example)]
         for line, second, later in zip(heard, shown, shown[2:], strict=False):
-            if second.kind is Kind.GOAL:
+            if second.kind is EventKind.GOAL:
                 yield parse(line), second, later
 
 
 def test_goals_of_a_match_are_shuffled_whole(footage):
     places = shuffled_goals(footage[0], Dice(1))
     kinds = [footage[0].seconds[place].kind for place in places]
-    assert kinds == [Kind.SHOT, Kind.GOAL, Kind.SILENCE, Kind.KICK_OFF] * (len(places) // 4)
+    assert kinds == [EventKind.SHOT, EventKind.GOAL, EventKind.SILENCE, EventKind.KICK_OFF] * (len(places) // 4)
     assert len({tuple(shuffled_goals(footage[0], Dice(seed))) for seed in range(9)}) > 1
 
 
@@ -162,7 +162,7 @@ def test_overlapped_clips_begin_where_the_chunks_of_the_paper_do(footage, turns)
 
 
 def test_highlights_leave_out_the_everyday_seconds(footage, turns):
-    everyday = {Kind.SILENCE, Kind.PASS, Kind.TACKLE}
+    everyday = {EventKind.SILENCE, EventKind.PASS, EventKind.TACKLE}
     for example in clips(footage, turns, highlights_percent=100, opening_percent=0):
         assert not everyday & {footage[0].seconds[place].kind for place in places_of(example)}
 

@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import Second
+from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.live.backlog import DETAILS, Backlog, thinned
 
 POLICIES = ["wait", "drop", "coalesce", "degrade"]
 
 
-def backlog(policy, *, num_frames=2, max_frames=64, max_bytes=10**6, max_lag_s=3.0, chunk_s=1.0):
+def backlog(policy, *, num_frames=2, max_frames=64, max_bytes=10**6, max_lag_s=3.0, turn_s=1.0):
     return Backlog(
         policy,
         num_frames=num_frames,
         max_frames=max_frames,
         max_bytes=max_bytes,
         max_lag_s=max_lag_s,
-        chunk_s=chunk_s,
+        turn_s=turn_s,
     )
 
 
@@ -30,7 +30,7 @@ def second(start_s, num_frames=2, height=2, width=2):
     """A second whose frames carry when they were captured, in tenths of a second."""
     times_s = [start_s + k / num_frames for k in range(num_frames)]
     frames = torch.stack([torch.full((3, height, width), round(10 * t) % 256, dtype=torch.uint8) for t in times_s])
-    return Second(int(start_s), start_s, start_s + 1.0, frames, captured_s=times_s[-1])
+    return VideoTurn(int(start_s), start_s, start_s + 1.0, frames, captured_s=times_s[-1])
 
 
 def spans(seconds):

@@ -9,7 +9,7 @@ from streamingvlm.config import LiveConfig
 from streamingvlm.errors import VideoError
 from streamingvlm.video.live.clock import LiveClock
 from streamingvlm.video.live.feed import GAP, Backoff, ConnectionFeed
-from streamingvlm.video.source import BrokenStreamError, Picture, SkipCounts, VideoInfo
+from streamingvlm.video.source import BrokenStreamError, DecodedFrame, SkipCounts, VideoInfo
 
 SOON = LiveConfig(retry_min_s=0.001, retry_max_s=0.002)
 
@@ -31,7 +31,7 @@ class FakeConnection:
     def pictures(self):
         for time_s in self._times_s:
             if self.sought_s is None or time_s >= self.sought_s - 1:
-                yield Picture(time_s, 0.5, lambda: torch.zeros(3, 2, 2, dtype=torch.uint8))
+                yield DecodedFrame(time_s, 0.5, lambda: torch.zeros(3, 2, 2, dtype=torch.uint8))
 
     def seek(self, start_s):
         self.sought_s = start_s

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streamingvlm.video.clock import SamplingGrid
 from streamingvlm.video.live.clock import MAX_DRIFT, LiveClock, LiveSampler
-from streamingvlm.video.source import Picture
+from streamingvlm.video.source import DecodedFrame
 
 START_S = 1000.0  # real time does not begin at 0
 
@@ -97,7 +97,7 @@ def test_without_stamps_the_moment_of_coming_counts():
 
 
 def picture(time_s):
-    return Picture(time_s, 0.0, lambda: torch.zeros(3, 2, 2, dtype=torch.uint8))
+    return DecodedFrame(time_s, 0.0, lambda: torch.zeros(3, 2, 2, dtype=torch.uint8))
 
 
 def chosen(times_s, **grid):
@@ -144,17 +144,17 @@ def test_a_second_is_given_out_when_it_is_known_that_no_picture_is_to_come_for_i
 @given(
     gaps_s=st.lists(st.floats(0.001, 4), min_size=1, max_size=60),
     fps=st.sampled_from([1.0, 2.0, 3.0, 8.0]),
-    chunk_s=st.sampled_from([1.0, 2.0]),
+    turn_s=st.sampled_from([1.0, 2.0]),
 )
-def test_whatever_comes_the_seconds_are_in_order_and_none_shows_only_what_was_shown(gaps_s, fps, chunk_s):
+def test_whatever_comes_the_seconds_are_in_order_and_none_shows_only_what_was_shown(gaps_s, fps, turn_s):
     times_s = [sum(gaps_s[:i]) for i in range(len(gaps_s))]
-    seconds = chosen(times_s, fps=fps, chunk_s=chunk_s)
+    seconds = chosen(times_s, fps=fps, turn_s=turn_s)
     indices = [index for index, _ in seconds]
     assert indices == sorted(set(indices))
     newest_s = -math.inf
     for index, shown_s in seconds:
-        assert len(shown_s) == fps * chunk_s
+        assert len(shown_s) == fps * turn_s
         assert shown_s == sorted(shown_s)
         assert shown_s[0] >= newest_s and shown_s[-1] > newest_s
-        assert shown_s[-1] <= (index + 1) * chunk_s
+        assert shown_s[-1] <= (index + 1) * turn_s
         newest_s = shown_s[-1]

@@ -147,7 +147,7 @@ def test_where_nobody_answers_there_is_one_line_at_once(scheme):
 def test_memory_in_front_of_a_model_that_never_comes_stays_bounded(camera):
     server = camera(epoch_s=time.time())
     live = LiveConfig(policy="coalesce", max_frames=4)
-    with open_source(f"rtsp://127.0.0.1:{server.port}/stream", fps=8, chunk_s=0.25, live=live) as video:
+    with open_source(f"rtsp://127.0.0.1:{server.port}/stream", fps=8, turn_s=0.25, live=live) as video:
         time.sleep(3)
         assert video._backlog.num_frames <= 4
         turn = next(video)
@@ -228,7 +228,7 @@ def test_hls_that_breaks_off_shows_nothing_twice_and_ends_when_it_says_so(camera
 def test_a_recording_behind_an_address_is_read_as_a_file_is(camera_clip, numbers):
     with (
         WebServer(camera_clip.parent) as server,
-        open_source(f"{server.address}/{camera_clip.name}", fps=1, chunk_s=2) as video,
+        open_source(f"{server.address}/{camera_clip.name}", fps=1, turn_s=2) as video,
     ):
         assert (video.policy, video.info.duration_s) == ("wait", CLIP_S)
         seconds = list(video)
@@ -309,7 +309,7 @@ def make_certificate(key, certificate):
 def test_a_pipe_is_read_to_its_end(container, camera_clip, numbers, monkeypatch):
     with ffmpeg("-i", camera_clip, "-c", "copy", "-f", container, "-", stdout=subprocess.PIPE) as sender:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=sender.stdout))
-        with open_source("-", fps=1, chunk_s=2) as video:
+        with open_source("-", fps=1, turn_s=2) as video:
             assert (video.policy, video.info.codec) == ("wait", "h264")
             seconds = list(video)
     assert [s.start_s for s in seconds] == list(range(0, CLIP_S, 2))
