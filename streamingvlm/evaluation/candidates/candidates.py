@@ -305,9 +305,9 @@ class EndpointCandidate:
 def candidate_from(options: Mapping[str, Any], *, work_folder: str | Path = ".") -> Candidate:
     """The candidate that options of ``configs/candidate/`` describe.
 
-    kind: session, last_frames, offline_generate or endpoint; the other options are those of its class. work_folder: where an
-    endpoint's answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking for a key
-    raises.
+    kind: session, last_frames, offline_generate or endpoint; the other options are those of its class. work_folder:
+        where an endpoint's answers are kept. Raises ConfigError for an unknown kind, and what loading a model or asking
+        for a key raises.
     """
     options = dict(options)
     kind = options.pop("kind", None)

@@ -140,7 +140,7 @@ def test_options_reach_the_candidate_by_their_dotted_names(lmms_eval):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"candidate": "oracle"}, "session, last_frames, ordinary"),
+        ({"candidate": "oracle"}, "session, last_frames, offline_generate"),
         ({"cache.size": 3}, "no setting 'size'"),
         ({"kv.size": 3}, "groups of options are cache, video, sampling"),
         ({"colour": "red"}, "no option colour"),
