@@ -1,38 +1,42 @@
-"""Looking at what a session's model says, token by token, and putting words into its mouth."""
+"""Recording the logits of a session, and making it generate given tokens: samplers handed to its model runner."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from streamingvlm.inference.sampling import sample_tokens
 from streamingvlm.inference.session import StreamingSession
 
 
 def record_logits(session: StreamingSession) -> list[torch.Tensor]:
-    """Collect the logits before every token that the session chooses, as long as nobody steers it."""
+    """Collect the logits before every token that the session samples, until `restore_sampling` or `steered`."""
     seen = []
-    runner = session.engine.runner
-    choose = runner.choose
 
-    def choose_and_keep(logits, *args, **rows):
+    def sample_and_keep(logits, *args, **rows):
         seen.append(logits[0].clone())
-        return choose(logits, *args, **rows)
+        return sample_tokens(logits, *args, **rows)
 
-    runner.choose = choose_and_keep
+    session.engine.runner.sample = sample_and_keep
     return seen
+
+
+def restore_sampling(session: StreamingSession):
+    """Let the session sample as usual."""
+    session.engine.runner.sample = sample_tokens
 
 
 @contextmanager
 def steered(session: StreamingSession, ids) -> Iterator[list[torch.Tensor]]:
-    """Let the session say ``ids``, or the first of them, whatever the logits; gives the logits before each."""
+    """Let the session generate ``ids``, or the first of them, whatever the logits; yields the logits before each."""
     remaining, seen = iter(ids), []
 
-    def choose(logits, *_args, **_rows):
+    def take_next(logits, *_args, **_rows):
         seen.append(logits[0].clone())
         return torch.tensor([next(remaining)])
 
-    session.engine.runner.choose = choose
+    session.engine.runner.sample = take_next
     try:
         yield seen
     finally:
-        del session.engine.runner.choose
+        restore_sampling(session)

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Commentary:
-    """What was said of one turn.
+    """What the model said of one turn.
 
-    start_s, end_s: stream time of the turn; text: the words, "" for a silent second; num_tokens: tokens generated;
-    latency_s: seconds from the frames to the last word, in an engine with those of waiting for other streams.
-    silence: the probability that the model gave to saying nothing, None where it was not asked.
-    age_s: how old the newest frame of the turn was when the line was finished; None where it was not live.
-    dropped_s, coalesced_s: seconds of a live stream that went by unseen just before the turn, and that it stands for
-    beyond its own, as the model was late; detail: the share of pixels and tokens that was spent on it.
+    start_s, end_s: stream time of the turn.
+    text: the words, "" for a silent turn; num_tokens: tokens generated.
+    latency_s: seconds from the frames to the last word, waiting for other streams of the engine included.
+    silence: the model's probability of saying nothing; None if it was not computed.
+    age_s: age of the turn's newest frame when the line was complete; None if the source was not live.
+    dropped_s, coalesced_s: seconds of a live stream that the lag policy skipped just before the turn, and that it
+        merged into the turn beyond the turn's own length.
+    detail: share of the usual pixels and tokens that was spent on the turn.
     """
 
     start_s: float

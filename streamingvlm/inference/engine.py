@@ -1,60 +1,61 @@
-"""Many streams, one forward pass: who is served when.
+"""An engine serves many streams with one model.
 
-Streams come and go at any time. What they hand over is done in rounds, each of which sees what is due (vision), feeds a
-bounded number of tokens (prefill) and lets every stream that speaks say one token more (decode). It is one pass for all
-that is seen and one for all that is fed, or two where those who speak have CUDA graphs. So a stream that speaks never
-waits for more than one bounded prefill, a stream with much to feed holds up nobody, and under overload the streams take
-turns: whoever has waited longest is next.
+It works in rounds: encode the frames that are due, begin their requests, then prefill a bounded number of tokens and
+decode one token of every stream, each batched across streams. So a decoding stream never waits for more than one
+bounded prefill, and under overload the stream that has waited longest is next.
 
-The engine plans; runner.py does the work, and a job (job.py) knows what a turn is.
+    scheduler.py    what runs next          executor.py         runs it, request by request
+    requests.py     what a turn is          model_runner.py     the forward passes
+    slots.py        who has memory          vision_runner.py    the vision tower
 """
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from streamingvlm.cache.kv_cache import KVCache, KVPool, bytes_per_token
-from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, at_least
+from streamingvlm.cache.kv_cache import KVPool, bytes_per_token
+from streamingvlm.config import at_least
 from streamingvlm.errors import ClosedError, ConfigError, StreamingVLMError
+from streamingvlm.inference.executor import Executor
 from streamingvlm.inference.fair_lock import FairLock
-from streamingvlm.inference.in_hand import JobsInHand
-from streamingvlm.inference.job import Job
-from streamingvlm.inference.runner import Progress, Runner, can_capture
-from streamingvlm.inference.sight import Sight, SightAhead
+from streamingvlm.inference.model_runner import ModelRunner, OnProgress, can_capture
+from streamingvlm.inference.requests import QUESTION_ROOM_TOKENS, Request, RunBetweenTurns
+from streamingvlm.inference.sampling import Sampler, SampleTokens
+from streamingvlm.inference.scheduler import Scheduler
+from streamingvlm.inference.sequence import TokenSequence
 from streamingvlm.inference.slots import Slots
+from streamingvlm.inference.stream import Stream
+from streamingvlm.inference.stream_config import StreamConfig
+from streamingvlm.inference.vision_runner import AsyncVisionRunner, VisionRunner
 from streamingvlm.model.loading import StreamingModel
-
-if TYPE_CHECKING:
-    from streamingvlm.inference.session import StreamingSession
 
 log = logging.getLogger(__name__)
 
 # Streams of an engine that is limited by memory alone.
-_MOST_SLOTS = 256
-# Room of a cache whose policy has no bound, before it first grows.
-_FIRST_CAPACITY_TOKENS = 4096
+_MAX_SLOTS = 256
+# Capacity of a cache without a bound, before it first grows.
+_INITIAL_CAPACITY_TOKENS = 4096
 
 
 class Engine:
-    """Serves many streams with one model, each with windows, prompts, sampling and a frame rate of its own.
+    """Serves many streams with one model, each with its own windows, prompts, sampling and frame rate.
 
-    num_slots: the most streams at once; alone, it allocates for as many like the first, and grows where others need it.
-    memory_bytes: for the caches of all streams together, allocated at once; a stream that does not fit is refused.
-    max_prefill_tokens: the most tokens fed in one round.
-    cache_dtype: in which keys and values are kept, as ``CacheConfig.dtype`` says it.
-    graphs: capture the token step as CUDA graphs, as streams are opened; by default where the model allows it.
-    fixed_shapes: pad the token step to a few numbers of streams, which graphs need, without them, too.
-    looks_ahead: encode video in a thread of its own, the next turn of a stream while this one is spoken; by default on
-    CUDA.
-    on_progress: called with (done, total) as graphs are captured.
+    num_slots: the most streams at once. Without memory_bytes it allocates for as many like the first, and grows.
+    memory_bytes: for the caches of all streams, allocated at once; a stream that does not fit is refused.
+    max_prefill_tokens: the most tokens that are prefilled in one round.
+    cache_dtype: how keys and values are stored, as in ``CacheConfig.dtype``.
+    graphs: capture the decode step as CUDA graphs when streams are added; by default if the model allows it.
+    static_decode: pad the decode step to a few numbers of streams, as graphs need it, also without graphs.
+    async_vision: encode video in another thread, a turn ahead; by default on CUDA.
+    on_progress: called with (done, total) while graphs are captured.
+    sample: chooses the tokens, with the signature of `sampling.sample_tokens`, which is the default.
 
-    Without a worker (``start``) the model runs in the thread of whoever waits for a turn. Raises ConfigError.
+    Without a worker (`start`), the model runs in the thread that waits for a request. Raises ConfigError.
     """
 
     def __init__(
@@ -65,172 +66,165 @@ class Engine:
         memory_bytes: int | None = None,
         max_prefill_tokens: int = 2048,
         graphs: bool | None = None,
-        fixed_shapes: bool = False,
+        static_decode: bool = False,
         cache_dtype: str | None = None,
-        looks_ahead: bool | None = None,
-        on_progress: Progress | None = None,
+        async_vision: bool | None = None,
+        on_progress: OnProgress | None = None,
+        sample: SampleTokens | None = None,
     ):
-        if num_slots is None and memory_bytes is None:
-            raise ConfigError("an engine has neither num_slots nor memory_bytes to tell how much it may take; give one")
-        for name, value in (("num_slots", num_slots), ("memory_bytes", memory_bytes)):
-            if value is not None:
-                at_least(name, value, 1, "room for a stream")
-        at_least("max_prefill_tokens", max_prefill_tokens, 1, "tokens a round")
-        if graphs and not can_capture(model):
-            raise ConfigError(
-                f"graphs=true with a model in {str(model.dtype).removeprefix('torch.')} on {model.device.type}, but "
-                "CUDA graphs need CUDA and half precision; leave graphs out"
-            )
+        _check_settings(model, num_slots, memory_bytes, max_prefill_tokens, graphs)
         self.model = model
-        self.num_slots = num_slots or _MOST_SLOTS
-        self._memory_bytes = memory_bytes
-        self._graphs = can_capture(model) if graphs is None else graphs
-        self._fixed_shapes = fixed_shapes
-        self._on_progress = on_progress
+        self.num_slots = num_slots or _MAX_SLOTS
         self.cache_dtype = cache_dtype
-        self.runner: Runner | None = None
+        self.runner: ModelRunner | None = None  # made for the first stream, whose size decides the pool's
+        self._memory_bytes = memory_bytes
+        graphs = can_capture(model) if graphs is None else graphs
+        self._runner_settings = {"graphs": graphs, "static_decode": static_decode, "sample": sample}
+        self._on_progress = on_progress
         self._slots = Slots(self.num_slots)
-        self._waiting: list[Job] = []  # in the order of their coming
-        self._in_hand = JobsInHand(max_prefill_tokens)
-        self._work = threading.Condition()  # guards what is waiting
-        self._turn = FairLock()  # held by the thread that runs the model
-        self._runs_in: threading.Thread | None = None  # the thread that is in the middle of a round
+        self._scheduler = Scheduler(max_prefill_tokens)
+        self._executor: Executor | None = None
+        self._model_lock = FairLock()  # held by the thread that runs the model
+        self._running_thread: threading.Thread | None = None  # the thread in the middle of a round
         self._worker: threading.Thread | None = None
-        self.looks_ahead = model.device.type == "cuda" if looks_ahead is None else looks_ahead
-        self._sight = SightAhead(model.device, self._wake) if self.looks_ahead else Sight()
+        self.async_vision = model.device.type == "cuda" if async_vision is None else async_vision
+        self._vision = AsyncVisionRunner(model.device, self._scheduler.notify) if self.async_vision else VisionRunner()
         self._is_closed = False
 
-    # --- streams come and go
-
-    def open(
-        self,
-        *,
-        cache: CacheConfig | Mapping[str, Any] | None = None,
-        video: VideoConfig | Mapping[str, Any] | None = None,
-        sampling: SamplingConfig | Mapping[str, Any] | None = None,
-        query: str = "",
-        previous_text: str = "",
-        on_token: Callable[[str], None] | None = None,
-        autosave: str | Path | None = None,
-    ) -> "StreamingSession":
-        """Open a stream. Raises EngineFull where there is no room for it, ConfigError for wrong settings."""
-        from streamingvlm.inference.session import StreamingSession
-
-        return StreamingSession(
-            self.model,
-            cache=cache,
-            video=video,
-            sampling=sampling,
-            query=query,
-            previous_text=previous_text,
-            on_token=on_token,
-            autosave=autosave,
-            engine=self,
-        )
+    # --- streams
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a worker, and it takes jobs on."""
+        """Whether the worker is alive and accepts requests."""
         return self._worker is not None and self._worker.is_alive() and not self._is_closed
 
     @property
     def num_streams(self) -> int:
-        """Streams that are open."""
+        """Open streams."""
         return self._slots.num_taken
 
-    def admit_(self, session: "StreamingSession", capacity_tokens: int | None) -> tuple[KVCache, int]:
-        """Give a session its memory and its slot. Raises EngineFull."""
-        capacity = capacity_tokens or _FIRST_CAPACITY_TOKENS
-        with self._turn:
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not begun."""
+        return self._scheduler.num_waiting
+
+    def add_stream(
+        self,
+        config: StreamConfig,
+        *,
+        query: str = "",
+        previous_text: str = "",
+        on_token: Callable[[str], None] | None = None,
+    ) -> Stream:
+        """Add a stream and capture the graphs that it needs. Raises EngineFull if there is no room, and ConfigError.
+
+        config: its cache dtype is the engine's, or not given.
+        """
+        if config.cache.dtype not in (None, self.cache_dtype):
+            raise ConfigError(
+                f"cache.dtype={config.cache.dtype} is not that of the engine ({self.cache_dtype}); give the engine "
+                "cache_dtype, too"
+            )
+        config = config.with_cache_dtype(self.cache_dtype)
+        capacity = config.capacity_tokens(query, previous_text)
+        num_tokens = capacity + QUESTION_ROOM_TOKENS if capacity else _INITIAL_CAPACITY_TOKENS
+        with self._model_lock:
             self._check_open()
-            self._slots.check_free()
+            slot = self._slots.first_free()
             if self.runner is None:
-                self.runner = self._new_runner(capacity)
-            kv = self.runner.pool.open(capacity)
-            return kv, self._slots.take(session, kv)
+                self.runner = self._new_runner(num_tokens)
+                self._executor = Executor(self._scheduler, self.runner)
+            kv = self.runner.pool.open(num_tokens)
+            try:
+                sequence = TokenSequence(config.cache, kv, self.model.rotation)
+                sampler = Sampler(config.sampling, self.runner.penalty_mask, slot)
+                stream = Stream(config, sequence, sampler, query=query, previous_text=previous_text, on_token=on_token)
+            except BaseException:
+                kv.close()
+                raise
+            self._slots.take(stream)
+            with torch.inference_mode():
+                self.runner.capture_graphs(self.num_streams, sampler, self._on_progress)
+        return stream
 
-    @torch.inference_mode()
-    def warm_(self, session: "StreamingSession"):
-        """Capture the graphs that one more stream needs, so that its first second is as fast as the others."""
-        with self._turn:
-            self.runner.warm_(self.num_streams, session.sampler, self._on_progress)
-
-    def dismiss_(self, session: "StreamingSession"):
-        """Let a session go; its jobs are cancelled, and it hands over no more."""
-        with self._work:
-            if session.is_closed:  # its slot may be another's by now
+    def remove_stream(self, stream: Stream):
+        """Remove a stream: its requests are cancelled, and it accepts no more."""
+        with self._scheduler.changed:
+            if stream.is_closed:  # its slot may be another stream's by now
                 return
-            session.is_closed = True
-        with self.without(session):
-            self._slots.leave(session.slot)
+            stream.is_closed = True
+        with self.paused(stream):
+            self._slots.release(stream)
 
     @contextmanager
-    def without(self, session: "StreamingSession") -> Iterator[None]:
-        """Cancel what a session has in the engine, and leave it alone for the length of the block."""
-        self._check_outside()
-        with self._turn:
-            self._end([job for job in self._jobs if job.session is session], CancelledError())
+    def paused(self, stream: Stream) -> Iterator[None]:
+        """Cancel a stream's requests, and run no round during the block."""
+        self._check_not_in_round()
+        with self._model_lock:
+            self._finish(self._scheduler.of_stream(stream), CancelledError())
             yield
 
-    def withdraw(self, session: "StreamingSession"):
-        """Cancel what a session has in the engine; a turn that was opened ends with what was said."""
-        with self.without(session):
+    def abort(self, stream: Stream):
+        """Cancel a stream's requests; a turn that has begun ends with what was generated."""
+        with self.paused(stream):
             pass
 
-    def _new_runner(self, capacity: int) -> Runner:
-        """Allocate: all the memory there is, or for as many streams as there are slots."""
+    def run_between_turns(self, stream: Stream, function: Callable[[Stream], Any]) -> Any:
+        """Call ``function(stream)`` while no turn of the stream is running, and return its result. From any thread."""
+        return self.submit_and_wait(RunBetweenTurns(stream, function))
+
+    def _new_runner(self, capacity: int) -> ModelRunner:
+        """Allocate the pool: all memory there is, or for as many streams as there are slots."""
         text_config, dtype = self.model.text_model.config, self.model.dtype
         num_tokens = capacity * self.num_slots
         if self._memory_bytes is not None:
             num_tokens = self._memory_bytes // bytes_per_token(text_config, dtype, self.cache_dtype)
-        is_elastic = self._memory_bytes is None
-        settings = {"cache_dtype": self.cache_dtype, "is_elastic": is_elastic}
+        settings = {"cache_dtype": self.cache_dtype, "is_elastic": self._memory_bytes is None}
         pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, **settings)
-        return Runner(self.model, pool, num_slots=self.num_slots, fixed_shapes=self._fixed_shapes, graphs=self._graphs)
+        return ModelRunner(self.model, pool, num_slots=self.num_slots, **self._runner_settings)
 
-    # --- what they hand over
+    # --- requests
 
-    def submit(self, job: Job) -> Future:
-        """Take a job on; the jobs of one stream are done one after the other. Raises ClosedError."""
-        with self._work:
+    def submit(self, request: Request) -> Future:
+        """Queue a request behind those of its stream, and return its future. Raises ClosedError."""
+        with self._scheduler.changed:
             self._check_open()
-            if job.session.is_closed:
+            if request.stream.is_closed:
                 raise ClosedError("the stream is closed; open another one")
-            self._waiting.append(job)
-            self._work.notify_all()
-        self._sight.look_ahead_(*self._next_jobs())
-        return job.future
+            self._scheduler.add(request)
+        self._vision.prefetch(*self._scheduler.next_requests())
+        return request.future
 
-    def do(self, job: Job) -> Any:
-        """Take a job on and wait for it, as ``wait_for`` does; in the middle of a turn it is not even taken on."""
-        self._check_outside()
-        self.submit(job)
-        return self.wait_for(job)
+    def submit_and_wait(self, request: Request) -> Any:
+        """Submit a request and wait for it. In the middle of a round it is refused and not queued."""
+        self._check_not_in_round()
+        self.submit(request)
+        return self.wait(request)
 
-    def wait_for(self, job: Job) -> Any:
-        """Wait until a job is done, and return its result or raise its error; without a worker, run the model here.
+    def wait(self, request: Request) -> Any:
+        """Wait for a request and return its result or raise its error; without a worker, run the model here.
 
-        Interrupted (Ctrl-C), the job ends with what was said so far.
+        Interrupted (Ctrl-C), the request ends with what was generated so far.
         """
-        self._check_outside()
+        self._check_not_in_round()
         try:
-            while self._worker is None and not job.future.done():
-                self._run_round(job.future)
-            return job.future.result()
+            while self._worker is None and not request.future.done():
+                self.step(request.future)
+            return request.future.result()
         except BaseException:
-            if not job.future.cancel():  # too late for a turn that was opened: it ends with its next token
-                job.is_cut = True
+            if not request.future.cancel():  # it has begun: its next token is the last
+                request.abort_requested = True
             raise
 
-    def run(self):
-        """Do all that was handed over, in this thread."""
-        self._check_outside()
-        while self._has_work():
-            self._run_round()
+    def run_until_idle(self):
+        """Run rounds in this thread until all requests are done."""
+        self._check_not_in_round()
+        while self._scheduler.requests:
+            self.step()
 
     def start(self) -> "Engine":
-        """Run the model in a thread of the engine's own from now on."""
-        with self._turn:
+        """Run the model in the engine's own thread from now on."""
+        with self._model_lock:
             self._check_open()
             if self._worker is None:
                 self._worker = threading.Thread(target=self._run_worker, name="engine", daemon=True)
@@ -238,16 +232,16 @@ class Engine:
         return self
 
     def close(self):
-        """Stop the worker; what is not done yet is cancelled, and nothing more is taken on."""
-        with self._work:
+        """Stop the worker, cancel all requests, and accept no more."""
+        with self._scheduler.changed:
             self._is_closed = True
-            self._work.notify_all()
+            self._scheduler.notify()
         if self._worker is not None:
             self._worker.join()
-        with self._turn:
-            self._end(self._jobs, CancelledError())
-        self._wake()
-        self._sight.close()
+        with self._model_lock:
+            self._finish(self._scheduler.requests, CancelledError())
+        self._scheduler.notify()
+        self._vision.close()
 
     def __enter__(self) -> "Engine":
         return self.start()
@@ -256,30 +250,23 @@ class Engine:
         self.close()
 
     def _run_worker(self):
+        scheduler = self._scheduler
         while True:
-            with self._work:
-                self._work.wait_for(lambda: self._is_closed or self._has_work())
+            with scheduler.changed:
+                scheduler.changed.wait_for(lambda: self._is_closed or scheduler.requests)
             if self._is_closed:
                 return
             try:
-                self._run_round()
-            except Exception:  # whoever waited for it was told; those who come later shall not wait in vain
+                self.step()
+            except Exception:  # the requests have failed with it; later ones must still be served
                 log.exception("a round of the engine failed")
-
-    def _has_work(self) -> bool:
-        return bool(self._jobs)
-
-    @property
-    def _jobs(self) -> list[Job]:
-        with self._work:
-            return self._in_hand.jobs + self._waiting
 
     def _check_open(self):
         if self._is_closed:
             raise ClosedError("the engine is closed; open another one")
 
-    def _check_outside(self):
-        if threading.current_thread() is self._runs_in:
+    def _check_not_in_round(self):
+        if threading.current_thread() is self._running_thread:
             raise StreamingVLMError(
                 "this is in the middle of a turn (in on_token?), where the engine cannot be waited for; use submit, or "
                 "another thread"
@@ -287,60 +274,65 @@ class Engine:
 
     # --- a round
 
-    def _run_round(self, awaited: Future | None = None):
-        """Do a round, once there is something to do; none if meanwhile what is ``awaited`` was done elsewhere."""
+    def step(self, awaited: Future | None = None):
+        """Run one round as soon as there is work; return without one if ``awaited`` is done by another thread."""
+        scheduler = self._scheduler
 
         def is_awaited_done():
             return awaited is not None and awaited.done()
 
-        with self._work:
-            self._work.wait_for(lambda: self._can_go_on() or is_awaited_done() or not self._has_work())
-        with self._turn, torch.inference_mode():
+        with scheduler.changed:
+            scheduler.changed.wait_for(lambda: self._can_run() or is_awaited_done() or not scheduler.requests)
+        with self._model_lock, torch.inference_mode():
             if is_awaited_done():
                 return
-            self._runs_in = threading.current_thread()
+            self._running_thread = threading.current_thread()
             try:
-                due, coming = self._next_jobs()
-                self._sight.look_at_(due, coming)
-                for job in due:
-                    if not job.is_unseen:
-                        self._open(job)
-                self._sight.look_ahead_(*self._next_jobs())
-                self._in_hand.advance_(self.runner)
-            except BaseException as error:  # Ctrl-C: nothing may be left half done, or it would never be done
-                self._end(self._jobs, error)
+                self._run_round()
+            except BaseException as error:  # Ctrl-C: a request left half done would never be finished
+                self._finish(scheduler.requests, error)
                 raise
             finally:
-                self._runs_in = None
-                self._wake()
+                self._running_thread = None
+                scheduler.notify()
 
-    def _wake(self):
-        with self._work:
-            self._work.notify_all()
+    def _run_round(self):
+        due, upcoming = self._scheduler.next_requests()
+        self._vision.encode(due, upcoming)
+        for request in due:
+            if not request.needs_vision and self._scheduler.start(request):
+                self._vision.synchronize(request)
+                self._executor.begin(request)
+        self._vision.prefetch(*self._scheduler.next_requests())
+        self._executor.run_round()
 
-    def _can_go_on(self) -> bool:
-        return self._is_closed or bool(self._in_hand.jobs) or any(map(self._sight.is_ready, self._next_jobs()[0]))
+    def _can_run(self) -> bool:
+        due, _ = self._scheduler.next_requests()
+        return self._is_closed or self._scheduler.has_running or any(map(self._vision.is_ready, due))
 
-    def _next_jobs(self) -> tuple[list[Job], list[Job]]:
-        """The next job of each stream, in the order of their coming: where none is in hand, and where one is."""
-        busy = {job.session for job in self._in_hand.jobs}
-        seen, due, coming = set(), [], []
-        with self._work:
-            for job in self._waiting:
-                if job.session not in seen:
-                    seen.add(job.session)
-                    (coming if job.session in busy else due).append(job)
-        return due, coming
+    def _finish(self, requests: Sequence[Request], error: BaseException):
+        """Fail or cancel requests, waiting and running ones."""
+        self._scheduler.remove(requests)
+        for request in requests:
+            request.finish(error)
 
-    def _open(self, job: Job):
-        with self._work:
-            self._waiting.remove(job)
-        if job.future.set_running_or_notify_cancel():
-            self._in_hand.open_(job, self._sight)
 
-    def _end(self, jobs: Sequence[Job], error: BaseException):
-        """End jobs that are waiting or in hand."""
-        with self._work:
-            self._waiting = [job for job in self._waiting if job not in jobs]
-        for job in jobs:
-            self._in_hand.end_(job, error)
+def _check_settings(
+    model: StreamingModel,
+    num_slots: int | None,
+    memory_bytes: int | None,
+    max_prefill_tokens: int,
+    graphs: bool | None,
+):
+    if num_slots is None and memory_bytes is None:
+        raise ConfigError("an engine needs num_slots or memory_bytes to know how much memory it may take; give one")
+    for name, value in (("num_slots", num_slots), ("memory_bytes", memory_bytes)):
+        if value is not None:
+            at_least(name, value, 1, "room for a stream")
+    at_least("max_prefill_tokens", max_prefill_tokens, 1, "tokens a round")
+    if graphs and not can_capture(model):
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"graphs=true with a model in {dtype} on {model.device.type}, but CUDA graphs need CUDA and half "
+            "precision; leave it out"
+        )

@@ -1,6 +1,6 @@
-"""A lock for a loop that never rests: whoever waits is let in, in the order of coming.
+"""A lock that lets threads in by order of arrival.
 
-An ordinary lock that a loop takes again as soon as it has let go starves all other threads.
+With an ordinary lock, a loop that takes it again as soon as it releases it starves all other threads.
 """
 
 import threading
@@ -8,33 +8,33 @@ from collections import deque
 
 
 class FairLock:
-    """Lets one thread in at a time, first come, first served; the thread that is inside may enter again."""
+    """A re-entrant lock, first come, first served."""
 
     def __init__(self):
-        self._moved = threading.Condition()
-        self._threads: deque[int] = deque()  # the first is inside
+        self._changed = threading.Condition()
+        self._threads: deque[int] = deque()  # the first one holds the lock
         self._depth = 0
 
     def __enter__(self) -> "FairLock":
         thread = threading.get_ident()
-        with self._moved:
+        with self._changed:
             if thread not in self._threads:
-                self._queue_up(thread)
+                self._wait_for_turn(thread)
             self._depth += 1
         return self
 
     def __exit__(self, *_exception):
-        with self._moved:
+        with self._changed:
             self._depth -= 1
             if not self._depth:
                 self._threads.popleft()
-                self._moved.notify_all()
+                self._changed.notify_all()
 
-    def _queue_up(self, thread: int):
+    def _wait_for_turn(self, thread: int):
         self._threads.append(thread)
         try:
-            self._moved.wait_for(lambda: self._threads[0] == thread)
-        except BaseException:  # Ctrl-C: who waits no longer shall not be waited for
+            self._changed.wait_for(lambda: self._threads[0] == thread)
+        except BaseException:  # Ctrl-C: a thread that gives up must not block those behind it
             self._threads.remove(thread)
-            self._moved.notify_all()
+            self._changed.notify_all()
             raise

@@ -1,13 +1,12 @@
-"""Choosing the next token of many streams at once: repetition penalty, temperature, nucleus, each stream by its own.
+"""Sampling the next token of many streams at once: repetition penalty, temperature and nucleus, each stream by its own.
 
 All of it is vectorised over streams, of fixed shapes, and without a branch on what the tensors hold, so that it can be
-part of a CUDA graph. The random numbers of a stream come from its own generator: what it says does not depend on who
-else is there.
+part of a CUDA graph. A stream draws from its own generator: its tokens do not depend on the other streams of a batch.
 
 Shapes: N streams, V tokens of the vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,14 +14,15 @@ import torch
 from streamingvlm.config import SamplingConfig
 from streamingvlm.device import on_device
 
+# The signature of `sample_tokens`: the seam through which tests and other samplers choose tokens.
+SampleTokens = Callable[..., torch.Tensor]
 
-class SeenTokens:
-    """Which ids each stream has in sight: ``mask`` [slots + 1, V], made when the first stream needs it.
 
-    The last row belongs to no stream: what pads a batch is remembered there.
+class PenaltyMask:
+    """Which token ids the repetition penalty covers: ``mask`` [slots + 1, V], allocated when a stream first needs it.
 
-    The penalty sees every id that the cache holds, vision and markup included, and the reply so far, as the released
-    code's does (Keskar et al., CTRL, arXiv 1909.05858, Sec. 4.1).
+    A stream's row covers every id in its cache, vision and markup included, and the reply so far, as in the released
+    code (the penalty is that of CTRL, arXiv 1909.05858, Sec. 4.1). The last row is for the padding of a batch.
     """
 
     def __init__(self, num_slots: int, num_ids: int, device: torch.device):
@@ -31,77 +31,69 @@ class SeenTokens:
 
     @property
     def mask(self) -> torch.Tensor:
-        """Bool [slots + 1, V], True where the stream of a slot has the id in sight."""
+        """Bool [slots + 1, V], True where the penalty applies."""
         if self._mask is None:
             self._mask = torch.zeros(self.num_slots + 1, self.num_ids, dtype=torch.bool, device=self.device)
         return self._mask
 
 
 class Sampler:
-    """How one stream's tokens are chosen, its random numbers, and which ids it has in sight.
+    """The sampling state of one stream: settings, random generator, and its row ``slot`` of the penalty mask."""
 
-    slot: the stream's row of ``seen``.
-    """
-
-    def __init__(self, config: SamplingConfig, seen: SeenTokens, slot: int):
+    def __init__(self, config: SamplingConfig, penalty_mask: PenaltyMask, slot: int):
         self.config = config
-        self.seen = seen
+        self.penalty_mask = penalty_mask
         self.slot = slot
-        self.generator = torch.Generator(device=seen.device)
-        self.reset_()
+        self.generator = torch.Generator(device=penalty_mask.device)
+        self.reset()
 
-    def reset_(self):
-        """Start the random stream of the seed again and forget what was seen."""
+    def reset(self):
+        """Seed the generator again and clear the penalty."""
         self.generator.manual_seed(self.config.seed)
-        self.see_only_(())
+        self.reset_penalty(())
 
     def fork(self) -> "Sampler":
-        """A sampler that draws what this one would draw, and leaves its random numbers as they are."""
-        other = Sampler(self.config, self.seen, self.slot)
+        """Return a sampler that draws what this one would draw, and does not advance its generator."""
+        other = Sampler(self.config, self.penalty_mask, self.slot)
         other.generator.set_state(self.generator.get_state())
         return other
 
     @property
     def is_random(self) -> bool:
-        """Whether a token is drawn, not only the likeliest taken."""
+        """Whether tokens are drawn; at temperature 0 the likeliest is taken."""
         return self.config.temperature > 0
 
     @property
     def has_penalty(self) -> bool:
-        """Whether what is in sight is penalised."""
+        """Whether there is a repetition penalty."""
         return self.config.repetition_penalty != 1.0
 
-    @property
-    def seen_ids(self) -> torch.Tensor:
-        """The ids that the penalty sees; none without a penalty."""
-        return self.seen.mask[self.slot].nonzero()[:, 0] if self.has_penalty else torch.empty(0, dtype=torch.long)
-
-    def see_only_(self, ids: Iterable[int]):
-        """Let the penalty see ``ids`` and nothing else."""
+    def reset_penalty(self, ids: Iterable[int]):
+        """Apply the penalty to ``ids`` and to no others."""
         if self.has_penalty:
-            row = self.seen.mask[self.slot].zero_()
+            row = self.penalty_mask.mask[self.slot].zero_()
             row.index_fill_(0, on_device(list(set(ids)), torch.long, row.device), True)
 
 
-class Choice(NamedTuple):
-    """What of the settings is in effect for any stream of a batch: the shape of the work, known to the host."""
+class SamplingFeatures(NamedTuple):
+    """Which parts of sampling any stream of a batch uses: they decide the operators, and the host knows them."""
 
     has_penalty: bool = False
     is_random: bool = False
     has_nucleus: bool = False
 
     @classmethod
-    def of(cls, samplers: Sequence[Sampler]) -> "Choice":
-        """What these streams need together."""
+    def of(cls, samplers: Sequence[Sampler]) -> "SamplingFeatures":
+        """Return the features that these streams use together."""
         return cls(
             any(sampler.has_penalty for sampler in samplers),
             any(sampler.is_random for sampler in samplers),
             any(sampler.is_random and sampler.config.top_p < 1 for sampler in samplers),
         )
 
-    def or_(self, other: "Choice") -> "Choice":
-        """What is needed where either is."""
-        return Choice(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+    def union(self, other: "SamplingFeatures") -> "SamplingFeatures":
+        """Return the union of the two feature sets."""
+        return SamplingFeatures(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 # The order of the columns of ``settings``.
@@ -109,7 +101,7 @@ _COLUMNS = ("repetition_penalty", "temperature", "top_p")
 
 
 def settings_of(samplers: Sequence[Sampler]) -> list[list[float]]:
-    """Penalty, temperature and nucleus of each stream, [N][3]."""
+    """Return penalty, temperature and top_p of each stream, [N][3]."""
     return [[getattr(sampler.config, name) for name in _COLUMNS] for sampler in samplers]
 
 
@@ -120,50 +112,51 @@ def draw_noise_(noise: torch.Tensor, samplers: Sequence[Sampler]):
             row.exponential_(generator=sampler.generator)
 
 
-def choose(
+def sample_tokens(
     logits: torch.Tensor,
-    choice: Choice,
+    features: SamplingFeatures,
     *,
     settings: torch.Tensor,
     slots: torch.Tensor,
-    seen: SeenTokens,
+    penalty_mask: PenaltyMask,
     noise: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Choose the next token [N] of each stream from ``logits`` [N, V], and remember it as seen.
+    """Choose the next token [N] of each stream from ``logits`` [N, V], and add it to the penalty mask.
 
-    settings: [N, 3]; slots: [N], rows of ``seen``; noise: exponential [N, V], read where ``choice.is_random``.
+    settings: [N, 3], as `settings_of` orders them; slots: [N], rows of the mask; noise: exponential [N, V], read if
+    ``features.is_random``.
     """
     logits = logits.float()
     penalty, temperature, top_p = settings.unsqueeze(-1).unbind(1)
-    if choice.has_penalty:
-        factor = torch.where(seen.mask[slots], penalty, 1.0)
+    if features.has_penalty:
+        factor = torch.where(penalty_mask.mask[slots], penalty, 1.0)
         logits = torch.where(logits > 0, logits / factor, logits * factor)
-    tokens = _likeliest(logits)
-    if choice.is_random:
-        tokens = torch.where(temperature[:, 0] == 0, tokens, _drawn(logits, choice, temperature, top_p, noise))
-    if choice.has_penalty:
-        # By one flat index: assigning by two would bring the value over from the host, which a graph cannot.
-        seen.mask.view(-1).index_fill_(0, slots * logits.shape[-1] + tokens, True)
+    tokens = _argmax(logits)
+    if features.is_random:
+        drawn = _draw(logits, features, temperature, top_p, noise)
+        tokens = torch.where(temperature[:, 0] == 0, tokens, drawn)
+    if features.has_penalty:
+        # One flat index: assignment by two would copy the value from the host, which a graph cannot capture.
+        penalty_mask.mask.view(-1).index_fill_(0, slots * logits.shape[-1] + tokens, True)
     return tokens
 
 
-def _likeliest(logits: torch.Tensor) -> torch.Tensor:
-    # torch's own argmax on the CPU is not vectorised: over 150,000 tokens it takes 20 times as long.
+def _argmax(logits: torch.Tensor) -> torch.Tensor:
+    # torch's argmax is not vectorised on the CPU: over 150,000 tokens it takes 20 times as long as NumPy's.
     return logits.argmax(-1) if logits.is_cuda else torch.from_numpy(logits.numpy().argmax(-1))
 
 
-def _drawn(logits, choice: Choice, temperature, top_p, noise) -> torch.Tensor:
+def _draw(logits, features: SamplingFeatures, temperature, top_p, noise) -> torch.Tensor:
     probabilities = torch.softmax(logits / temperature.clamp(min=1e-6), dim=-1)
-    if choice.has_nucleus:
-        probabilities = _nucleus(probabilities, top_p)
-    # The first of exponential clocks to ring, each at its probability as rate, is a draw from them: a multinomial that
-    # needs no look at its sums.
-    return _likeliest(probabilities / noise)
+    if features.has_nucleus:
+        probabilities = _keep_nucleus(probabilities, top_p)
+    # Exponential race: the argmax of p / noise is a draw from p, and unlike multinomial it reads no sums on the host.
+    return _argmax(probabilities / noise)
 
 
-def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Zero what lies outside the smallest set of tokens that holds ``top_p`` (Holtzman et al., arXiv 1904.09751)."""
-    ordered, places = probabilities.sort(descending=True)
-    # A token stays while what stands before it has not yet filled the nucleus; the likeliest always stays.
+def _keep_nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Zero all but the smallest set of tokens that holds ``top_p`` (Holtzman et al., arXiv 1904.09751)."""
+    ordered, order = probabilities.sort(descending=True)
+    # A token stays if those before it hold less than top_p, so the likeliest always stays.
     outside = (ordered.cumsum(-1) - ordered >= top_p) & (top_p < 1)
-    return probabilities.masked_fill(torch.zeros_like(outside).scatter_(-1, places, outside), 0.0)
+    return probabilities.masked_fill(torch.zeros_like(outside).scatter_(-1, order, outside), 0.0)

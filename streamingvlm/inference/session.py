@@ -1,14 +1,12 @@
-"""One stream of video, watched second by second: the notebook's handle.
+"""StreamingSession: watch one stream of video turn by turn, and say what happens.
 
-The weights and the stream are two objects. A session holds all that changes while a stream runs, and nothing else does.
-It is a slot of an engine (engine.py): of one of its own, or of one that serves many streams.
+Weights and stream are two objects: a StreamingModel may serve many sessions. A session is a stream of an engine
+(engine.py), its own or one that serves others, too.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,34 +15,36 @@ import torch
 from streamingvlm.cache.layout import CacheLayout
 from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, at_least, resolve
 from streamingvlm.errors import ConfigError
-from streamingvlm.inference.ahead import follow_ahead
-from streamingvlm.inference.asking import QUESTION_ROOM_TOKENS, AskJob, WeighJob
 from streamingvlm.inference.commentary import Commentary
-from streamingvlm.inference.decoder import StreamingDecoder
 from streamingvlm.inference.engine import Engine
-from streamingvlm.inference.job import HeardTurn, SpokenTurn
-from streamingvlm.inference.sampling import Sampler
-from streamingvlm.inference.setup import StreamSetup
-from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper, read_settings, restore_
+from streamingvlm.inference.pipelining import pipelined
+from streamingvlm.inference.requests import ForcedTurn, ForkQuestion, GenerateTurn, ScoreChoices
+from streamingvlm.inference.snapshot import SnapshotWriter, read_settings, restore
 from streamingvlm.inference.stats import SessionStats
+from streamingvlm.inference.stream import Stream, StreamView
+from streamingvlm.inference.stream_config import StreamConfig
 from streamingvlm.model.loading import StreamingModel, load_model
-from streamingvlm.turns import Turn
+from streamingvlm.turns import TurnFormat
 from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader
 
 LineT = TypeVar("LineT", bound=Commentary)
+ResultT = TypeVar("ResultT")
 
 
 class StreamingSession:
-    """Watches one stream with one model and says what happens, from a cache that stays within its bound.
+    """Watches one stream with one model, from a cache of bounded size.
 
-    query: an instruction that stands for the whole stream; it may be set anew at any time, from any thread, and is told
-    with the next turn, in which the one before it leaves the cache.
+    cache, video, sampling: settings, or a part of them; the checkpoint's own and then the defaults fill the rest.
+    query: the standing instruction. It may be set at any time, from any thread: it enters the cache with the next turn,
+        and the one before leaves.
     previous_text: what was said before the stream began.
     on_token: called with each new piece of text as it is decoded, in the thread that runs the model.
-    autosave: a folder in which a snapshot is kept, up to date after every turn.
-    engine: the engine that serves the stream, by default one of its own; ``Engine.open`` gives it.
+    autosave: a folder with a snapshot of the stream, updated after every turn.
+    engine: the engine that serves the stream, by default one of its own.
+
+    Raises ConfigError for wrong settings, EngineFull if the engine has no room.
     """
 
     def __init__(
@@ -60,30 +60,16 @@ class StreamingSession:
         autosave: str | Path | None = None,
         engine: Engine | None = None,
     ):
-        setup = StreamSetup.of(
-            model, cache=cache, video=video, sampling=sampling, query=query, previous_text=previous_text
-        )
+        if engine is not None and engine.model is not model:
+            raise ConfigError("the engine runs another model than the session's; give engine.model as the model")
+        config = StreamConfig.resolve(model, cache=cache, video=video, sampling=sampling)
         self.model = model
-        self.video_config, self.sampling_config = setup.video, setup.sampling
-        self.query = query
-        self.previous_text = previous_text
-        self.on_token = on_token
         self.reader: VideoReader | LiveReader | None = None
-        self.vision = setup.vision
-        self.format = setup.format
-        self._setup = setup
-        self._capacity_tokens = setup.capacity_tokens()
-        self._keeper = None if autosave is None else SnapshotKeeper(autosave)
-        self.is_closed = False  # written by the engine
-        self.engine = Engine(model, num_slots=1, cache_dtype=setup.cache.dtype) if engine is None else engine
-        if setup.cache.dtype not in (None, self.engine.cache_dtype):
-            raise ConfigError(f"cache.dtype={setup.cache.dtype} is not that of the engine; give it to the engine, too")
-        self.cache_config = replace(setup.cache, dtype=self.engine.cache_dtype)
-        kv, self.slot = self.engine.admit_(self, self._capacity_tokens and self._capacity_tokens + QUESTION_ROOM_TOKENS)
-        self.decoder = StreamingDecoder(model, self.cache_config, kv)
-        self.sampler = Sampler(self.sampling_config, self.engine.runner.seen, self.slot)
-        self.reset()
-        self.engine.warm_(self)
+        self._autosave = None if autosave is None else SnapshotWriter(autosave, model)
+        self.engine = Engine(model, num_slots=1, cache_dtype=config.cache.dtype) if engine is None else engine
+        self._stream = self.engine.add_stream(config, query=query, previous_text=previous_text, on_token=on_token)
+        if self._autosave is not None:
+            self._stream.on_turn_end.append(_autosave_with(self._autosave))
 
     @classmethod
     def from_pretrained(
@@ -105,48 +91,128 @@ class StreamingSession:
 
     @classmethod
     def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":
-        """Take up the stream of a snapshot: the tokens to come are those of a stream that was never stopped.
+        """Continue the stream of a snapshot: its next tokens are those of a stream that was never stopped.
 
         ``settings`` are those of the constructor that a snapshot does not hold: on_token, engine, and autosave, which
-        may be the folder itself. Raises SnapshotError for a snapshot of another model or version, and a damaged one.
+        may be the same folder. Raises SnapshotError for a snapshot of another model or version, or a damaged one.
         """
         session = cls(model, **read_settings(path, model), **settings)
         try:
-            with session.engine.without(session):
-                restore_(session, path)
+            with session.engine.paused(session._stream):
+                restore(session._stream, path)
         except BaseException:
             session.close()
             raise
         return session
 
     def save(self, path: str | Path):
-        """Write a snapshot of the stream into a folder, in place of the one that is there.
+        """Write a snapshot of the stream into a folder, and replace the one that is there.
 
-        From any thread, between two turns. Raises SnapshotError where it cannot be written.
+        From any thread, between two turns. Raises SnapshotError if it cannot be written.
         """
-        is_kept = self._keeper is not None and self._keeper.path.resolve() == Path(path).resolve()
-        self.engine.do(SaveJob(self, self._keeper if is_kept else SnapshotKeeper(path)))
+        is_autosave = self._autosave is not None and self._autosave.path.resolve() == Path(path).resolve()
+        writer = self._autosave if is_autosave else SnapshotWriter(path, self.model)
+        self.run_between_turns(writer.save)
+
+    # --- settings and state
+
+    @property
+    def query(self) -> str:
+        """The standing instruction."""
+        return self._stream.query
+
+    @query.setter
+    def query(self, query: str):
+        self._stream.query = query
+
+    @property
+    def cached_query(self) -> str:
+        """The standing instruction that the cache holds: the query as of the last turn."""
+        return self._stream.cached_query
+
+    @property
+    def previous_text(self) -> str:
+        """What was said before the stream began."""
+        return self._stream.previous_text
+
+    @property
+    def on_token(self) -> Callable[[str], None] | None:
+        """Called with each new piece of text."""
+        return self._stream.on_token
+
+    @on_token.setter
+    def on_token(self, on_token: Callable[[str], None] | None):
+        self._stream.on_token = on_token
+
+    @property
+    def cache_config(self) -> CacheConfig:
+        """The cache policy, every setting filled in."""
+        return self._stream.config.cache
+
+    @property
+    def video_config(self) -> VideoConfig:
+        """How video becomes turns, every setting filled in."""
+        return self._stream.config.video
+
+    @property
+    def sampling_config(self) -> SamplingConfig:
+        """How tokens are chosen, every setting filled in."""
+        return self._stream.config.sampling
+
+    @property
+    def format(self) -> TurnFormat:
+        """How a turn is written as tokens."""
+        return self._stream.config.turn_format
+
+    @property
+    def num_turns(self) -> int:
+        """Turns since the start."""
+        return self._stream.num_turns
 
     @property
     def end_s(self) -> float:
         """Stream time at which the last turn ended, 0 before the first."""
-        return self.layout.segments[-1].end_s if self.num_turns else 0.0
+        return self._stream.end_s
+
+    @property
+    def layout(self) -> CacheLayout:
+        """What the cache holds; printed, it is a table."""
+        return self._stream.sequence.layout
+
+    @property
+    def stats(self) -> SessionStats:
+        """Latency by stage, cache fill, real-time factor."""
+        return self._stream.stats
+
+    @stats.setter
+    def stats(self, stats: SessionStats):
+        self._stream.stats = stats
+
+    @property
+    def slot(self) -> int:
+        """The stream's place in its engine."""
+        return self._stream.slot
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the session was closed."""
+        return self._stream.is_closed
+
+    def inspect(self) -> StreamView:
+        """Return a read-only view of tokens, positions, keys and values; between two turns."""
+        return self._stream.inspect()
 
     def reset(self):
-        """Begin anew: an empty cache, the clock at 0, the random stream of the seed from its start.
+        """Start from the beginning: an empty cache, the clock at 0, the random numbers of the seed.
 
-        What was submitted and is not done yet is cancelled.
+        Requests that are not done are cancelled.
         """
-        with self.engine.without(self):
-            self.decoder.clear_()
-            self.sampler.reset_()
-            self.num_turns = 0
-            self.told_query = ""  # the query that the stream knows of
-            self.stats = SessionStats(capacity_tokens=self._capacity_tokens)
+        with self.engine.paused(self._stream):
+            self._stream.reset()
 
     def close(self):
-        """Leave the engine: its memory is another stream's. What was submitted and is not done yet is cancelled."""
-        self.engine.dismiss_(self)
+        """Leave the engine and free the memory. Requests that are not done are cancelled."""
+        self.engine.remove_stream(self._stream)
 
     def __enter__(self) -> "StreamingSession":
         return self
@@ -154,10 +220,7 @@ class StreamingSession:
     def __exit__(self, *_exception):
         self.close()
 
-    @property
-    def layout(self) -> CacheLayout:
-        """What the cache holds; printed, it is a table."""
-        return self.decoder.layout
+    # --- turns
 
     def stream(
         self,
@@ -167,16 +230,18 @@ class StreamingSession:
         live: LiveConfig | Mapping[str, Any] | None = None,
         step: Callable[[VideoTurn], LineT] | None = None,
     ) -> Iterator[LineT]:
-        """Watch a source and yield a Commentary a turn, silent ones included.
+        """Watch a source and yield a Commentary for each turn, silent ones included.
 
-        source: a file; an address (rtsp, rtsps, rtmp, http, https); "webcam"; "-", a pipe on standard input; frames
-        that are pushed; or seconds from any iterable. start_s: where in a file to begin, ``end_s`` for a stream that is
-        taken up again. live: how what does not wait is received, and what is done when the model is late. step: what to
-        do with each second, and what to yield, in place of the session's own ``step``. Raises VideoError before the
-        first turn where the source cannot be watched.
+        source: a file; an address (rtsp, rtsps, rtmp, http, https); "webcam"; "-", a pipe on standard input; pushed
+            frames; or turns from any iterable.
+        start_s: where in a file to start; ``end_s`` to continue a stream.
+        live: how a live source is received, and what happens when the model is late.
+        step: called for each turn instead of the session's own ``step``; what it returns is yielded.
+
+        Raises VideoError before the first turn if the source cannot be watched.
         """
         if not isinstance(source, str | Path | PushedFrames):
-            yield from self._follow(iter(source), step)
+            yield from self._run_turns(iter(source), step)
             return
         config = self.video_config
         with open_source(
@@ -188,134 +253,109 @@ class StreamingSession:
             start_s=start_s,
             live=resolve(LiveConfig, live, {}),
         ) as self.reader:
-            yield from self._follow(self.reader, step)
+            yield from self._run_turns(self.reader, step)
 
-    def _follow(self, seconds: Iterator[VideoTurn], step: Callable[[VideoTurn], LineT] | None) -> Iterator[LineT]:
-        if step is None and self.engine.looks_ahead:
-            yield from follow_ahead(self, seconds)
+    def _run_turns(self, turns: Iterator[VideoTurn], step: Callable[[VideoTurn], LineT] | None) -> Iterator[LineT]:
+        if step is None and self.engine.async_vision:
+            yield from pipelined(turns, self.engine, self._stream, self.turn_request)
             return
         step = step or self.step
         while True:
             with self.stats.stage("video"):
-                second = next(seconds, None)
-            if second is None:
+                turn = next(turns, None)
+            if turn is None:
                 return
-            yield step(second)
+            yield step(turn)
 
     def step(
-        self, frames: torch.Tensor | VideoTurn, *, question: str = "", max_new_tokens: int | None = None
+        self,
+        frames: torch.Tensor | VideoTurn,
+        *,
+        question: str = "",
+        max_new_tokens: int | None = None,
+        reply: str | None = None,
     ) -> Commentary:
-        """Take in one turn of video and speak.
+        """Process one turn of video and generate its line.
 
-        frames: uint8 [F, 3, H, W], RGB, ``fps * turn_s`` of them; they are taken to follow the turn before. A Second
-        brings its own times. Raises VideoError for frames of another shape.
-        question: asked in this turn, after the video; it goes from the cache with the turn, unlike the query, and the
-        answer becomes previous text as all that is said. The cache grows where the question does not fit.
-        max_new_tokens: the most tokens of this turn's reply, where they are not as many as in other turns.
+        frames: uint8 [F, 3, H, W], RGB, ``fps * turn_s`` of them, which follow the turn before; or a VideoTurn, which
+            has its own times.
+        question: of this turn, after the video. It leaves the cache with the turn, unlike the query; the answer becomes
+            previous text like every reply. The cache grows if the question does not fit.
+        max_new_tokens: the most tokens of this reply, instead of the sampling setting.
+        reply: the reply's words, "" for silence: they are prefilled and nothing is generated or drawn. The cache then
+            holds what it would hold if the model had said them.
+
+        Raises VideoError for frames of another shape.
         """
-        return self.engine.do(self.spoken_turn(frames, question, max_new_tokens))
+        return self.engine.submit_and_wait(self.turn_request(frames, question, max_new_tokens, reply))
 
     def submit(
-        self, frames: torch.Tensor | VideoTurn, *, question: str = "", max_new_tokens: int | None = None
+        self,
+        frames: torch.Tensor | VideoTurn,
+        *,
+        question: str = "",
+        max_new_tokens: int | None = None,
+        reply: str | None = None,
     ) -> Future[Commentary]:
-        """Hand over one turn, as ``step`` does, and go on; turns of a stream are taken in the order of their coming.
+        """Submit one turn, with the arguments of ``step``, and return its future. Turns run in their order.
 
-        The turn is done by the engine's worker, or where there is none by whoever next waits for the engine.
+        The engine's worker runs it, or without a worker the next thread that waits for the engine.
         """
-        return self.engine.submit(self.spoken_turn(frames, question, max_new_tokens))
+        return self.engine.submit(self.turn_request(frames, question, max_new_tokens, reply))
 
-    def hear(self, frames: torch.Tensor | VideoTurn, words: str, *, question: str = "") -> Commentary:
-        """Take in one turn of video and a reply in given words, "" for silence: they are fed, nothing is generated.
-
-        The cache then holds what it would had the model said these words; no random number is drawn. The rest is as
-        in ``step``.
-        """
-        return self.engine.do(HeardTurn(self, frames, words, question))
-
-    def submit_heard(self, frames: torch.Tensor | VideoTurn, words: str, *, question: str = "") -> Future[Commentary]:
-        """Hand over one turn with its words, as ``hear`` does, and go on."""
-        return self.engine.submit(HeardTurn(self, frames, words, question))
-
-    def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
-        """Answer a question of what was seen and said so far; the stream goes on as if nobody had asked.
-
-        From any thread: the answer comes between two turns of a running ``stream``, which waits meanwhile and then goes
-        on token for token. max_new_tokens: by default as many as of a turn, for the sake of that wait. A question that
-        is to join the stream, answer and all, is ``step(question=...)``.
-        """
-        return self.engine.do(self._ask_job(question, max_new_tokens))
-
-    def submit_question(self, question: str, *, max_new_tokens: int | None = None) -> Future[str]:
-        """Hand over a question, as ``ask`` does, and go on; the turns that were handed over before it come first."""
-        return self.engine.submit(self._ask_job(question, max_new_tokens))
-
-    def weigh(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
-        """How probable each choice is as the first word of the answer that ``ask`` would get; nothing is drawn.
-
-        From any thread, as ``ask``. Raises ConfigError for choices that begin alike.
-        """
-        return self.engine.do(WeighJob(self, question, choices))
-
-    def _ask_job(self, question: str, max_new_tokens: int | None) -> AskJob:
-        limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        at_least("max_new_tokens", limit, 1, "tokens an answer")
-        return AskJob(self, question, limit)
-
-    def spoken_turn(
-        self, frames: torch.Tensor | VideoTurn, question: str = "", max_new_tokens: int | None = None
-    ) -> SpokenTurn:
-        """Return the job of one turn, as ``step`` takes it, to be submitted to the engine."""
+    def turn_request(
+        self,
+        frames: torch.Tensor | VideoTurn,
+        question: str = "",
+        max_new_tokens: int | None = None,
+        reply: str | None = None,
+    ) -> GenerateTurn | ForcedTurn:
+        """Return the request of one turn, with the arguments of ``step``, to submit to the engine."""
+        if reply is not None:
+            return ForcedTurn(self._stream, frames, question, reply)
         if max_new_tokens is None:
             detail = frames.detail if isinstance(frames, VideoTurn) else 1.0
             max_new_tokens = math.ceil(self.sampling_config.max_new_tokens * detail)
         at_least("max_new_tokens", max_new_tokens, 1, "tokens a turn")
-        return SpokenTurn(self, frames, question, max_new_tokens)
+        return GenerateTurn(self._stream, frames, question, max_new_tokens)
 
-    def query_told_(self, query: str):
-        """Take note that the stream knows of a standing query, which may be longer than the one before."""
-        if query != self.told_query:
-            self._capacity_tokens = replace(self._setup, query=query).capacity_tokens()
-            self.stats.capacity_tokens = self._capacity_tokens
-        self.told_query = query
+    # --- questions beside the stream
 
-    def turn_done_(
-        self,
-        turn: Turn,
-        started: float,
-        text: str,
-        num_tokens: int,
-        *,
-        silence: float | None = None,
-        shown: VideoTurn | None = None,
-    ) -> Commentary:
-        """Count a turn that was closed.
+    def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
+        """Answer a question about what was seen and said so far, from a fork: the stream is not changed.
 
-        started: when it was handed over, by the performance counter; shown: the Second that was seen, its frames gone.
+        From any thread. A running ``stream`` waits for the answer between two turns, then continues token for token as
+        without it. max_new_tokens: by default the sampling setting, which keeps that wait short. For a question that
+        joins the stream, with its answer, use ``step(question=...)``.
         """
-        self.num_turns += 1
-        line = Commentary(
-            turn.start_s, turn.end_s, text, num_tokens, time.perf_counter() - started, silence, **_lag_of(shown)
-        )
-        self.stats.turn_done_(
-            stream_s=turn.end_s - turn.start_s,
-            latency_s=line.latency_s,
-            num_tokens=num_tokens,
-            cache_tokens=self.decoder.num_tokens,
-        )
-        self.stats.live_turn_done_(age_s=line.age_s, dropped_s=line.dropped_s, coalesced_s=line.coalesced_s)
-        if self._keeper:
-            with self.stats.stage("autosave"):
-                self._keeper.save_(self)
-        return line
+        return self.engine.submit_and_wait(self._question_request(question, max_new_tokens))
+
+    def submit_question(self, question: str, *, max_new_tokens: int | None = None) -> Future[str]:
+        """Submit a question, as ``ask`` does, and return its future; turns submitted earlier come first."""
+        return self.engine.submit(self._question_request(question, max_new_tokens))
+
+    def score_choices(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
+        """Return each choice's probability as the first word of the answer that ``ask`` would get.
+
+        From any thread. Nothing is generated or drawn. Raises ConfigError for choices that start with the same token.
+        """
+        return self.engine.submit_and_wait(ScoreChoices(self._stream, question, choices))
+
+    def run_between_turns(self, function: Callable[[Stream], ResultT]) -> ResultT:
+        """Call ``function`` with the session's Stream between two turns, and return its result. From any thread."""
+        return self.engine.run_between_turns(self._stream, function)
+
+    def _question_request(self, question: str, max_new_tokens: int | None) -> ForkQuestion:
+        limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        at_least("max_new_tokens", limit, 1, "tokens an answer")
+        return ForkQuestion(self._stream, question, limit)
 
 
-def _lag_of(shown: VideoTurn | None) -> dict[str, float | None]:
-    """What a line tells of how late it is."""
-    if shown is None:
-        return {}
-    return {
-        "age_s": None if shown.captured_s is None else time.monotonic() - shown.captured_s,
-        "dropped_s": shown.dropped_s,
-        "coalesced_s": shown.coalesced_s,
-        "detail": shown.detail,
-    }
+def _autosave_with(writer: SnapshotWriter) -> Callable[[Stream], None]:
+    """Return the hook that saves after each turn. It holds the writer, not the session, which can be collected."""
+
+    def autosave(stream: Stream):
+        with stream.stats.stage("autosave"):
+            writer.save(stream)
+
+    return autosave

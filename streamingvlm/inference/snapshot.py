@@ -1,38 +1,33 @@
-"""A stream kept on disk, to be taken up where it was left: after a kill, on another day, on another machine.
+"""Saving a stream to disk and restoring it: after a kill, on another day, on another machine.
 
-A snapshot holds all that changes while a stream runs: what the cache holds with its keys and values, the clock, the
-random state, the settings. Kept after every turn it costs that turn's tokens alone: a token's key and value do not
-change, so they stay in the file that they were written to for as long as the token is in sight. A file of which less
-than half is still in sight is let go, and what is left of it is written anew.
+A snapshot holds all that changes while a stream runs: cache layout, keys and values, clock, random state, settings.
+Saved after every turn, it costs only that turn's tokens: a token's key and value never change, so they stay in the file
+they were first written to. Once less than half of a file is still in the cache, the rest is written to a new one.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from streamingvlm.cache.layout import CacheLayout, Segment, SegmentKind
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, SnapshotError
-from streamingvlm.inference.decoder import StreamingDecoder, StreamState
-from streamingvlm.inference.job import Job
+from streamingvlm.inference.sequence import SequenceState, TokenSequence
 from streamingvlm.inference.snapshot_folder import Part, SnapshotFolder, damaged, read_manifest, read_part
+from streamingvlm.inference.stream import Counters, Stream, StreamState
+from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.vision import VisionFeatures
 
-if TYPE_CHECKING:
-    from streamingvlm.inference.session import StreamingSession
-    from streamingvlm.model.loading import StreamingModel
-
-_LEAST_SHARE_IN_SIGHT = 0.5
+_MIN_USED_SHARE = 0.5
 _CONFIGS = {"cache": CacheConfig, "video": VideoConfig, "sampling": SamplingConfig}
-_STATS = ("num_turns", "num_tokens", "stream_s", "busy_s", "cache_tokens")
 
 
-class _Home(NamedTuple):
-    """Where a token's key and value lie on disk."""
+class TokenLocation(NamedTuple):
+    """Where a token's key and value are on disk."""
 
     file: str
     row: int
@@ -44,81 +39,74 @@ class _TokenFile:
     num_tokens: int
 
 
-class SaveJob(Job):
-    """A snapshot between two turns of a stream that may be running."""
+class SnapshotWriter:
+    """Keeps a folder up to date with one stream of a model, at the cost of what is new.
 
-    is_fed = False
-
-    def __init__(self, session: "StreamingSession", keeper: "SnapshotKeeper"):
-        super().__init__(session)
-        self._keeper = keeper
-
-    def open_(self):
-        self._keeper.save_(self.session)
-
-    def close_(self):
-        pass
-
-
-class SnapshotKeeper:
-    """Keeps a folder up to date with one stream, at the cost of what is new.
-
-    Raises SnapshotError where the folder cannot be written or holds something else.
+    Raises SnapshotError if the folder cannot be written or holds something else.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, model: StreamingModel):
         self._folder = SnapshotFolder(path)
-        self._homes: dict[int, _Home] = {}  # of the tokens on disk, by their serial
+        self._model = model
+        self._locations: dict[int, TokenLocation] = {}  # by token uid
         self._files: dict[str, _TokenFile] = {}
-        self._number = 0
+        self._num_saves = 0
 
     @property
     def path(self) -> Path:
         """The folder."""
         return self._folder.path
 
-    def save_(self, session: "StreamingSession"):
-        """Write the session as it stands between two turns. A save that fails or is killed leaves the one before."""
-        decoder = session.decoder
-        # Where all that is kept is read anew with each turn, the cache has nothing to take up.
-        num_cached = 0 if session.cache_config.recompute else decoder.kv.num_tokens
-        serials = decoder.serials[:num_cached]
-        self._number += 1
-        homes, files = self._write_new_tokens(serials, decoder)
-        names = {name: number for number, name in enumerate(files)}
-        rows = [(names[homes[serial].file], homes[serial].row) for serial in serials]
-        state = self._folder.write_part(f"state-{self._number}.safetensors", _state(session, rows))
-        body = {**_document(session), "state": asdict(state), "tokens": [asdict(file.part) for file in files.values()]}
-        self._folder.publish(body, [*(file.part for file in files.values()), state])
-        self._homes, self._files = homes, files
+    def save(self, stream: Stream):
+        """Write the stream as it is between two turns. A save that fails or is killed leaves the previous one."""
+        state, kv = stream.state, stream.sequence.kv
+        # Under recompute, all keys are computed again with the next turn: nothing is worth saving.
+        uids = () if stream.config.cache.recompute else state.sequence.token_uids[: state.sequence.num_cached]
+        self._num_saves += 1
+        locations, files = self._write_new_tokens(uids, {"keys": kv.keys, "values": kv.values})
+        file_numbers = {name: number for number, name in enumerate(files)}
+        rows = [(file_numbers[locations[uid].file], locations[uid].row) for uid in uids]
+        part = self._folder.write_part(f"state-{self._num_saves}.safetensors", _tensors(state, rows))
+        parts = [file.part for file in files.values()]
+        body = {
+            "model": {"name": self._model.name, **_model_identity(self._model)},
+            "settings": _settings(stream),
+            "stream": _document(state),
+            "state": asdict(part),
+            "tokens": list(map(asdict, parts)),
+        }
+        self._folder.publish(body, [*parts, part])
+        self._locations, self._files = locations, files
 
     def _write_new_tokens(
-        self, serials: Sequence[int], decoder: StreamingDecoder
-    ) -> tuple[dict[int, _Home], dict[str, _TokenFile]]:
-        """Write what has no home yet; return where each token lies then, and the files that hold them."""
-        homes = self._homes_to_keep(serials)
-        files = {name: self._files[name] for name in dict.fromkeys(home.file for home in homes.values())}
-        new = [place for place, serial in enumerate(serials) if serial not in homes]
+        self, uids: Sequence[int], tensors: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[int, TokenLocation], dict[str, _TokenFile]]:
+        """Write the tokens that are not on disk; return the location of each, and the files in use."""
+        locations = self._usable_locations(uids)
+        files = {name: self._files[name] for name in dict.fromkeys(location.file for location in locations.values())}
+        new = [index for index, uid in enumerate(uids) if uid not in locations]
         if new:
-            name = f"tokens-{self._number}.safetensors"
-            places = torch.tensor(new, device=decoder.kv.keys.device)
-            tensors = {kind: getattr(decoder.kv, kind).index_select(2, places) for kind in ("keys", "values")}
-            files[name] = _TokenFile(self._folder.write_part(name, tensors), len(new))
-            homes.update({serials[place]: _Home(name, row) for row, place in enumerate(new)})
-        return homes, files
+            name = f"tokens-{self._num_saves}.safetensors"
+            rows = {
+                kind: buffer.index_select(2, torch.tensor(new, device=buffer.device))
+                for kind, buffer in tensors.items()
+            }
+            files[name] = _TokenFile(self._folder.write_part(name, rows), len(new))
+            locations.update({uids[index]: TokenLocation(name, row) for row, index in enumerate(new)})
+        return locations, files
 
-    def _homes_to_keep(self, serials: Sequence[int]) -> dict[int, _Home]:
-        """Where the tokens in sight lie already, but for those whose file is mostly out of sight."""
-        homes = {serial: self._homes[serial] for serial in serials if serial in self._homes}
-        in_sight = Counter(home.file for home in homes.values())
-        kept = {n for n, count in in_sight.items() if count >= _LEAST_SHARE_IN_SIGHT * self._files[n].num_tokens}
-        return {serial: home for serial, home in homes.items() if home.file in kept}
+    def _usable_locations(self, uids: Sequence[int]) -> dict[int, TokenLocation]:
+        """Return the locations of tokens on disk, without those in files that are mostly out of use."""
+        locations = {uid: self._locations[uid] for uid in uids if uid in self._locations}
+        num_used = Counter(location.file for location in locations.values())
+        kept = {name for name, count in num_used.items() if count >= _MIN_USED_SHARE * self._files[name].num_tokens}
+        return {uid: location for uid, location in locations.items() if location.file in kept}
 
 
-def read_settings(path: str | Path, model: "StreamingModel") -> dict[str, Any]:
-    """The settings of the stream in a snapshot, as the session's constructor takes them.
+def read_settings(path: str | Path, model: StreamingModel) -> dict[str, Any]:
+    """Return the settings of a snapshot's stream, as the session's constructor takes them.
 
-    Raises SnapshotError where there is no snapshot, a damaged one, or one of another model.
+    Raises SnapshotError if there is no snapshot, if it is damaged, or of another model.
     """
     body = read_manifest(path)
     try:
@@ -130,113 +118,109 @@ def read_settings(path: str | Path, model: "StreamingModel") -> dict[str, Any]:
         raise damaged(path, f"its settings are not those of this version: {error}") from error
 
 
-def restore_(session: "StreamingSession", path: str | Path):
-    """Put the stream of a snapshot into a session that was opened with its settings. Raises SnapshotError."""
+def restore(stream: Stream, path: str | Path):
+    """Restore a snapshot into a new stream with its settings. Raises SnapshotError."""
     body = read_manifest(path)
-    kept_as, engines = body["settings"]["cache"].get("dtype"), session.cache_config.dtype
-    if kept_as != engines:
+    saved_dtype, dtype = body["settings"]["cache"].get("dtype"), stream.config.cache.dtype
+    if saved_dtype != dtype:
         raise SnapshotError(
-            f"{path} keeps cache.dtype={kept_as}, the engine {engines}; load it into one of its own kind"
+            f"{path} has cache.dtype={saved_dtype}, but the engine has {dtype}; use an engine with the snapshot's"
         )
     try:
-        state = read_part(path, body["run"], Part(**body["state"]))
+        tensors = read_part(path, body["run"], Part(**body["state"]))
         files = [read_part(path, body["run"], Part(**part)) for part in body["tokens"]]
-        _restore_decoder_(session.decoder, body["stream"], state, files)
-        _restore_clock_(session, body["stream"], state["random_state"])
+        _restore_keys(stream.sequence, tensors["token_locations"].long(), files)
+        stream.state = _read_state(stream.sequence, body["stream"], tensors)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise damaged(path, f"its parts do not fit together: {error}".splitlines()[0]) from error
 
 
-def _document(session: "StreamingSession") -> dict[str, Any]:
-    """All of a session that is no tensor, as JSON."""
-    decoder, model = session.decoder, session.model
-    settings = {name: asdict(getattr(session, f"{name}_config")) for name in _CONFIGS}
-    return {
-        "model": {"name": model.name, **_model_facts(model)},
-        "settings": {**settings, "query": session.query, "previous_text": session.previous_text},
-        "stream": {
-            "num_turns": session.num_turns,
-            "told_query": session.told_query,
-            "stats": {name: getattr(session.stats, name) for name in _STATS},
-            "next_position": decoder.next_position,
-            "unread": [decoder.unread.start, decoder.unread.stop],
-            "layout": [_row_of(segment) for segment in decoder.layout.segments],
-            "grids": {str(turn): vision.grid for turn, vision in decoder.vision.items()},
-        },
-    }
+def _settings(stream: Stream) -> dict[str, Any]:
+    configs = {name: asdict(getattr(stream.config, name)) for name in _CONFIGS}
+    return {**configs, "query": stream.query, "previous_text": stream.previous_text}
 
 
-def _model_facts(model: "StreamingModel") -> dict[str, str]:
+def _model_identity(model: StreamingModel) -> dict[str, str]:
     return {"fingerprint": model.fingerprint, "dtype": str(model.dtype), "device": model.device.type}
 
 
-def _check_model(path: str | Path, kept: Mapping[str, str], model: "StreamingModel"):
-    """The same tokens follow from the same weights alone, in the same precision, with the same random numbers."""
-    for fact, here in _model_facts(model).items():
-        if kept[fact] != here:
-            what = "other weights" if fact == "fingerprint" else f"the {fact} {kept[fact]}, not {here}"
+def _check_model(path: str | Path, saved: Mapping[str, str], model: StreamingModel):
+    """The same tokens need the same weights, in the same precision, with the same random numbers."""
+    for key, given in _model_identity(model).items():
+        if saved[key] != given:
+            what = "other weights" if key == "fingerprint" else f"the {key} {saved[key]}, not {given}"
             raise SnapshotError(
-                f"{path} is of the model {kept['name']!r} with {what} (given: {model.name!r}); load the model that "
+                f"{path} is of the model {saved['name']!r} with {what} (given: {model.name!r}); load the model that "
                 "made it, in the same way"
             )
 
 
-def _state(session: "StreamingSession", rows: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """The tensors of a session but for keys and values. rows: file and row of each cached token."""
-    decoder = session.decoder
-    tensors = {
-        "ids": torch.tensor(decoder.ids, dtype=torch.long),
-        "positions": decoder.positions,
-        "homes": torch.tensor(rows, dtype=torch.int32).reshape(-1, 2),
-        "random_state": session.sampler.generator.get_state(),
+def _document(state: StreamState) -> dict[str, Any]:
+    """Return the part of a state that is JSON."""
+    sequence = state.sequence
+    return {
+        "num_turns": state.num_turns,
+        "cached_query": state.cached_query,
+        "counters": asdict(state.counters),
+        "next_position": sequence.next_position,
+        "stale_range": [sequence.stale_range.start, sequence.stale_range.stop],
+        "layout": [_row_of(segment) for segment in sequence.layout.segments],
+        "grids": {str(turn): vision.grid for turn, vision in sequence.vision.items()},
     }
-    for turn, vision in decoder.vision.items():
+
+
+def _tensors(state: StreamState, rows: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a state. rows: number of the file and row of each cached token."""
+    sequence = state.sequence
+    tensors = {
+        "ids": torch.tensor(sequence.ids, dtype=torch.long),
+        "positions": sequence.positions,
+        "token_locations": torch.tensor(rows, dtype=torch.int32).reshape(-1, 2),
+        "random_state": state.random_state,
+    }
+    for turn, vision in sequence.vision.items():
         levels = (vision.embeddings, *vision.deepstack)
         tensors.update({f"vision.{turn}.{level}": tensor for level, tensor in enumerate(levels)})
     return tensors
 
 
-def _restore_decoder_(
-    decoder: StreamingDecoder,
-    stream: Mapping[str, Any],
-    state: Mapping[str, torch.Tensor],
-    files: Sequence[Mapping[str, torch.Tensor]],
-):
-    layout = CacheLayout(tuple(map(_segment_of, stream["layout"])))
-    ids, positions, homes = state["ids"].tolist(), state["positions"], state["homes"].long()
-    if not (len(ids) == layout.num_tokens == positions.shape[1] >= len(homes)):
-        raise ValueError(f"{len(ids)} ids, {positions.shape[1]} positions, {layout.num_tokens} tokens in the layout")
-    decoder.clear_()
-    decoder.kv.reserve_(len(homes), is_bounded=True)
+def _restore_keys(sequence: TokenSequence, locations: torch.Tensor, files: Sequence[Mapping[str, torch.Tensor]]):
+    sequence.clear()
+    sequence.kv.reserve_(len(locations), is_bounded=True)
     for number, file in enumerate(files):
-        places = (homes[:, 0] == number).nonzero()[:, 0]
+        indices = (locations[:, 0] == number).nonzero()[:, 0]
         for kind in ("keys", "values"):
-            buffer = getattr(decoder.kv, kind)
-            rows = file[kind].index_select(2, homes[places, 1]).to(buffer.device)
-            buffer[:, :, places.to(buffer.device)] = rows
-    decoder.state = StreamState(
+            buffer = getattr(sequence.kv, kind)
+            rows = file[kind].index_select(2, locations[indices, 1]).to(buffer.device)
+            buffer[:, :, indices.to(buffer.device)] = rows
+
+
+def _read_state(
+    sequence: TokenSequence, document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> StreamState:
+    layout = CacheLayout(tuple(map(_segment_of, document["layout"])))
+    ids, positions, num_cached = tensors["ids"].tolist(), tensors["positions"], len(tensors["token_locations"])
+    if not (len(ids) == layout.num_tokens == positions.shape[1] >= num_cached):
+        raise ValueError(f"{len(ids)} ids, {positions.shape[1]} positions, {layout.num_tokens} tokens in the layout")
+    device = sequence.kv.keys.device
+    state = SequenceState(
         layout=layout,
         ids=tuple(ids),
         positions=positions,
-        next_position=stream["next_position"],
-        num_cached=len(homes),
-        unread=range(*stream["unread"]),
-        vision={int(turn): _vision(turn, tuple(grid), state, decoder) for turn, grid in stream["grids"].items()},
-        serials=tuple(decoder.new_serials(len(ids))),
+        next_position=document["next_position"],
+        num_cached=num_cached,
+        stale_range=range(*document["stale_range"]),
+        vision={int(turn): _vision(turn, tuple(grid), tensors, device) for turn, grid in document["grids"].items()},
+        token_uids=tuple(sequence.new_uids(len(ids))),
     )
+    counters = Counters(**document["counters"])
+    return StreamState(state, document["num_turns"], document["cached_query"], counters, tensors["random_state"])
 
 
-def _restore_clock_(session: "StreamingSession", stream: Mapping[str, Any], random_state: torch.Tensor):
-    session.num_turns = stream["num_turns"]
-    session.told_query = stream["told_query"]
-    for name in _STATS:
-        setattr(session.stats, name, stream["stats"][name])
-    session.sampler.generator.set_state(random_state)
-
-
-def _vision(turn: str, grid, state: Mapping[str, torch.Tensor], decoder: StreamingDecoder) -> VisionFeatures:
-    names = sorted((n for n in state if n.startswith(f"vision.{turn}.")), key=lambda name: int(name.rpartition(".")[2]))
-    embeddings, *deepstack = (state[name].to(decoder.model.device) for name in names)
+def _vision(turn: str, grid, tensors: Mapping[str, torch.Tensor], device: torch.device) -> VisionFeatures:
+    prefix = f"vision.{turn}."
+    names = sorted((name for name in tensors if name.startswith(prefix)), key=lambda n: int(n.removeprefix(prefix)))
+    embeddings, *deepstack = (tensors[name].to(device) for name in names)
     return VisionFeatures(embeddings, grid, tuple(deepstack))
 
 

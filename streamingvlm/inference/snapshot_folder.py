@@ -1,11 +1,11 @@
-"""A snapshot on disk: a folder that is whole at every moment, whenever its writer is killed.
+"""A snapshot on disk: a folder that is complete at every moment, even if its writer is killed.
 
-    snapshot.json           what there is, in JSON with its checksum; replaced in one step, after all that it names
+    snapshot.json           the content in JSON, with its checksum; replaced atomically, after all files that it names
     run-<hex>/<part>        tensors in safetensors, each with its checksum in snapshot.json
 
-Each writer has a run of its own, named by chance, and removes what other runs left only when its own first snapshot is
-in place. Nothing in a snapshot can be executed. What was written survives the death of the process, not of the machine:
-no file is forced to the disk.
+Each writer has its own run with a random name, and removes other runs only after its own first snapshot is published.
+Nothing in a snapshot can be executed. A snapshot survives the death of the process, not of the machine: no file is
+synced to the disk.
 """
 
 import json
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from streamingvlm.atomic import write_json
 from streamingvlm.errors import SnapshotError
 
-FORMAT, VERSION = "streamingvlm snapshot", 1
+FORMAT, VERSION = "streamingvlm snapshot", 2
 
 _MANIFEST = "snapshot.json"
 _RUN = re.compile(r"run-[0-9a-f]{32}")
@@ -34,14 +34,14 @@ _PART = re.compile(r"[a-z]+-\d+\.safetensors")
 
 @dataclass(frozen=True)
 class Part:
-    """A file of tensors: its name in the run's folder, and the checksum of what it holds."""
+    """A file of tensors: its name in the run's folder, and the checksum of its content."""
 
     name: str
     checksum: int
 
 
 class SnapshotFolder:
-    """The writing side. Raises SnapshotError where the folder cannot be written or is in use for something else."""
+    """The writing side. Raises SnapshotError if the folder cannot be written or holds other files."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -49,16 +49,16 @@ class SnapshotFolder:
         self._run_before = self._published_run()
 
     def write_part(self, name: str, tensors: Mapping[str, torch.Tensor]) -> Part:
-        """Write tensors, on whatever device; they count once `publish` names them."""
+        """Write tensors of any device; they are part of the snapshot once `publish` names them."""
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         self._written(lambda: (self.path / self._run).mkdir(parents=True, exist_ok=True))
         self._written(lambda: save_file(tensors, self.path / self._run / name))
         return Part(name, _checksum(tensors))
 
     def publish(self, body: Mapping[str, Any], parts: Collection[Part]):
-        """Make this the snapshot, and remove the files that only older ones named."""
+        """Make this the snapshot, and remove the files that only older snapshots named."""
         if self._published_run() != self._run_before:
-            raise SnapshotError(f"{self.path} is written by another stream, too; give each a folder of its own")
+            raise SnapshotError(f"another stream writes to {self.path}, too; give each stream its own folder")
         body = {**body, "run": self._run}
         document = {"format": FORMAT, "version": VERSION, "checksum": _checksum_of_json(body), "body": body}
         self._written(lambda: write_json(self.path / _MANIFEST, document))
@@ -70,7 +70,7 @@ class SnapshotFolder:
                 file.unlink()
 
     def _published_run(self) -> str | None:
-        """The run whose snapshot stands in the folder now. Raises SnapshotError for a folder of something else."""
+        """Return the published run, None without a snapshot. Raises SnapshotError for a folder of other files."""
         try:
             return json.loads((self.path / _MANIFEST).read_bytes())["body"]["run"]
         except FileNotFoundError:
@@ -80,7 +80,7 @@ class SnapshotFolder:
         except NotADirectoryError as error:
             raise SnapshotError(f"{self.path} is a file, expected a folder; name a new one") from error
         except (ValueError, KeyError, TypeError):
-            return ""  # what is damaged may be replaced
+            return ""  # a damaged snapshot may be replaced
         except OSError as error:
             raise SnapshotError(f"{self.path} cannot be read ({error.strerror}); check its permissions") from error
 
@@ -95,36 +95,37 @@ class SnapshotFolder:
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise SnapshotError(
-                f"{self.path} cannot take a snapshot ({reason}); the one before is whole; make room, or name another"
+                f"{self.path}: the snapshot cannot be written ({reason}), the previous one is intact; free some "
+                "space, or name another folder"
             ) from error
 
 
 def has_snapshot(path: str | Path) -> bool:
-    """Whether there is a snapshot, in whatever state."""
+    """Return True if there is a snapshot, damaged or not."""
     return (Path(path) / _MANIFEST).is_file()
 
 
 def last_published(path: str | Path) -> float:
-    """When a snapshot was last published, by time.time(). Raises OSError where there is none."""
+    """Return the time.time() at which a snapshot was last published. Raises OSError if there is none."""
     return (Path(path) / _MANIFEST).stat().st_mtime
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Read what `publish` wrote. Raises SnapshotError for no snapshot, another version's, or a damaged one."""
+    """Read the body that `publish` wrote. Raises SnapshotError if it is absent, damaged or of another version."""
     path = Path(path)
     try:
         document = json.loads((path / _MANIFEST).read_bytes())
     except OSError as error:
         raise SnapshotError(
-            f"{path} has no snapshot ({error.strerror}); name a folder that session.save made"
+            f"{path} has no snapshot ({error.strerror}); name a folder that session.save wrote"
         ) from error
     except ValueError as error:
         raise damaged(path, f"{_MANIFEST} is not JSON") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise SnapshotError(f"{path / _MANIFEST} is no snapshot of a stream; name a folder that session.save made")
+        raise SnapshotError(f"{path / _MANIFEST} is not a snapshot of a stream; name a folder that session.save wrote")
     if document.get("version") != VERSION:
         raise SnapshotError(
-            f"{path} is a snapshot of version {document.get('version')}, expected {VERSION}; take it up with the "
+            f"{path} is a snapshot of version {document.get('version')}, expected {VERSION}; load it with the "
             "streamingvlm that wrote it"
         )
     body = document.get("body")
@@ -134,7 +135,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def read_part(path: str | Path, run: str, part: Part) -> dict[str, torch.Tensor]:
-    """Read the tensors of a part, onto the CPU. Raises SnapshotError where they are not those that were written."""
+    """Read the tensors of a part onto the CPU. Raises SnapshotError if they are not those that were written."""
     path = Path(path)
     if not (_RUN.fullmatch(run) and _PART.fullmatch(part.name)):
         raise damaged(path, f"it names a file {run}/{part.name}")
@@ -148,8 +149,8 @@ def read_part(path: str | Path, run: str, part: Part) -> dict[str, torch.Tensor]
 
 
 def damaged(path: str | Path, what: str) -> SnapshotError:
-    """The error that says so."""
-    return SnapshotError(f"the snapshot {path} is damaged ({what}); take another copy, or begin the stream anew")
+    """Return the error for a damaged snapshot."""
+    return SnapshotError(f"the snapshot {path} is damaged ({what}); use another copy, or start the stream again")
 
 
 def _is_ours(file: Path) -> bool:

@@ -1,11 +1,10 @@
-"""Commentary into files, while it is spoken: WebVTT and SubRip subtitles, and a line of JSON a second.
+"""Writing commentary to files turn by turn: WebVTT and SubRip subtitles, and JSON lines.
 
-Each file is whole after every second, so that Ctrl-C or a kill costs nothing that was said: a cue or a line goes to
-the operating system in one write, nothing waits in a buffer, and no format here needs a footer. On a full disk the
-half-written cue is taken back before the error is raised.
+Each file is complete after every turn, so that Ctrl-C or a kill loses nothing: a cue or a line is one write without a
+buffer, and no format here needs a footer. If the disk is full, a half-written cue is removed and the error raised.
 
-An existing file is never touched unless asked: a second run over ``match.mp4`` writes ``match.2.vtt`` and so on, with
-one number for all its files. Subtitles made by hand often stand beside a video under just this name.
+Existing files are not overwritten unless asked: a second run over ``match.mp4`` writes ``match.2.vtt`` and so on, with
+one number for all its files. A file of that name may be subtitles made by hand.
 """
 
 import json
@@ -13,18 +12,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from streamingvlm.errors import ConfigError, StreamingVLMError
-
-if TYPE_CHECKING:
-    from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.commentary import Commentary
 
 
 class LineWriter:
-    """One file that grows by one second of commentary at a time.
+    """A file that grows by one line of commentary at a time.
 
-    Raises FileExistsError where ``path`` exists and ``overwrite`` is false, OSError where it cannot be written.
+    Raises FileExistsError if ``path`` exists and ``overwrite`` is false, OSError if it cannot be written.
     """
 
     suffix: str
@@ -32,22 +29,22 @@ class LineWriter:
 
     def __init__(self, path: str | Path, *, overwrite: bool = False):
         self.path = Path(path)
-        # What is replaced stays as it was until there is something to replace it with.
+        # The old content stays until the first line replaces it.
         self._holds_old = overwrite and self.path.exists()
         self._file = self.path.open("r+b" if self._holds_old else "xb", buffering=0)
         if not self._holds_old:
             self._append(self.header)
 
-    def write(self, line: "Commentary"):
-        """Append one second; the operating system has it when this returns."""
+    def write(self, line: Commentary):
+        """Append a line; the operating system has it when this returns."""
         if self._holds_old:
             self._file.truncate(0)
             self._holds_old = False
             self._append(self.header)
         self._append(self.format(line))
 
-    def format(self, line: "Commentary") -> str:
-        """The text that stands for one second in this format, empty where the format leaves silence out."""
+    def format(self, line: Commentary) -> str:
+        """Return a line in this format, empty if the format leaves silence out."""
         raise NotImplementedError
 
     def close(self):
@@ -55,7 +52,7 @@ class LineWriter:
         self._file.close()
 
     def discard(self):
-        """Close the file and leave the folder as it was before, for a run that wrote nothing."""
+        """Close the file and restore the folder, after a run that wrote nothing."""
         self.close()
         if not self._holds_old:
             self.path.unlink(missing_ok=True)
@@ -69,18 +66,19 @@ class LineWriter:
         except OSError as error:
             self._file.truncate(start)
             raise StreamingVLMError(
-                f"{self.path}: cannot be written further ({error.strerror}); what it holds is complete up to here"
+                f"{self.path}: cannot be written further ({error.strerror}); it is complete up to here; free some space, and "
+                "resume"
             ) from error
 
 
 class VttWriter(LineWriter):
-    """WebVTT subtitles, one cue for each second in which something is said."""
+    """WebVTT subtitles: a cue for each turn that is not silent."""
 
     suffix = ".vtt"
     header = "WEBVTT\n\n"
 
-    def format(self, line: "Commentary") -> str:
-        """One cue: its times, and its words with ``&``, ``<`` and ``>`` escaped."""
+    def format(self, line: Commentary) -> str:
+        """Return a cue: its times, and its words with ``&``, ``<`` and ``>`` escaped."""
         if not (words := _one_line(line.text)):
             return ""
         words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -88,7 +86,7 @@ class VttWriter(LineWriter):
 
 
 class SrtWriter(LineWriter):
-    """SubRip subtitles, numbered from 1, one cue for each second in which something is said."""
+    """SubRip subtitles: a cue, numbered from 1, for each turn that is not silent."""
 
     suffix = ".srt"
 
@@ -96,8 +94,8 @@ class SrtWriter(LineWriter):
         super().__init__(path, overwrite=overwrite)
         self._numbers = count(1)
 
-    def format(self, line: "Commentary") -> str:
-        """One cue: its number, its times and its words."""
+    def format(self, line: Commentary) -> str:
+        """Return a cue: its number, its times and its words."""
         if not (words := _one_line(line.text)):
             return ""
         start, end = (timestamp(time_s, decimal=",") for time_s in (line.start_s, line.end_s))
@@ -105,12 +103,12 @@ class SrtWriter(LineWriter):
 
 
 class JsonlWriter(LineWriter):
-    """One JSON object a line for every second, the silent ones too: all fields of the commentary."""
+    """JSON lines: an object for each turn, silent ones included, with all fields of the commentary."""
 
     suffix = ".jsonl"
 
-    def format(self, line: "Commentary") -> str:
-        """One JSON object with the names of the commentary's fields."""
+    def format(self, line: Commentary) -> str:
+        """Return a JSON object with the commentary's fields."""
         return json.dumps(asdict(line), ensure_ascii=False) + "\n"
 
 
@@ -118,7 +116,7 @@ FORMATS = {kind.suffix[1:]: kind for kind in (VttWriter, SrtWriter, JsonlWriter)
 
 
 class MultiWriter:
-    """Several files fed together; closed before the first second, it leaves the folder as it was."""
+    """Several files written together; closed before the first line, it leaves the folder as it was."""
 
     def __init__(self, writers: Sequence[LineWriter]):
         self._writers = tuple(writers)
@@ -126,17 +124,17 @@ class MultiWriter:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that hold commentary by now."""
+        """The files that hold commentary."""
         return [writer.path for writer in self._writers] if self._num_lines else []
 
-    def write(self, line: "Commentary"):
-        """Append one second to every file."""
+    def write(self, line: Commentary):
+        """Append a line to every file."""
         self._num_lines += 1
         for writer in self._writers:
             writer.write(line)
 
     def close(self):
-        """Close the files, and remove them where no second was ever written."""
+        """Close the files, and remove them if no line was written."""
         for writer in self._writers:
             if self._num_lines:
                 writer.close()
@@ -157,15 +155,15 @@ def open_writers(
     formats: Sequence[str] = tuple(FORMATS),
     overwrite: bool = False,
 ) -> MultiWriter:
-    """Create the files for the commentary of a video, so that a folder that cannot be written shows at once.
+    """Create the files for the commentary of a video, so that an error shows before the first turn.
 
-    source: the video; the files take its name.
-    path: a folder, made where it does not exist, or one file (``notes.vtt``), which then is the only one; without it
-        they stand beside the video.
+    source: the video, whose name the files take.
+    path: a folder, created if absent, or one file (``notes.vtt``), which is then the only one; by default the folder of
+        the video.
     formats: any of ``vtt``, ``srt`` and ``jsonl``.
-    overwrite: replace files of that name, where else the next free number is taken.
+    overwrite: replace files of that name; by default the next free number is added to the name.
 
-    Raises ConfigError for a format that does not exist and StreamingVLMError where the files cannot be created.
+    Raises ConfigError for an unknown format and StreamingVLMError if the files cannot be created.
     """
     folder, stem, formats = _target(Path(source), path, formats)
     for name in formats:
@@ -178,12 +176,12 @@ def open_writers(
     except OSError as error:
         raise StreamingVLMError(
             f"{error.filename or folder}: cannot be written ({error.strerror}); "
-            "name a folder that can by output.path=..., or output=none"
+            "give a writable folder by output.path=..., or output=none"
         ) from error
 
 
 def timestamp(time_s: float, *, decimal: str = ".") -> str:
-    """Stream time as subtitles write it: hours, minutes, seconds and milliseconds, ``01:02:03.456``."""
+    """Return stream time as subtitles write it, ``01:02:03.456``."""
     seconds, milliseconds = divmod(round(time_s * 1000), 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -191,7 +189,7 @@ def timestamp(time_s: float, *, decimal: str = ".") -> str:
 
 
 def _target(source: Path, path: str | Path | None, formats: Sequence[str]) -> tuple[Path, str, Sequence[str]]:
-    """Folder, name without suffix, and formats of the files to write."""
+    """Return folder, name without suffix, and formats of the files to write."""
     if path is None:
         return source.parent, source.stem, formats
     path = Path(path)
@@ -217,5 +215,5 @@ def _create(folder: Path, stem: str, formats: Sequence[str], *, overwrite: bool)
 
 
 def _one_line(text: str) -> str:
-    """The words with every run of white space made one space: an empty line would end the cue."""
+    """Return the words separated by single spaces: an empty line would end the cue."""
     return " ".join(text.split())

@@ -85,10 +85,9 @@ def test_a_stream_whose_cache_is_in_bytes_is_near_the_whole_one_and_takes_less_m
         session = StreamingSession(model, cache={**SMALL, "dtype": dtype}, video=VIDEO, sampling=GREEDY)
         for turn in range(3):
             session.step(frames(turn), max_new_tokens=1)
-        decode = session.decoder.kv.pool.storage.decode
-        num_tokens = session.decoder.kv.num_tokens
+        decode = session.engine.runner.pool.storage.decode
         said[dtype] = session.layout
-        states[dtype] = decode(session.decoder.kv.values[:, :, :num_tokens])
+        states[dtype] = decode(session.inspect().values)
     assert said[None] == said["fp8"]
     error = (states["fp8"] - states[None]).abs().max() / states[None].abs().max()
     assert 0 < error < 2 * HALF_STEP
@@ -99,11 +98,11 @@ def test_a_stream_whose_cache_is_in_bytes_is_near_the_whole_one_and_takes_less_m
 
 def test_an_engine_of_bytes_takes_streams_that_ask_for_nothing_else(model):
     engine = Engine(model, num_slots=2, cache_dtype="fp8")
-    opened = engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
-    assert opened.decoder.kv.keys.dtype == torch.uint8
+    opened = StreamingSession(engine.model, engine=engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
+    assert opened.inspect().keys.dtype == torch.uint8
     assert opened.step(frames(0)).num_tokens > 0
     with pytest.raises(ConfigError, match=r"cache\.dtype=fp8 is not that of the engine"):
-        Engine(model, num_slots=1).open(cache={**SMALL, "dtype": "fp8"}, video=VIDEO)
+        StreamingSession(model, engine=Engine(model, num_slots=1), cache={**SMALL, "dtype": "fp8"}, video=VIDEO)
 
 
 def test_what_is_unknown_is_refused():

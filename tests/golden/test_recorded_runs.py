@@ -34,23 +34,22 @@ class Probe:
     """Steps a session and keeps what it fed, where it stood, and the logits of each token."""
 
     def __init__(self, session: StreamingSession):
-        self.session, self.decoder, self.logits = session, session.decoder, record_logits(session)
-        self.feed = session.engine.runner.feed_
-        session.engine.runner.feed_ = self._feed
+        self.session, self.logits = session, record_logits(session)
+        self.prefill = session.engine.runner.prefill
+        session.engine.runner.prefill = self._prefill
 
     def step(self, frames: torch.Tensor):
         self.logits.clear()
         self.session.step(frames)
-        self.reply = self.decoder.ids[len(self.input_ids) :]
+        self.after = self.session.inspect()
+        self.reply = self.after.ids[len(self.input_ids) :]
 
-    def _feed(self, meals) -> torch.Tensor:
-        self.input_ids = list(self.decoder.ids)
-        self.num_cached = self.decoder.kv.num_tokens
-        kept = slice(0, self.num_cached)
-        self.key_norms = self.decoder.kv.keys[:, :, kept].norm(dim=-1).transpose(1, 2)
-        self.value_norms = self.decoder.kv.values[:, :, kept].norm(dim=-1).transpose(1, 2)
-        self.positions = self.decoder.positions
-        return self.feed(meals)
+    def _prefill(self, batch) -> torch.Tensor:
+        view = self.session.inspect()
+        self.input_ids, self.num_cached, self.positions = view.ids, view.num_cached, view.positions
+        self.key_norms = view.keys.norm(dim=-1).transpose(1, 2)
+        self.value_norms = view.values.norm(dim=-1).transpose(1, 2)
+        return self.prefill(batch)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def check_positions(recording: Recording, index: int, probe: Probe):
         assert recorded.shape[1] == len(probe.input_ids)
     decoded = recording.array(index, "dec_pos")
     if len(decoded):
-        spoken = probe.decoder.positions[:, len(probe.input_ids) :][:, : len(decoded)]
+        spoken = probe.after.positions[:, len(probe.input_ids) :][:, : len(decoded)]
         assert torch.equal(spoken.T, torch.from_numpy(decoded)), f"positions of the reply of round {index}"
 
 
@@ -104,7 +103,7 @@ def check_logits(recording: Recording, index: int, probe: Probe):
 
 def check_cache(recording: Recording, row: dict, probe: Probe):
     assert probe.num_cached == row["kv_len_at_prefill"]
-    assert probe.decoder.kv.num_tokens == row["kv_len_after_generate"]
+    assert probe.after.num_cached == row["kv_len_after_generate"]
     is_reused = probe.num_cached > 0 and recording.config.get("pos_mode") != "append"
     for name, norms in (("k_norm", probe.key_norms), ("v_norm", probe.value_norms)):
         recorded = recording.array(row["round"], name)

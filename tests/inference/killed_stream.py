@@ -32,7 +32,7 @@ def second(turn: int) -> VideoTurn:
 
 def told(session: StreamingSession) -> str:
     """The line of the turn that was taken last."""
-    return f"{session.num_turns - 1} {json.dumps(session.decoder.ids)}\n"
+    return f"{session.num_turns - 1} {json.dumps(session.inspect().ids)}\n"
 
 
 def main(checkpoint: str, cache: str, snapshot: str, log: str):

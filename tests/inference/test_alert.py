@@ -23,7 +23,7 @@ def seconds(number: int):
 def watch(session, verdicts, monkeypatch, **settings) -> tuple[Alert, list[AlertLine]]:
     """The lines of an alert whose model answers with these probabilities of yes and no, turn by turn."""
     asked, answers = [], iter(verdicts)
-    monkeypatch.setattr(session, "weigh", lambda question: asked.append(question) or next(answers))
+    monkeypatch.setattr(session, "score_choices", lambda question: asked.append(question) or next(answers))
     monkeypatch.setattr(session, "ask", lambda question: "A ball in the net.")
     alert = Alert(session, CONDITION, **settings)
     lines = list(alert.stream(seconds(len(verdicts))))
@@ -60,17 +60,16 @@ def test_any_model_can_be_asked_and_the_stream_stays_as_it_would(model):
     watched, quiet = open_session(model), open_session(model)
     lines = list(Alert(watched, CONDITION, threshold=0.0).stream(seconds(5)))
     for shown in seconds(5):
-        quiet.hear(shown, "")
-    assert watched.decoder.ids == quiet.decoder.ids
-    used = slice(0, quiet.decoder.kv.num_tokens)
-    assert torch.equal(watched.decoder.kv.keys[:, :, used], quiet.decoder.kv.keys[:, :, used])
-    assert torch.equal(watched.sampler.generator.get_state(), quiet.sampler.generator.get_state())
+        quiet.step(shown, reply="")
+    assert watched.inspect().ids == quiet.inspect().ids
+    assert torch.equal(watched.inspect().keys, quiet.inspect().keys)
+    assert torch.equal(watched.inspect().random_state, quiet.inspect().random_state)
     assert all(0 < line.yes < 1 and 0 < line.no < 1 and line.yes + line.no < 1 for line in lines)
 
 
 def test_the_words_come_from_the_stream_that_saw_it(model, monkeypatch):
     session = open_session(model)
-    monkeypatch.setattr(session, "weigh", lambda question: YES)
+    monkeypatch.setattr(session, "score_choices", lambda question: YES)
     line = next(Alert(session, CONDITION).stream(seconds(1)))
     assert line.text.startswith(CONDITION)
     assert line.latency_s > 0

@@ -6,6 +6,7 @@ import time
 import weakref
 from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ClosedError, ConfigError, EngineFull, StreamingVLMError, VideoError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
+from streamingvlm.inference.model_runner import ModelRunner
 from streamingvlm.inference.session import StreamingSession
+from streamingvlm.inference.stream import Stream
 from streamingvlm.video.clock import VideoTurn
 
 CACHES = (
@@ -39,6 +42,10 @@ SAMPLINGS = (
 )
 
 
+def open_in(engine: Engine, **settings) -> StreamingSession:
+    return StreamingSession(engine.model, engine=engine, **settings)
+
+
 @dataclass
 class Watched:
     """A stream of an engine, with what was handed over and what a session of its own says to it."""
@@ -56,7 +63,7 @@ class Watched:
         for future, expected in zip(self.futures, self.expected, strict=True):
             line = future.result(timeout=0)
             assert (line.start_s, line.text, line.num_tokens) == (expected.start_s, expected.text, expected.num_tokens)
-        assert self.session.decoder.ids == self.alone.decoder.ids
+        assert self.session.inspect().ids == self.alone.inspect().ids
         assert self.session.layout == self.alone.layout
 
 
@@ -89,18 +96,18 @@ EVENTS = st.lists(
     events=EVENTS,
     first=STREAMS,
     max_prefill_tokens=st.sampled_from([5, 40, 2048]),
-    fixed_shapes=st.booleans(),
+    static_decode=st.booleans(),
 )
-def test_each_stream_says_what_it_says_alone(models, model_type, events, first, max_prefill_tokens, fixed_shapes):
+def test_each_stream_says_what_it_says_alone(models, model_type, events, first, max_prefill_tokens, static_decode):
     model = models[model_type]
-    engine = Engine(model, num_slots=5, max_prefill_tokens=max_prefill_tokens, fixed_shapes=fixed_shapes)
+    engine = Engine(model, num_slots=5, max_prefill_tokens=max_prefill_tokens, static_decode=static_decode)
     streams: list[Watched] = []
     for number, (name, value) in enumerate([("open", first), *events]):
         if name == "open" and len(streams) < 5:
-            streams.append(Watched(engine.open(**value), StreamingSession(model, **value)))
+            streams.append(Watched(open_in(engine, **value), StreamingSession(model, **value)))
         elif name == "rounds":
             for _ in range(value):
-                engine._run_round()
+                engine.step()
         elif name == "submit":
             stream = streams[value % len(streams)]
             size = 28 * (1 + value % 3)
@@ -108,10 +115,10 @@ def test_each_stream_says_what_it_says_alone(models, model_type, events, first, 
             stream.submit(picture, "How many goals?" if value % 7 == 0 else "")
         elif name == "close" and len(streams) > 1:
             stream = streams.pop(value % len(streams))
-            engine.run()
+            engine.run_until_idle()
             stream.check()
             stream.session.close()
-    engine.run()
+    engine.run_until_idle()
     for stream in streams:
         stream.check()
 
@@ -122,7 +129,7 @@ WORDY = SamplingConfig(temperature=1.0, repetition_penalty=1.0, max_new_tokens=8
 
 def open_many(model, number: int, sampling=GREEDY) -> tuple[Engine, list[StreamingSession]]:
     engine = Engine(model, num_slots=number)
-    return engine, [engine.open(cache=SMALL, video=VIDEO, sampling=sampling) for _ in range(number)]
+    return engine, [open_in(engine, cache=SMALL, video=VIDEO, sampling=sampling) for _ in range(number)]
 
 
 def test_heard_and_spoken_turns_mix(model):
@@ -130,27 +137,27 @@ def test_heard_and_spoken_turns_mix(model):
     alone = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=GREEDY)
     for second in range(5):
         said = speaking.submit(frames(second))
-        hearing.hear(frames(second), "goal")
-        engine.run()
+        hearing.step(frames(second), reply="goal")
+        engine.run_until_idle()
         assert said.result(timeout=0).text == alone.step(frames(second)).text
-    assert speaking.decoder.ids == alone.decoder.ids
+    assert speaking.inspect().ids == alone.inspect().ids
     assert hearing.stats.num_tokens == 0
 
 
 def test_all_slots_taken_is_told_in_one_line_and_a_closed_stream_makes_room(model):
     engine, sessions = open_many(model, 2)
     with pytest.raises(EngineFull, match="all 2 slots") as error:
-        engine.open()
+        open_in(engine)
     assert "\n" not in str(error.value)
     sessions[0].close()
     assert engine.num_streams == 1
-    assert engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY).step(frames(0)).num_tokens > 0
+    assert open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY).step(frames(0)).num_tokens > 0
 
 
 def test_who_closes_twice_closes_nobody_elses_stream(model):
     engine, (first, _) = open_many(model, 2)
     first.close()
-    next_one = engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+    next_one = open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
     assert next_one.slot == first.slot
     first.close()
     assert engine.num_streams == 2
@@ -171,40 +178,45 @@ def test_questions_and_heard_turns_are_handed_over_in_their_order(model):
     futures = [
         session.submit(frames(0)),
         session.submit_question("Who has the ball?", max_new_tokens=4),
-        session.submit_heard(frames(1), "A pass", question="What?"),
+        session.submit(frames(1), reply="A pass", question="What?"),
         session.submit(frames(2)),
     ]
-    engine.run()
+    engine.run_until_idle()
     expected = [
         alone.step(frames(0)).text,
         alone.ask("Who has the ball?", max_new_tokens=4),
-        alone.hear(frames(1), "A pass", question="What?").text,
+        alone.step(frames(1), reply="A pass", question="What?").text,
         alone.step(frames(2)).text,
     ]
     results = [future.result(timeout=0) for future in futures]
     assert [getattr(result, "text", result) for result in results] == expected
-    assert session.decoder.ids == alone.decoder.ids
+    assert session.inspect().ids == alone.inspect().ids
 
 
 def test_memory_bounds_what_is_admitted(model):
     one = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=GREEDY)
-    engine = Engine(model, memory_bytes=int(2.75 * one.decoder.kv.num_bytes))
-    first = engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
-    memory = first.decoder.kv.pool.keys.data_ptr()
-    second = engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+    engine = Engine(model, memory_bytes=int(2.75 * one.inspect().num_bytes))
+    first = open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
+    memory = first.engine.runner.pool.keys.data_ptr()
+    second = open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
     with pytest.raises(EngineFull, match=r"close a stream, give it smaller windows"):
-        engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+        open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
     smaller = {**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}
-    third = engine.open(cache=smaller, video=VIDEO, sampling=GREEDY)
+    third = open_in(engine, cache=smaller, video=VIDEO, sampling=GREEDY)
     for session in (first, second, third):
         session.step(frames(0))
-    assert first.decoder.kv.pool.keys.data_ptr() == memory
+    assert first.engine.runner.pool.keys.data_ptr() == memory
 
 
 def test_a_stream_that_outgrows_the_memory_fails_alone(model):
-    engine = Engine(model, memory_bytes=4400 * StreamingSession(model).decoder.kv.pool.bytes_per_token)
-    unbounded = engine.open(cache={"policy": "full"}, video=VIDEO, sampling=GREEDY)
-    bounded = engine.open(cache={**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0}, video=VIDEO, sampling=GREEDY)
+    engine = Engine(model, memory_bytes=4400 * StreamingSession(model).engine.runner.pool.bytes_per_token)
+    unbounded = open_in(engine, cache={"policy": "full"}, video=VIDEO, sampling=GREEDY)
+    bounded = open_in(
+        engine,
+        cache={**SMALL, "vision_window_s": 1.0, "turn_window_s": 1.0},
+        video=VIDEO,
+        sampling=GREEDY,
+    )
     refused = unbounded.submit(frames(0), question="word " * 4000)
     assert bounded.step(frames(0)).num_tokens > 0
     with pytest.raises(EngineFull):
@@ -219,7 +231,7 @@ def test_a_session_that_nobody_holds_leaves_its_place(model):
     del sessions[0]
     gc.collect()
     assert engine.num_streams == 1
-    engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+    open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
     assert engine.runner.pool.num_free == free
 
 
@@ -229,7 +241,7 @@ def test_overloaded_streams_take_turns(model):
     for place, session in enumerate(sessions):
         for second in range(6):
             session.submit(frames(second)).add_done_callback(lambda _, place=place: done.append(place))
-    engine.run()
+    engine.run_until_idle()
     counts = [0] * 4
     for place in done:
         counts[place] += 1
@@ -239,33 +251,33 @@ def test_overloaded_streams_take_turns(model):
 
 def test_a_stream_that_speaks_for_long_holds_up_nobody(model):
     engine = Engine(model, num_slots=2)
-    chatty, terse = (engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(2))
+    chatty, terse = (open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(2))
     never = chatty.format.stop_ids
     chatty.format.stop_ids = frozenset()
     long = chatty.submit(frames(0), max_new_tokens=200)
     for second in range(5):
         terse.step(frames(second))
         assert not long.done()
-    engine.run()
+    engine.run_until_idle()
     chatty.format.stop_ids = never
     assert long.result().num_tokens == 200
 
 
-@pytest.mark.parametrize("fixed_shapes, num_passes", [(False, 1), (True, 2)])
-def test_who_speaks_is_fed_in_the_pass_of_who_comes(model, fixed_shapes, num_passes):
-    engine = Engine(model, num_slots=2, fixed_shapes=fixed_shapes)
-    speaking, coming = (engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(2))
+@pytest.mark.parametrize("static_decode, num_passes", [(False, 1), (True, 2)])
+def test_who_speaks_is_fed_in_the_pass_of_who_comes(model, static_decode, num_passes):
+    engine = Engine(model, num_slots=2, static_decode=static_decode)
+    speaking, coming = (open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(2))
     speaking.format.stop_ids = frozenset()
     spoken = speaking.submit(frames(0), max_new_tokens=20)
-    engine._run_round()
+    engine.step()
     come = coming.submit(frames(1))
     num_fed = []
     hook = model.text_model.embed_tokens.register_forward_hook(lambda _, ids, __: num_fed.append(ids[0].numel()))
     with hook:
-        engine._run_round()
+        engine.step()
     assert len(num_fed) == num_passes and num_fed[0] > 20
     assert not spoken.done() and not come.done()
-    engine.run()
+    engine.run_until_idle()
     assert spoken.result().num_tokens == 20
 
 
@@ -278,7 +290,7 @@ def test_turns_that_come_are_seen_with_one_that_is_due(model):
         lambda _, __, named: num_seen.append(len(named["grid_thw"])), with_kwargs=True
     ):
         futures = [sessions[place].submit(picture, max_new_tokens=most) for place, picture, most in turns]
-        engine.run()
+        engine.run_until_idle()
     assert num_seen == [3, 3], "the first to end brings the turns of the others"
     expected = [alone[place].step(picture, max_new_tokens=most) for place, picture, most in turns]
     assert [future.result().text for future in futures] == [line.text for line in expected]
@@ -286,12 +298,12 @@ def test_turns_that_come_are_seen_with_one_that_is_due(model):
 
 def test_a_long_prefill_is_fed_in_parts_while_others_speak(model):
     engine = Engine(model, num_slots=2, max_prefill_tokens=20)
-    reader, speaker = (engine.open(cache={"policy": "full"}, video=VIDEO, sampling=GREEDY) for _ in range(2))
+    reader, speaker = (open_in(engine, cache={"policy": "full"}, video=VIDEO, sampling=GREEDY) for _ in range(2))
     speaker.step(frames(0))
     long = reader.submit(frames(0), question="word " * 200)
     speaker.step(frames(1))
     assert not long.done()
-    engine.run()
+    engine.run_until_idle()
     alone = StreamingSession(model, cache={"policy": "full"}, video=VIDEO, sampling=GREEDY)
     assert long.result().text == alone.step(frames(0), question="word " * 200).text
 
@@ -302,7 +314,7 @@ def test_who_fails_fails_alone(model):
     good.on_token = lambda piece: None
     futures = [session.submit(frames(0)) for session in (good, loud)]
     wrong = bad.submit(torch.zeros(2, 3, 8, 8))
-    engine.run()
+    engine.run_until_idle()
     assert isinstance(wrong.exception(), VideoError)
     assert isinstance(futures[1].exception(), ZeroDivisionError)
     assert futures[0].result().num_tokens > 0
@@ -317,7 +329,7 @@ def test_a_broken_pass_fails_its_turns_and_the_engine_goes_on(model, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(model.text_model.layers[1].mlp, "forward", broken)
         futures = [session.submit(frames(0)) for session in sessions]
-        engine.run()
+        engine.run_until_idle()
     assert all(isinstance(future.exception(), MemoryError) for future in futures)
     assert all(session.step(frames(1)).start_s == 1.0 for session in sessions)
 
@@ -325,7 +337,7 @@ def test_a_broken_pass_fails_its_turns_and_the_engine_goes_on(model, monkeypatch
 def test_a_round_that_breaks_ends_what_was_handed_over_and_the_worker_goes_on(model, monkeypatch, caplog):
     engine, sessions = open_many(model, 2)
     with engine, monkeypatch.context() as patch:
-        patch.setattr(engine._sight, "look_at_", broken)
+        patch.setattr(engine._vision, "encode", broken)
         futures = [session.submit(frames(0)) for session in sessions]
         assert all(isinstance(future.exception(timeout=60), MemoryError) for future in futures)
         patch.undo()
@@ -350,7 +362,7 @@ def test_ctrl_c_leaves_nothing_half_done(model):
     sessions[1].on_token = interrupt
     futures = [session.submit(frames(0)) for session in sessions]
     with pytest.raises(KeyboardInterrupt):
-        engine.run()
+        engine.run_until_idle()
     assert pieces
     assert all(future.done() for future in futures)
     sessions[1].on_token = None
@@ -367,7 +379,7 @@ def test_a_worker_serves_many_threads(model):
 
     with Engine(model, num_slots=4) as engine:
         ran_in = set()
-        sessions = [engine.open(cache=SMALL, video=VIDEO, sampling=WORDY) for _ in range(4)]
+        sessions = [open_in(engine, cache=SMALL, video=VIDEO, sampling=WORDY) for _ in range(4)]
         sessions[0].on_token = lambda _piece: ran_in.add(threading.get_ident())
         threads = [threading.Thread(target=watch, args=(session,)) for session in sessions]
         for thread in threads:
@@ -407,10 +419,10 @@ def test_reset_and_close_cancel_what_a_stream_waits_for(model):
     engine, (one, other) = open_many(model, 2)
     waiting = [one.submit(frames(0)), one.submit(frames(1))]
     kept = other.submit(frames(0))
-    engine._run_round()
+    engine.step()
     one.reset()
     assert all(future.done() for future in waiting)
-    engine.run()
+    engine.run_until_idle()
     assert kept.result().num_tokens > 0
     assert one.step(frames(0)).start_s == 0.0
     leaving = one.submit(frames(1))
@@ -446,12 +458,21 @@ def test_an_elastic_engine_takes_larger_streams_and_more_of_them(model):
     gone.close()
     wide = {**SMALL, "vision_window_s": 40.0, "turn_window_s": 40.0}
     large, other = (
-        engine.open(cache=wide, video=VIDEO, sampling=GREEDY),
+        open_in(engine, cache=wide, video=VIDEO, sampling=GREEDY),
         StreamingSession(model, cache=wide, video=VIDEO, sampling=GREEDY),
     )
     for second in range(1, 4):
         assert small.step(frames(second)).text == alone.step(frames(second)).text
         assert large.step(frames(second)).text == other.step(frames(second)).text
+
+
+def prefill_and_forget(runner: ModelRunner, stream: Stream):
+    sequence, state = stream.sequence, stream.sequence.state
+    with torch.inference_mode():
+        sequence.append(stream.config.turn_format.prologue("an aside"))
+        sequence.prepare_positions()
+        runner.prefill_pending(sequence)
+    sequence.state = state
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -461,26 +482,21 @@ def test_a_state_that_is_set_again_takes_back_what_was_fed_since(model, cache):
     for second in range(5):
         forked.step(frames(second))
         alone.step(frames(second))
-        decoder, state = forked.decoder, forked.decoder.state
-        with torch.inference_mode():
-            decoder.extend_(forked.format.prologue("an aside"))
-            decoder.prepare_()
-            forked.engine.runner.feed_([(decoder, decoder.waiting())])
-        decoder.state = state
+        forked.run_between_turns(partial(prefill_and_forget, forked.engine.runner))
     assert forked.step(frames(9)).text == alone.step(frames(9)).text
-    assert forked.decoder.ids == alone.decoder.ids
+    assert forked.inspect().ids == alone.inspect().ids
 
 
 def test_the_kernel_of_many_runs_is_told_what_each_may_see(model, monkeypatch):
     """The call that CUDA gets, done by a plain reading of its documentation: the same tokens."""
     from streamingvlm.model import attention
 
-    def plain(query, keys, values, *, offsets, longest, is_causal, scaling, num_seen):
+    def plain(query, keys, values, *, offsets, longest, is_causal, scaling, seqlens_k):
         outputs = []
-        assert [tensor.dtype for tensor in (*offsets, num_seen)] == [torch.int32] * 3
-        for run in range(len(num_seen)):
+        assert [tensor.dtype for tensor in (*offsets, seqlens_k)] == [torch.int32] * 3
+        for run in range(len(seqlens_k)):
             first, stop = offsets[0][run : run + 2].tolist()
-            start, seen = int(offsets[1][run]), int(num_seen[run])
+            start, seen = int(offsets[1][run]), int(seqlens_k[run])
             assert stop - first <= longest[0] and seen <= longest[1]
             q, k, v = query[first:stop], keys[start : start + seen], values[start : start + seen]
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
@@ -495,26 +511,26 @@ def test_the_kernel_of_many_runs_is_told_what_each_may_see(model, monkeypatch):
     texts = [expected.step(frames(second)).text for second in range(5)]
     monkeypatch.setattr(attention, "takes_runs_at_once", lambda query: True)
     monkeypatch.setattr(attention, "_varlen", plain)
-    engine = Engine(model, num_slots=3, fixed_shapes=True)
-    sessions = [engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(3)]
+    engine = Engine(model, num_slots=3, static_decode=True)
+    sessions = [open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(3)]
     for second, text in enumerate(texts):
         futures = [session.submit(frames(second)) for session in sessions]
-        engine.run()
+        engine.run_until_idle()
         assert [future.result().text for future in futures] == [text] * 3
 
 
 def test_the_next_second_is_seen_while_this_one_is_spoken(model):
-    engine = Engine(model, num_slots=1, looks_ahead=True)
-    session = engine.open(cache=SMALL, video=VIDEO, sampling=WORDY)
-    jobs = [session.spoken_turn(frames(second)) for second in range(2)]
+    engine = Engine(model, num_slots=1, async_vision=True)
+    session = open_in(engine, cache=SMALL, video=VIDEO, sampling=WORDY)
+    jobs = [session.turn_request(frames(second)) for second in range(2)]
     seen = []
-    session.on_token = lambda _piece: seen.append(wait_until(lambda: not jobs[1].is_unseen))
+    session.on_token = lambda _piece: seen.append(wait_until(lambda: not jobs[1].needs_vision))
     for job in jobs:
         engine.submit(job)
-    engine.wait_for(jobs[0])
+    engine.wait(jobs[0])
     assert seen and all(seen)
     alone = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=WORDY)
-    assert [job.text for job in map(engine.wait_for, jobs)] == [alone.step(frames(second)).text for second in range(2)]
+    assert [job.text for job in map(engine.wait, jobs)] == [alone.step(frames(second)).text for second in range(2)]
     engine.close()
 
 
@@ -533,13 +549,13 @@ def seconds(number: int, wrong: int = -1):
 
 
 @pytest.mark.parametrize("has_worker", [False, True])
-def test_a_stream_that_looks_ahead_says_the_same(model, has_worker):
+def test_a_stream_that_async_vision_says_the_same(model, has_worker):
     alone = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=WORDY)
     expected = [line.text for line in alone.stream(seconds(8))]
-    engine = Engine(model, num_slots=2, looks_ahead=True)
+    engine = Engine(model, num_slots=2, async_vision=True)
     if has_worker:
         engine.start()
-    sessions = [engine.open(cache=SMALL, video=VIDEO, sampling=WORDY) for _ in range(2)]
+    sessions = [open_in(engine, cache=SMALL, video=VIDEO, sampling=WORDY) for _ in range(2)]
     watched = zip(*(session.stream(seconds(8)) for session in sessions), strict=True)
     assert [tuple(line.text for line in lines) for lines in watched] == [(text, text) for text in expected]
     assert sessions[0].stats.stages.keys() == alone.stats.stages.keys()
@@ -547,23 +563,23 @@ def test_a_stream_that_looks_ahead_says_the_same(model, has_worker):
 
 
 def test_a_source_that_fails_is_told_after_what_came_before(model):
-    engine = Engine(model, num_slots=1, looks_ahead=True)
-    session = engine.open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+    engine = Engine(model, num_slots=1, async_vision=True)
+    session = open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
     lines = session.stream(seconds(8, wrong=3))
     assert [next(lines).start_s for _ in range(3)] == [0, 1, 2]
     with pytest.raises(VideoError, match="the camera is gone"):
         next(lines)
     next(session.stream(seconds(5)))
     assert session.step(frames(0)).num_tokens > 0, "what was handed over and not heard is not in the way"
-    wrong = session.spoken_turn(torch.zeros(2, 3, 8, 8))
+    wrong = session.turn_request(torch.zeros(2, 3, 8, 8))
     engine.submit(wrong)
     with pytest.raises(VideoError, match="uint8"):
-        engine.wait_for(wrong)
+        engine.wait(wrong)
     engine.close()
 
 
-def test_an_engine_that_looks_ahead_can_be_forgotten(model):
-    session = Engine(model, num_slots=1, looks_ahead=True).open(cache=SMALL, video=VIDEO, sampling=GREEDY)
+def test_an_engine_with_async_vision_is_collected(model):
+    session = open_in(Engine(model, num_slots=1, async_vision=True), cache=SMALL, video=VIDEO, sampling=GREEDY)
     session.step(frames(0))
     engine = weakref.ref(session.engine)
     del session

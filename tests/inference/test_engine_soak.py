@@ -13,7 +13,7 @@ import torch
 
 from streamingvlm.config import CacheConfig, SamplingConfig
 from streamingvlm.inference.engine import Engine
-from streamingvlm.inference.job import Job
+from streamingvlm.inference.requests import Request
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.checkpoint import PACKAGED
 from streamingvlm.model.loading import StreamingModel, load_model
@@ -121,7 +121,7 @@ class Soak:
     def join(self):
         dice = self.dice
         part = Part(dice.randrange(self.num_starts) * 5, dice.randrange(len(CACHES)), dice.randrange(len(SAMPLINGS)))
-        session = self.engine.open(**part.settings())
+        session = StreamingSession(self.engine.model, engine=self.engine, **part.settings())
         guest = Guest(part, session, self.script.seconds(part), dice.randint(1, self.longest_stay))
         session.on_token = guest.pieces.append
         self.guests.append(guest)
@@ -154,7 +154,7 @@ def soak(engine: Engine, script: Script, *, most: int, until, **settings) -> Soa
     del run.guests[:]
     gc.collect()
     assert engine.num_streams == 0
-    engine.open().close()  # takes back what was left by those who were forgotten
+    StreamingSession(engine.model, engine=engine).close()  # takes back what was left by those who were forgotten
     assert engine.runner.pool.num_free == engine.runner.pool.num_tokens
     return run
 
@@ -173,7 +173,7 @@ def test_streams_come_and_go_and_each_says_its_own(model, pictures):
     assert run.num_joined > 20
     assert run.num_turns > 20
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if issubclass(type(thing), Job)], "a turn that is over is forgotten"
+    assert not [thing for thing in gc.get_objects() if issubclass(type(thing), Request)], "a finished turn is freed"
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def test_who_gives_up_waiting_leaves_the_queue(monkeypatch):
             pass
 
     with lock:
-        monkeypatch.setattr(lock._moved, "wait_for", interrupt)
+        monkeypatch.setattr(lock._changed, "wait_for", interrupt)
         waiting = start(enter)
         waiting.join(30)
         monkeypatch.undo()

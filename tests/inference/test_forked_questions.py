@@ -13,8 +13,10 @@ from streamingvlm.cache.kv_cache import bytes_per_token
 from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError, EngineFull, StreamingVLMError
+from streamingvlm.inference import model_runner
+from streamingvlm.inference.batch import PrefillSlice
 from streamingvlm.inference.engine import Engine
-from streamingvlm.inference.runner import Runner
+from streamingvlm.inference.sampling import sample_tokens
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render
@@ -29,27 +31,29 @@ def open_session(model, cache=SMALL, sampling=SAMPLED, **settings) -> StreamingS
     return StreamingSession(model, cache=cache, video=VIDEO, sampling=sampling, **{**TEXTS, **settings})
 
 
+def open_in(engine: Engine, **settings) -> StreamingSession:
+    return StreamingSession(engine.model, engine=engine, **settings)
+
+
 @pytest.fixture
 def chosen_from(monkeypatch) -> list[torch.Tensor]:
     """The logits before every token that any session chooses."""
-    seen, choose = [], Runner.choose
+    seen = []
 
-    def choose_and_keep(runner, logits, *args, **rows):
+    def sample_and_keep(logits, *args, **rows):
         seen.append(logits[0].clone())
-        return choose(runner, logits, *args, **rows)
+        return sample_tokens(logits, *args, **rows)
 
-    monkeypatch.setattr(Runner, "choose", choose_and_keep)
+    monkeypatch.setattr(model_runner, "sample_tokens", sample_and_keep)
     return seen
 
 
 def state_of(session: StreamingSession) -> list:
     """All that decides what a stream says from now on."""
-    decoder = session.decoder
-    used = slice(0, decoder.kv.num_tokens)
-    tensors = (decoder.kv.keys[:, :, used], decoder.kv.values[:, :, used], decoder.positions)
-    random_state = session.sampler.generator.get_state()
-    host = (tuple(decoder.ids), decoder.layout, decoder.next_position, decoder.unread, set(decoder.vision))
-    return [*(tensor.clone() for tensor in (*tensors, random_state)), host]
+    view = session.inspect()
+    tensors = (view.keys, view.values, view.positions, view.random_state)
+    host = (tuple(view.ids), view.layout, view.next_position, view.stale_range, view.pending_vision_turns)
+    return [*(tensor.clone() for tensor in tensors), host]
 
 
 def is_equal(one: list, other: list) -> bool:
@@ -59,34 +63,34 @@ def is_equal(one: list, other: list) -> bool:
 def copy_of(session: StreamingSession) -> StreamingSession:
     """A full copy, tensors and all."""
     copy = open_session(session.model, session.cache_config, session.sampling_config)
-    num_cached = session.decoder.kv.num_tokens
-    copy.decoder.kv.reserve_(num_cached)
+    view, sequence = session.inspect(), copy._stream.sequence
+    sequence.kv.reserve_(view.num_cached)
     for kind in ("keys", "values"):
-        getattr(copy.decoder.kv, kind)[:, :, :num_cached] = getattr(session.decoder.kv, kind)[:, :, :num_cached]
-    copy.decoder.state = session.decoder.state
-    copy.sampler.generator.set_state(session.sampler.generator.get_state())
-    copy.num_turns = session.num_turns
+        getattr(sequence.kv, kind)[:, :, : view.num_cached] = getattr(view, kind)
+    copy._stream.state = session._stream.state
     return copy
 
 
 @torch.inference_mode()
 def answer_of_a_copy(session: StreamingSession, question: str) -> str:
-    """Let a full copy take the question in as it takes in its turns, for good, and say what it answers."""
+    """Append the question to a full copy, for good, as its turns are appended, and generate the answer."""
     copy = copy_of(session)
-    decoder, runner, turn_format = copy.decoder, copy.engine.runner, copy.format
+    stream, runner, turn_format = copy._stream, copy.engine.runner, copy.format
+    sequence = stream.sequence
     if copy.num_turns:
         last = copy.layout.segments[-1]
-        decoder.extend_(turn_format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
+        sequence.append(turn_format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
     else:
-        decoder.extend_(turn_format.prologue(copy.previous_text))
-    decoder.extend_(turn_format.message(Turn(copy.num_turns, copy.end_s, copy.end_s, (0, 0, 0)), question))
-    copy.sampler.see_only_(decoder.ids)
-    decoder.prepare_(copy.sampling_config.max_new_tokens)
-    reply = runner.next_tokens_([copy.sampler], runner.feed_([(decoder, decoder.waiting())]))
+        sequence.append(turn_format.prologue(copy.previous_text))
+    sequence.append(turn_format.message(Turn(copy.num_turns, copy.end_s, copy.end_s, (0, 0, 0)), question))
+    stream.sampler.reset_penalty(sequence.ids)
+    sequence.prepare_positions(copy.sampling_config.max_new_tokens)
+    logits = runner.prefill([PrefillSlice(sequence, sequence.pending())])
+    reply = runner.sample_next([stream.sampler], logits)
     while reply[-1] not in turn_format.stop_ids and len(reply) < copy.sampling_config.max_new_tokens:
-        decoder.say_(reply[-1])
-        reply += runner.speak_([copy])
-        decoder.said_()
+        sequence.append_token(reply[-1])
+        reply += runner.decode([stream])
+        sequence.commit_token()
     return turn_format.spoken_text(reply)
 
 
@@ -132,7 +136,7 @@ def test_a_stream_that_is_asked_goes_on_bit_for_bit(model, cache):
         assert (said.text, said.num_tokens, said.silence) == (expected.text, expected.num_tokens, expected.silence)
         assert is_equal(state_of(asked), state_of(other))
         asked.ask(QUESTION, max_new_tokens=9)
-        asked.weigh(QUESTION)
+        asked.score_choices(QUESTION)
         if turn == 3:
             asked.ask(QUESTION * 40)
     assert len(asked.stats.stages) == len(other.stats.stages) + 1
@@ -140,11 +144,11 @@ def test_a_stream_that_is_asked_goes_on_bit_for_bit(model, cache):
 
 def test_an_answer_costs_no_copy_of_the_cache(model):
     session = open_session(model)
-    memory, capacity = session.decoder.kv.keys.data_ptr(), session.decoder.kv.capacity
+    memory, capacity = session.engine.runner.pool.keys.data_ptr(), session.inspect().allocated_tokens
     for turn in range(8):
         session.step(small(turn))
         session.ask(QUESTION, max_new_tokens=20)
-    assert (session.decoder.kv.keys.data_ptr(), session.decoder.kv.capacity) == (memory, capacity)
+    assert (session.engine.runner.pool.keys.data_ptr(), session.inspect().allocated_tokens) == (memory, capacity)
 
 
 def test_the_same_question_at_the_same_moment_has_the_same_answer(model):
@@ -240,9 +244,9 @@ def test_fifty_questions_leave_the_commentary_of_a_match_as_it_is(sampling):
     settings = {"sampling": sampling, "previous_text": match.intro}
     quiet = [line.text for line in StreamingSession(pitch, **settings).stream(shown)]
     with Engine(pitch, num_slots=2) as engine:
-        other = engine.open(**settings)
+        other = open_in(engine, **settings)
         told = [other.submit(seen) for seen in shown]
-        lines, answers = commentary_while_asked(engine.open(**settings), shown, 50, seed=3)
+        lines, answers = commentary_while_asked(open_in(engine, **settings), shown, 50, seed=3)
         assert [future.result(300).text for future in told] == quiet
     print(f"{len(lines)} lines, of which {len(list(filter(None, lines)))} spoken, and {len(answers)} answers")
     assert lines == quiet
@@ -273,7 +277,7 @@ def test_a_question_inside_a_turn_is_refused_in_words_and_the_turn_goes_on(model
         with pytest.raises(StreamingVLMError, match="another thread"):
             session.ask(QUESTION)
         told.append(piece)
-        assert not session.engine._waiting, "nor is it asked later"
+        assert not session.engine.num_waiting, "nor is it asked later"
 
     session = open_session(model, on_token=ask_back)
     while not told:
@@ -283,9 +287,9 @@ def test_a_question_inside_a_turn_is_refused_in_words_and_the_turn_goes_on(model
 
 def test_a_question_for_which_an_engine_has_no_room_is_refused_and_the_stream_goes_on(model):
     quiet = open_session(model)
-    size = bytes_per_token(model.text_model.config, model.dtype) * (quiet.decoder.kv.capacity + 1)
+    size = bytes_per_token(model.text_model.config, model.dtype) * (quiet.inspect().allocated_tokens + 1)
     with Engine(model, memory_bytes=size) as engine:
-        session = engine.open(cache=SMALL, video=VIDEO, sampling=SAMPLED, **TEXTS)
+        session = open_in(engine, cache=SMALL, video=VIDEO, sampling=SAMPLED, **TEXTS)
         for turn in range(5):
             assert session.step(small(turn)).text == quiet.step(small(turn)).text
             with pytest.raises(EngineFull, match="room"):
@@ -308,18 +312,18 @@ def test_choices_are_weighed_by_the_first_token_of_the_answer(model, chosen_from
     probabilities = chosen_from[0].softmax(-1)
     ids = session.format.encode
     spellings = [[ids(word)[0] for word in words] for words in (("yes", "Yes"), ("no", "No"))]
-    weights = session.weigh(QUESTION, ("yes", "no"))
+    weights = session.score_choices(QUESTION, ("yes", "no"))
     assert weights == pytest.approx([float(probabilities[own].sum()) for own in spellings], rel=1e-4)
     assert 0 < sum(weights) < 1
 
 
 def test_choices_that_begin_alike_are_refused(model):
     with pytest.raises(ConfigError, match="'no'"):
-        open_session(model).weigh(QUESTION, ("no", "NO"))
+        open_session(model).score_choices(QUESTION, ("no", "NO"))
 
 
 def text_of(session: StreamingSession) -> str:
-    return session.model.tokenizer.decode(session.decoder.ids)
+    return session.model.tokenizer.decode(session.inspect().ids)
 
 
 def test_a_new_standing_query_takes_the_place_of_the_old_one_as_in_the_naive_stream(model):
@@ -334,7 +338,7 @@ def test_a_new_standing_query_takes_the_place_of_the_old_one_as_in_the_naive_str
         session.step(small(turn))
         with torch.inference_mode():
             naive.step(small(turn))
-        assert session.decoder.ids == [token.id for token in naive.tokens], turn
+        assert session.inspect().ids == [token.id for token in naive.tokens], turn
         assert [text_of(session).count(words) for words in (TEXTS["query"], *changes.values()) if words] == [
             turn < 1,
             1 <= turn < 4,

@@ -49,15 +49,13 @@ def say(session: StreamingSession, picture, words: str, **settings):
 
 
 def assert_alike(heard: StreamingSession, spoken: StreamingSession):
-    one, other = heard.decoder, spoken.decoder
+    one, other = heard.inspect(), spoken.inspect()
     assert one.ids == other.ids
     assert one.layout == other.layout
     assert torch.equal(one.positions, other.positions)
-    assert one.kv.num_tokens == other.kv.num_tokens
-    used = slice(0, one.kv.num_tokens)
+    assert one.num_cached == other.num_cached
     for name in ("keys", "values"):
-        mine, yours = (getattr(kv, name)[:, :, used] for kv in (one.kv, other.kv))
-        assert (mine - yours).abs().max() < TOLERANCE, name
+        assert (getattr(one, name) - getattr(other, name)).abs().max() < TOLERANCE, name
 
 
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
@@ -66,7 +64,7 @@ def test_what_was_heard_is_kept_as_if_it_had_been_said(models, model_type, cache
     heard, spoken = (open_session(models[model_type], cache) for _ in range(2))
     for second, words in enumerate(["the ball is in", "", "goal", "", "1-0", "it is the end", ""]):
         picture = frames(second, height=56, width=56)
-        line, said = heard.hear(picture, words), say(spoken, picture, words)
+        line, said = heard.step(picture, reply=words), say(spoken, picture, words)
         assert (line.start_s, line.end_s, line.text) == (said.start_s, said.end_s, said.text)
         assert line.num_tokens == 0
         assert_alike(heard, spoken)
@@ -81,7 +79,7 @@ def test_any_words_are_heard_as_they_are_said(model, lines, asked):
     for second, words in enumerate(lines):
         question = QUESTION if second == asked else ""
         picture = frames(second, height=28, width=56)
-        heard.hear(picture, words, question=question)
+        heard.step(picture, reply=words, question=question)
         say(spoken, picture, words, question=question)
         assert_alike(heard, spoken)
 
@@ -90,10 +88,10 @@ def test_hearing_draws_no_random_number(model):
     lines = []
     for num_heard in (0, 3):
         session = open_session(model, {"policy": "full"}, sampling=SamplingConfig(seed=1, max_new_tokens=4))
-        state = session.sampler.generator.get_state()
+        state = session.inspect().random_state
         for second in range(num_heard):
-            session.hear(frames(second), "goal")
-        assert torch.equal(session.sampler.generator.get_state(), state)
+            session.step(frames(second), reply="goal")
+        assert torch.equal(session.inspect().random_state, state)
         lines.append(session.step(frames(9)).num_tokens)
     assert lines[0] > 0
 
@@ -101,17 +99,17 @@ def test_hearing_draws_no_random_number(model):
 def test_a_turn_that_was_interrupted_while_it_was_heard_is_taken_in_all_the_same(model, monkeypatch):
     session, other = (open_session(model, SMALL) for _ in range(2))
     for second in range(3):
-        session.hear(frames(second), "goal")
-        other.hear(frames(second), "goal")
+        session.step(frames(second), reply="goal")
+        other.step(frames(second), reply="goal")
     with monkeypatch.context() as patch:
         patch.setattr(session.model.text_model.layers[-1].mlp, "forward", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            session.hear(frames(3), "the end")
-    other.hear(frames(3), "the end")
+            session.step(frames(3), reply="the end")
+    other.step(frames(3), reply="the end")
     for second in range(4, 7):
-        session.hear(frames(second), "")
-        other.hear(frames(second), "")
-        assert session.decoder.ids == other.decoder.ids
+        session.step(frames(second), reply="")
+        other.step(frames(second), reply="")
+        assert session.inspect().ids == other.inspect().ids
         assert session.layout == other.layout
 
 
@@ -120,7 +118,7 @@ def interrupt(_states):
 
 
 def text_of(session: StreamingSession) -> str:
-    return session.model.tokenizer.decode(session.decoder.ids)
+    return session.model.tokenizer.decode(session.inspect().ids)
 
 
 @pytest.mark.parametrize("asked", [0, 2], ids=["beside the query", "in mid-stream"])
@@ -129,7 +127,8 @@ def test_a_question_goes_with_its_turn_and_the_query_stays(model, cache, asked):
     session = open_session(model, cache)
     window_s = int(max(cache["vision_window_s"], cache["turn_window_s"]))
     for second in range(8):
-        session.hear(frames(second), "yes" if second == asked else "", question=QUESTION if second == asked else "")
+        reply, question = ("yes", QUESTION) if second == asked else ("", "")
+        session.step(frames(second), reply=reply, question=question)
         is_in_sight = asked <= second < asked + window_s
         assert (QUESTION in text_of(session)) == is_in_sight, second
         assert text_of(session).count(TEXTS["query"]) == 1
@@ -143,9 +142,9 @@ def test_a_question_goes_with_its_turn_and_the_query_stays(model, cache, asked):
 
 def test_a_question_stands_after_the_video_of_its_second(model):
     session = open_session(model, SMALL)
-    session.hear(frames(0), "", question=QUESTION)
+    session.step(frames(0), reply="", question=QUESTION)
     assert f"<|vision_end|>{TEXTS['query']}\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n" in text_of(session)
-    session.hear(frames(1), "", question=QUESTION)
+    session.step(frames(1), reply="", question=QUESTION)
     assert f"<|vision_end|>{QUESTION}<|im_end|>\n<|im_start|>assistant\n" in text_of(session)
 
 
@@ -161,21 +160,21 @@ def test_a_stream_with_questions_equals_the_naive_stream(models, model_type):
         with torch.inference_mode():
             reply, _ = naive.step(picture, question)
         assert line.num_tokens == len(reply)
-        assert session.decoder.ids == [token.id for token in naive.tokens], f"second {second}"
+        assert session.inspect().ids == [token.id for token in naive.tokens], f"second {second}"
 
 
 def test_a_question_and_a_long_answer_find_room_in_a_full_cache(model):
     session = open_session(model, SMALL, sampling=GREEDY)
     for second in range(6):
         session.step(frames(second))
-    bound = session.decoder.kv.capacity
+    bound = session.inspect().allocated_tokens
     line = session.step(frames(6), question=QUESTION * 20, max_new_tokens=40)
-    grown = session.decoder.kv.capacity
+    grown = session.inspect().allocated_tokens
     assert 5 < line.num_tokens <= 40
     assert bound < grown < bound * 3 // 2 + len(session.format.encode_plain(QUESTION * 20))
     for second in range(7, 14):
         assert session.step(frames(second)).num_tokens <= 5
-    assert session.decoder.kv.capacity == grown
+    assert session.inspect().allocated_tokens == grown
     assert session.stats.cache_tokens <= session.stats.capacity_tokens, "what a question took is given back"
 
 
@@ -190,5 +189,5 @@ def test_a_wrong_length_of_answer_is_refused_before_the_turn(model, wrong):
 def test_wrong_frames_are_not_heard(model):
     session = open_session(model, SMALL)
     with pytest.raises(VideoError, match="uint8"):
-        session.hear(torch.zeros(2, 3, 56, 56), "goal")
-    assert session.hear(frames(0), "goal").start_s == 0.0
+        session.step(torch.zeros(2, 3, 56, 56), reply="goal")
+    assert session.step(frames(0), reply="goal").start_s == 0.0

@@ -133,8 +133,8 @@ def test_a_gap_is_told_to_the_models_clock(model):
     session = StreamingSession(model, video={**VIDEO, "turn_s": 1.0, "fps": 2.0}, sampling=GREEDY)
     for start_s in (0.0, 1.0, 30.0, 4000.0):
         session.step(second(start_s, start_s + 1))
-    assert "Time=4000.0-4001.0s" in session.format.decode(session.decoder.ids)
-    assert "Time=30.0-31.0s" not in session.format.decode(session.decoder.ids)  # long out of the window
+    assert "Time=4000.0-4001.0s" in session.format.decode(session.inspect().ids)
+    assert "Time=30.0-31.0s" not in session.format.decode(session.inspect().ids)  # long out of the window
 
 
 def test_a_turn_over_many_seconds_is_labelled_with_all_of_them(model):
@@ -142,7 +142,7 @@ def test_a_turn_over_many_seconds_is_labelled_with_all_of_them(model):
     session.step(second(0.0, 1.0))
     line = session.step(second(1.0, 6.0, coalesced_s=4.0))
     assert (line.start_s, line.end_s, line.coalesced_s) == (1.0, 6.0, 4.0)
-    assert "Time=1.0-6.0s" in session.format.decode(session.decoder.ids)
+    assert "Time=1.0-6.0s" in session.format.decode(session.inspect().ids)
 
 
 def test_less_detail_costs_fewer_tokens_of_vision_and_of_words(model):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from naive_stream import NaiveStream
-from steering import record_logits, steered
+from steering import record_logits, restore_sampling, steered
 from tiny_inputs import frames
 from tiny_streams import GREEDY, SMALL
 
@@ -57,7 +57,7 @@ def full_pass(folder, session: StreamingSession, pictures: list[torch.Tensor]) -
     stock = load_model(folder, device="cpu")
     limits = {"min_pixels": session.video_config.min_pixels, "max_pixels": session.video_config.max_pixels}
     patches, grids = zip(*(preprocess(picture, family=stock.family, **limits) for picture in pictures), strict=True)
-    ids = torch.tensor([session.decoder.ids])
+    ids = torch.tensor([session.inspect().ids])
     with torch.inference_mode():
         return stock.hf(
             input_ids=ids,
@@ -109,7 +109,7 @@ def test_after_eviction_a_stream_equals_the_naive_stream(models, model_type, cac
         session.step(picture)
         with torch.inference_mode():
             reply, logits = naive.step(picture)
-        assert session.decoder.ids == [token.id for token in naive.tokens], f"second {second}"
+        assert session.inspect().ids == [token.id for token in naive.tokens], f"second {second}"
         assert len(streamed) == len(reply)
         assert (torch.stack(streamed) - torch.stack(logits)).abs().max() < TOLERANCE, f"second {second}"
 
@@ -138,7 +138,7 @@ def test_window_starts_as_a_new_stream_would(model):
     fresh = open_session(model, CacheConfig(policy="full"), query=QUERY, previous_text=PREVIOUS)
     expected = record_logits(fresh)
     fresh.step(VideoTurn(0, 3.0, 4.0, frames(3)))
-    assert session.decoder.ids == fresh.decoder.ids
+    assert session.inspect().ids == fresh.inspect().ids
     assert (torch.stack(streamed) - torch.stack(expected)).abs().max() < TOLERANCE
 
 
@@ -148,7 +148,7 @@ def test_the_cache_looks_like_the_chunk_that_training_shows(model):
     for second in range(8):
         session.step(frames(second))
     turns = [s.turn for s in session.layout.segments if s.kind is SegmentKind.REPLY_OPEN]
-    text = model.tokenizer.decode(session.decoder.ids)
+    text = model.tokenizer.decode(session.inspect().ids)
     assert turns == [5, 6, 7]
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>previous text\n")
     assert f"<|im_end|>\n<|im_start|>user\n{QUERY}<|im_end|>\n<|im_start|>user\nTime=5.0-6.0s<|im_end|>\n" in text
@@ -158,11 +158,11 @@ def test_the_cache_looks_like_the_chunk_that_training_shows(model):
 
 def test_a_long_stream_stays_within_what_was_allocated(model):
     session = open_session(model, CacheConfig(**SMALL), query=QUERY, previous_text=PREVIOUS * 10)
-    memory = session.decoder.kv.keys.data_ptr()
+    memory = session.engine.runner.pool.keys.data_ptr()
     for second in range(40):
         session.step(frames(second))
         assert session.stats.cache_tokens <= session.stats.capacity_tokens
-    assert session.decoder.kv.keys.data_ptr() == memory
+    assert session.engine.runner.pool.keys.data_ptr() == memory
     assert session.layout.count(SegmentKind.PREVIOUS) == SMALL["text_sink_tokens"] + SMALL["text_window_tokens"]
 
 
@@ -190,7 +190,11 @@ def test_the_penalty_sees_all_that_is_kept(model):
     )
     for second in range(3):
         session.step(frames(second))
-        assert set(session.sampler.seen_ids.tolist()) == set(session.decoder.ids)
+        assert penalised_ids(session) == set(session.inspect().ids)
+
+
+def penalised_ids(session: StreamingSession) -> set[int]:
+    return set(session.engine.runner.penalty_mask.mask[session.slot].nonzero()[:, 0].tolist())
 
 
 def test_seconds_bring_their_own_times(model):
@@ -243,7 +247,7 @@ INTERRUPTED = {
     "in the prefill": (lambda session: (session.model.text_model.layers[1].mlp, "forward"), 1),
     "in the first word": (lambda session: (session.model.text_model.layers[1].mlp, "forward"), 2),
     "in a later word": (lambda session: (session.model.text_model.layers[0].mlp, "forward"), 4),
-    "between words": (lambda session: (session.engine.runner, "choose"), 3),
+    "between words": (lambda session: (session.engine.runner, "sample"), 3),
 }
 
 
@@ -277,7 +281,7 @@ def step_alike(session: StreamingSession, other: StreamingSession, picture) -> t
     """Step the one, and the other into the same words; return the logits of both."""
     logits = record_logits(session)
     session.step(picture)
-    del session.engine.runner.choose
+    restore_sampling(session)
     return torch.stack(logits), repeat(session, other, picture)
 
 
@@ -285,22 +289,22 @@ def repeat(session: StreamingSession, other: StreamingSession, picture) -> torch
     """Put the words of the one's last turn into the other's mouth; both must then hold the same. Return its logits."""
     words = (SegmentKind.SPEECH, SegmentKind.TAIL, SegmentKind.REPLY_END)
     said = sum(s.num_tokens for s in session.layout.segments if s.turn == session.num_turns - 1 and s.kind in words)
-    with steered(other, session.decoder.ids[-said:]) as logits:
+    with steered(other, session.inspect().ids[-said:]) as logits:
         other.step(picture)
-    assert session.decoder.ids == other.decoder.ids
+    assert session.inspect().ids == other.inspect().ids
     assert session.layout == other.layout
-    assert torch.equal(session.decoder.positions, other.decoder.positions)
+    assert torch.equal(session.inspect().positions, other.inspect().positions)
     return torch.stack(logits)
 
 
 def test_a_stream_of_several_patches_a_turn_stays_within_what_was_allocated(models):
     video = replace(VIDEO, fps=8.0)
     session = open_session(models["qwen3_vl"], SMALL, video, query=QUERY, previous_text=PREVIOUS * 10)
-    memory = session.decoder.kv.keys.data_ptr()
+    memory = session.engine.runner.pool.keys.data_ptr()
     for second in range(12):
         session.step(frames(second, video.num_frames, 84, 84))
         assert session.stats.cache_tokens <= session.stats.capacity_tokens
-    assert session.decoder.kv.keys.data_ptr() == memory
+    assert session.engine.runner.pool.keys.data_ptr() == memory
     spans = [segment.turn for segment in session.layout.segments if segment.kind is SegmentKind.VISION]
     assert spans == [10] * 4 + [11] * 4
     assert str(session.layout).splitlines()[-1].split()[2] == "11.0-12.0", "a turn of many spans is one row"

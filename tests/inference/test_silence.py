@@ -20,7 +20,7 @@ def replies(session: StreamingSession, num_turns: int) -> list[tuple[float, bool
     told = []
     for turn in range(num_turns):
         line = session.step(small(turn))
-        ids = tuple(session.decoder.ids[-len(session.format.silent_reply) :])
+        ids = tuple(session.inspect().ids[-len(session.format.silent_reply) :])
         told.append((line.silence, line.is_silent and ids == session.format.silent_reply))
     return told
 
@@ -52,11 +52,11 @@ def test_a_silence_by_threshold_is_kept_as_one_that_was_heard_and_draws_no_rando
     session, heard = open_session(model, 0.0), open_session(model, None)
     for turn in range(6):
         session.step(small(turn))
-        heard.hear(small(turn), "")
-        assert session.decoder.ids == heard.decoder.ids
+        heard.step(small(turn), reply="")
+        assert session.inspect().ids == heard.inspect().ids
         assert session.layout == heard.layout
-        assert session.decoder.kv.num_tokens == heard.decoder.kv.num_tokens
-    assert torch.equal(session.sampler.generator.get_state(), heard.sampler.generator.get_state())
+        assert session.inspect().num_cached == heard.inspect().num_cached
+    assert torch.equal(session.inspect().random_state, heard.inspect().random_state)
 
 
 def test_a_reply_that_is_to_speak_never_begins_with_silence(model):
@@ -73,7 +73,7 @@ def test_a_reply_that_is_to_speak_never_begins_with_silence(model):
         finally:
             type(model).logits = logits
     assert line.silence > 0.5
-    assert not set(session.decoder.ids[-line.num_tokens - 1 :][:1]) & set(silent)
+    assert not set(session.inspect().ids[-line.num_tokens - 1 :][:1]) & set(silent)
 
 
 def test_a_question_in_a_turn_is_answered_whatever_the_threshold(model):

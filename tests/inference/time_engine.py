@@ -37,7 +37,7 @@ def time_both(
         pictures = [second.frames for second, _ in zip(reader, range(120), strict=False)]
     alone = [StreamingSession(model) for _ in range(num_streams)]
     engine = Engine(model, num_slots=num_streams)
-    together = [engine.open() for _ in range(num_streams)]
+    together = [StreamingSession(engine.model, engine=engine) for _ in range(num_streams)]
     taken: tuple[list[float], list[float]] = ([], [])
     num_warm_up = -(-_WARM_UP_TURNS // num_turns)
     for turn in range(0, (num_warm_up + num_rounds) * num_turns, num_turns):
@@ -68,7 +68,7 @@ def _in_one(
     for place in range(len(sessions)):
         for _ in range(num_in_engine):
             hand_over(place)
-    engine.run()
+    engine.run_until_idle()
     return [[future.result().text for future in said] for said in futures]
 
 

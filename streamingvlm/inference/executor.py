@@ -1,0 +1,119 @@
+"""Executes a round: begins requests, runs what the scheduler planned, and hands the results to the requests.
+
+Several streams share a forward pass. An error in the pass fails all requests in it; an error in the code of a single
+request (its text, its callback) fails that request alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from streamingvlm.inference.batch import PrefillSlice
+from streamingvlm.inference.model_runner import ModelRunner
+from streamingvlm.inference.requests import Request
+from streamingvlm.inference.scheduler import ScheduledPrefill, Scheduler
+
+
+class Executor:
+    """Runs the requests of a scheduler with a model runner."""
+
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner):
+        self.scheduler = scheduler
+        self.runner = runner
+
+    def begin(self, request: Request):
+        """Begin a request that was started by the scheduler and whose frames are encoded."""
+        with self._failing([request]):
+            request.begin(self.runner.prefill_pending)
+            if not request.has_prefill:
+                self.finish(request)
+
+    def run_round(self):
+        """Prefill what is scheduled, and decode one token of every decoding stream.
+
+        Both run in one pass, where a token costs a fraction of its own pass; in two if the decode step is static.
+        """
+        plan = self.scheduler.schedule()
+        if self.runner.static_decode:
+            if plan.prefills:
+                self._prefill(plan.prefills, [])
+            self._decode(self.scheduler.schedule().decodes)  # with those whose prefill is complete now
+        elif plan.prefills:
+            self._prefill(plan.prefills, plan.decodes)
+        else:
+            self._decode(plan.decodes)
+
+    def finish(self, request: Request, error: BaseException | None = None):
+        """End a request, complete or failed."""
+        self.scheduler.remove([request])
+        request.finish(error)
+
+    def _prefill(self, prefills: Sequence[ScheduledPrefill], decodes: Sequence[Request]):
+        requests = [prefill.request for prefill in prefills]
+        with self._failing([*requests, *decodes]):
+            batch = [PrefillSlice(request.sequence, request.sequence.pending(num)) for request, num in prefills]
+            for request in decodes:
+                request.sequence.append_token(request.reply[-1])
+                batch.append(PrefillSlice(request.sequence, request.sequence.pending()))
+            logits = self.runner.prefill(batch)
+            started, first_logits = self._start_decoding(requests, logits[: len(requests)])
+            sampled = [*decodes, *started]
+            if sampled:
+                rows = torch.cat((logits[len(requests) :], first_logits))
+                self._append(sampled, self.runner.sample_next([request.sampler for request in sampled], rows))
+
+    def _decode(self, requests: Sequence[Request]):
+        if not requests:
+            return
+        with self._failing(requests):
+            for request in requests:
+                request.sequence.append_token(request.reply[-1])
+            tokens = self.runner.decode(requests)
+            for request in requests:
+                request.sequence.commit_token()
+            self._append(requests, tokens)
+
+    def _start_decoding(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[list[Request], torch.Tensor]:
+        """Return the requests whose reply starts now, with their logits; others end, or have more to prefill."""
+        complete = [row for row, request in enumerate(requests) if not request.sequence.num_pending]
+        if not complete:
+            self.scheduler.defer_first_prefill()
+        requests, logits = self._score([requests[row] for row in complete], logits[complete])
+        for request in requests:
+            self.scheduler.start_decoding(request)
+            request.start_decoding()
+            if not request.max_new_tokens:
+                self.finish(request)
+        started = [row for row, request in enumerate(requests) if request.max_new_tokens]
+        return [requests[row] for row in started], logits[started]
+
+    def _score(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[Sequence[Request], torch.Tensor]:
+        """Call `on_first_logits`; return the requests that need no further prefill, with their logits."""
+        if not any(request.score_token_ids for request in requests):
+            return requests, logits
+        ready = []
+        scores = self.runner.score_tokens(logits, [request.score_token_ids for request in requests])
+        for row, (request, probabilities) in enumerate(zip(requests, scores, strict=True)):
+            with self._failing([request]):
+                if not request.on_first_logits(probabilities, logits[row]):
+                    ready.append(row)
+        return [requests[row] for row in ready], logits[ready]
+
+    def _append(self, requests: Sequence[Request], tokens: Sequence[int]):
+        for request, token in zip(requests, tokens, strict=True):
+            with self._failing([request]):
+                request.append(token)
+                if request.is_complete:
+                    request.record_stage("decode", request.token_times[-1] - request.decode_started_at)
+                    self.finish(request)
+
+    @contextmanager
+    def _failing(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Let an error in the block end ``requests``; those of other streams go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised where the futures are waited for
+            for request in requests:
+                if not request.future.done():
+                    self.finish(request, error)

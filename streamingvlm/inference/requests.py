@@ -1,0 +1,407 @@
+"""What an engine can do for a stream: one class for each kind of request.
+
+    GenerateTurn        prefill a turn of video and generate the reply
+    ForcedTurn          prefill a turn of video with a given reply
+    ForkQuestion        answer a question from a fork of the cache
+    ScoreChoices        score the first word of an answer, from a fork of the cache
+    RunBetweenTurns     call a function while the stream is at rest
+
+The engine encodes a request's frames, calls `begin`, which appends what is to be prefilled, then `on_first_logits` and
+`append` for each generated token, and `finish`. A request that began is finished whatever happens, so that the next
+one of its stream can follow. A request knows its Stream; the stream knows no request.
+
+A fork appends its tokens past the stream's own, into memory that the stream does not use between turns, and drops them
+at the end: it costs the tokens of question and answer alone. It samples from a copy of the random state, so that the
+stream continues, token for token, as if there had been no question.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from streamingvlm.cache.eviction import plan_eviction, without_query
+from streamingvlm.cache.layout import Segment, SegmentKind
+from streamingvlm.errors import ConfigError
+from streamingvlm.inference.sampling import Sampler
+from streamingvlm.inference.sequence import TokenSequence
+from streamingvlm.inference.stream import Stream
+from streamingvlm.model.vision import VisionFeatures
+from streamingvlm.turns import Tokens, Turn, TurnFormat
+from streamingvlm.video.clock import VideoTurn
+
+# Room of a cache past what the stream itself needs, for a question and an answer of usual length; a longer one makes
+# the cache grow, once.
+QUESTION_ROOM_TOKENS = 128
+
+# Prefill what is pending of one sequence at once, outside of any batch.
+PrefillPending = Callable[[TokenSequence], None]
+
+_NO_FRAMES = torch.empty(0)
+
+
+class Request(ABC):
+    """Work for one stream; the requests of a stream are done one after the other.
+
+    future: the result.
+    frames: uint8 [F, 3, H, W] to encode first, None for none; detail: share of the usual pixels to spend on them.
+    max_new_tokens: the most tokens of the reply, 0 for none.
+    score_token_ids: groups of token ids; `on_first_logits` gets the probability of each group as first token.
+    has_prefill: False for a request that is finished as soon as it began.
+    """
+
+    frames: torch.Tensor | None = None
+    detail = 1.0
+    max_new_tokens = 0
+    score_token_ids: Sequence[Sequence[int]] = ()
+    has_prefill = True
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+        self.future: Future = Future()
+        self.created_at = time.perf_counter()
+        self.prefill_started_at = self.decode_started_at = 0.0
+        self.num_prefill_tokens = self.num_context_tokens = 0
+        self.token_times: list[float] = []
+        self.vision: VisionFeatures | None = None
+        self.vision_error: Exception | None = None
+        self.reply: list[int] = []
+        self.abort_requested = False  # the reply ends with the next token
+        self._has_begun = False
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """The stream's tokens."""
+        return self.stream.sequence
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler that chooses the reply."""
+        return self.stream.sampler
+
+    @property
+    def needs_vision(self) -> bool:
+        """Whether there are frames that were not encoded yet."""
+        return self.frames is not None and self.vision is None and self.vision_error is None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the reply is at its end."""
+        return (
+            self.abort_requested
+            or len(self.reply) >= self.max_new_tokens
+            or (bool(self.reply) and self.reply[-1] in self.stream.config.turn_format.stop_ids)
+        )
+
+    def begin(self, prefill_pending: PrefillPending):
+        """Evict, append the request's tokens and rotate the cache: what is pending afterwards is to be prefilled.
+
+        Raises the error of encoding the frames, and EngineFull if the cache cannot grow as far as it must.
+        """
+        if self.vision_error is not None:
+            raise self.vision_error
+        self._append_tokens(prefill_pending)
+        self._has_begun = True
+        if self.has_prefill:
+            self.prefill_started_at = time.perf_counter()
+            self.num_prefill_tokens, self.num_context_tokens = self.sequence.num_pending, self.sequence.num_tokens
+            self.sequence.prepare_positions(self.max_new_tokens)
+
+    @abstractmethod
+    def _append_tokens(self, prefill_pending: PrefillPending):
+        """Append to the stream what is to be prefilled."""
+
+    def on_first_logits(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
+        """Receive the probability of each group of ``score_token_ids``; ``logits`` [V] may be changed in place.
+
+        Returns True if more tokens were appended, to be prefilled before the reply starts.
+        """
+        return False
+
+    def start_decoding(self):
+        """Note that the prefill is complete."""
+        self.decode_started_at = time.perf_counter()
+        self.record_stage("prefill", self.decode_started_at - self.prefill_started_at)
+
+    def append(self, token: int):
+        """Append a generated token to the reply."""
+        self.reply.append(token)
+        self.token_times.append(time.perf_counter())
+
+    def record_stage(self, stage: str, duration_s: float):
+        """Record the duration of one stage of the request."""
+        self.stream.stats.record_stage(stage, duration_s)
+
+    @abstractmethod
+    def _finish(self) -> Any:
+        """Leave the stream ready for the next request, and return the result."""
+
+    def finish(self, error: BaseException | None = None):
+        """End the request, complete or failed, and resolve its future."""
+        result = None
+        if self._has_begun:
+            self._has_begun = False
+            try:
+                result = self._finish()
+            except Exception as failure:  # noqa: BLE001 - raised where the future is waited for
+                error = error or failure
+        if isinstance(error, CancelledError):
+            self.future.cancel()  # has no effect on a running request
+        if self.future.cancelled():
+            self.future.set_running_or_notify_cancel()
+        elif error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+class RunBetweenTurns(Request):
+    """Call a function with the stream while no turn of it is running; the result is the function's."""
+
+    has_prefill = False
+
+    def __init__(self, stream: Stream, function: Callable[[Stream], Any]):
+        super().__init__(stream)
+        self._function = function
+        self._result: Any = None
+
+    def _append_tokens(self, prefill_pending: PrefillPending):
+        self._result = self._function(self.stream)
+
+    def _finish(self) -> Any:
+        return self._result
+
+
+class TurnRequest(Request):
+    """A turn of video, from frames or from a VideoTurn with its own times. ``question`` is of this turn alone."""
+
+    def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str):
+        super().__init__(stream)
+        self.frames, self.video_turn = frames, None
+        if isinstance(frames, VideoTurn):
+            self.frames, self.detail = frames.frames, frames.detail
+            self.video_turn = replace(frames, frames=_NO_FRAMES)  # frames are kept no longer than needed
+        self.question = question
+        self.turn: Turn | None = None
+
+    def _append_tokens(self, prefill_pending: PrefillPending):
+        stream = self.stream
+        query = stream.query  # other threads may set it at any moment
+        with stream.stats.stage("evict"):
+            self.turn = self._new_turn()
+            is_new_query = query != stream.cached_query
+            if is_new_query:
+                self.sequence.evict(without_query(self.sequence.layout))
+            is_first = self._evict(prefill_pending)
+            self._append_turn(query if is_first or is_new_query else "")
+            self.sequence.attach_vision(self.turn.index, self.vision)
+            stream.set_cached_query(query)
+        self.frames = None
+
+    def _new_turn(self) -> Turn:
+        index, turn_s = self.stream.num_turns, self.stream.config.video.turn_s
+        start_s, end_s = index * turn_s, (index + 1) * turn_s
+        if self.video_turn is not None:
+            start_s, end_s = self.video_turn.start_s, self.video_turn.end_s
+        return Turn(index, start_s, end_s, self.vision.grid)
+
+    def _evict(self, prefill_pending: PrefillPending) -> bool:
+        """Apply the cache policy; return True if this is the first turn of an empty cache."""
+        sequence, turn, config = self.sequence, self.turn, self.stream.config
+        prologue = config.turn_format.prologue(self.stream.previous_text)
+        is_first = not sequence.layout.segments
+        if is_first:
+            sequence.append(prologue)
+        plan = plan_eviction(sequence.layout, config.cache, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s)
+        if sequence.moves_pending(plan):
+            prefill_pending(sequence)
+        sequence.evict(plan)
+        if plan.restart:
+            sequence.append(prologue)
+        return is_first or plan.restart
+
+    def _append_turn(self, query: str):
+        turn_format, sequence = self.stream.config.turn_format, self.sequence
+        last = sequence.layout.segments[-1]
+        if last.kind is SegmentKind.REPLY_END:
+            sequence.append(turn_format.line_feed(Turn(last.turn, last.start_s, last.end_s, (0, 0, 0))))
+        sequence.append(turn_format.open_turn(self.turn, query, self.question))
+
+
+class GenerateTurn(TurnRequest):
+    """A turn to which the model replies, or stays silent by the silence threshold.
+
+    A threshold on the silent token is how VideoLLM-online (arXiv 2406.11816) corrects a model that is too quiet.
+    """
+
+    def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str, max_new_tokens: int):
+        super().__init__(stream, frames, question)
+        self.max_new_tokens = max_new_tokens
+        self.score_token_ids = (stream.config.turn_format.silent_ids,)
+        self.silence: float | None = None
+        self._reply_end: Tokens | None = None
+        self._sent_text = ""
+
+    def _append_tokens(self, prefill_pending: PrefillPending):
+        super()._append_tokens(prefill_pending)
+        self.sampler.reset_penalty(self.sequence.ids)
+
+    def on_first_logits(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
+        (self.silence,) = probabilities
+        threshold = self.stream.config.sampling.silence_threshold
+        if threshold is None or self.question:  # a question is answered
+            return False
+        if self.silence >= threshold:
+            self._force_silence()
+            return True
+        logits[list(self.stream.config.turn_format.silent_ids)] = -torch.inf
+        return False
+
+    def _force_silence(self):
+        """Append the silent reply, to be prefilled; nothing is generated."""
+        reply, self._reply_end = self.stream.config.turn_format.given_reply(self.turn, "")
+        self.max_new_tokens, self.score_token_ids = 0, ()
+        self.sequence.append(reply)
+        self.sequence.prepare_positions()
+
+    def append(self, token: int):
+        super().append(token)
+        if self.stream.on_token is not None:
+            self._send_text()
+
+    def _send_text(self):
+        """Call ``on_token`` with what is new of the text; an incomplete character waits for its other bytes."""
+        text = self.stream.config.turn_format.spoken_text(self.reply)
+        if text != self._sent_text and not text.endswith("\ufffd"):
+            new, self._sent_text = text[len(self._sent_text) :], text
+            self.stream.on_token(new)
+
+    def _finish(self):
+        turn_format = self.stream.config.turn_format
+        self.sequence.replace_reply(self._reply_end or turn_format.close_turn(self.turn, self.reply))
+        text = turn_format.spoken_text(self.reply)
+        return self.stream.finish_turn(
+            self.turn, self.created_at, text, len(self.reply), silence=self.silence, video_turn=self.video_turn
+        )
+
+
+class ForcedTurn(TurnRequest):
+    """A turn with a given reply: it is prefilled, and its last tokens stay pending as those of a generated reply."""
+
+    def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str, reply: str):
+        super().__init__(stream, frames, question)
+        self.text = reply
+
+    def _append_tokens(self, prefill_pending: PrefillPending):
+        super()._append_tokens(prefill_pending)
+        reply, self._reply_end = self.stream.config.turn_format.given_reply(self.turn, self.text)
+        self.sequence.append(reply)
+
+    def _finish(self):
+        self.sequence.append(self._reply_end)
+        text = " ".join(self.text.split())
+        return self.stream.finish_turn(self.turn, self.created_at, text, 0, video_turn=self.video_turn)
+
+
+class _Fork(Request):
+    """A question whose tokens leave the cache when it is answered."""
+
+    def __init__(self, stream: Stream, question: str):
+        super().__init__(stream)
+        self.question = question
+        self._duration_s = 0.0
+
+    def _append_tokens(self, prefill_pending: PrefillPending):
+        self._state_before = self.sequence.state
+        self._has_begun = True  # what is appended from here on is dropped again, also if appending fails
+        for tokens in self._message():
+            self.sequence.append(tokens)
+
+    def _message(self) -> Iterator[Tokens]:
+        turn_format, segments = self.stream.config.turn_format, self.sequence.layout.segments
+        last = segments[-1] if segments else Segment(SegmentKind.SYSTEM, 0)
+        if not segments:
+            yield turn_format.prologue(self.stream.previous_text)
+        elif last.kind is SegmentKind.REPLY_END:
+            yield turn_format.line_feed(_moment(last.turn, last))
+        yield turn_format.message(_moment(self.stream.num_turns, last), self.question)
+
+    def record_stage(self, stage: str, duration_s: float):
+        self._duration_s += duration_s
+
+    def _finish(self) -> Any:
+        self.sequence.state = self._state_before
+        self.stream.stats.record_stage("ask", self._duration_s)
+        return self._answer()
+
+    @abstractmethod
+    def _answer(self) -> Any:
+        """Return the result."""
+
+
+class ForkQuestion(_Fork):
+    """A question answered in at most ``max_new_tokens`` tokens; the result is the text."""
+
+    def __init__(self, stream: Stream, question: str, max_new_tokens: int):
+        super().__init__(stream, question)
+        self.max_new_tokens = max_new_tokens
+
+    def _append_tokens(self, prefill_pending: PrefillPending):
+        super()._append_tokens(prefill_pending)
+        # The fork uses the stream's row of the penalty mask, which each of the stream's turns resets.
+        self._sampler = self.stream.sampler.fork()
+        self._sampler.reset_penalty(self.sequence.ids)
+
+    @property
+    def sampler(self) -> Sampler:
+        """A copy of the stream's."""
+        return self._sampler
+
+    def _answer(self) -> str:
+        return self.stream.config.turn_format.spoken_text(self.reply)
+
+
+class ScoreChoices(_Fork):
+    """A question of which only the first token of the answer is scored; the result is each choice's probability."""
+
+    def __init__(self, stream: Stream, question: str, choices: Sequence[str]):
+        super().__init__(stream, question)
+        turn_format = stream.config.turn_format
+        self.score_token_ids = [first_token_ids(turn_format, choice, choices) for choice in choices]
+        self._probabilities: list[float] = []
+
+    def on_first_logits(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
+        self._probabilities = list(probabilities)
+        return False
+
+    def _answer(self) -> list[float]:
+        return self._probabilities
+
+
+def first_token_ids(turn_format: TurnFormat, choice: str, choices: Sequence[str]) -> list[int]:
+    """Return the ids with which an answer ``choice`` can start and no answer of the other ``choices`` can.
+
+    In lower or upper case, with or without a leading space. Raises ConfigError if there is no such id.
+    """
+    own = _first_ids(turn_format, choice)
+    others = (_first_ids(turn_format, other) for other in choices if other != choice)
+    if not (ids := own.difference(*others)):
+        raise ConfigError(
+            f"choice {choice!r} starts with the same token as another of {', '.join(map(repr, choices))}; give choices "
+            "that differ in their first letter"
+        )
+    return sorted(ids)
+
+
+def _first_ids(turn_format: TurnFormat, choice: str) -> set[int]:
+    spellings = {choice, choice.lower(), choice.capitalize(), choice.upper()}
+    ids = (turn_format.encode_plain(space + spelling) for spelling in spellings for space in ("", " "))
+    return {encoded[0] for encoded in ids if encoded}
+
+
+def _moment(index: int, last: Segment) -> Turn:
+    return Turn(index, last.end_s, last.end_s, (0, 0, 0))
