@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,69 @@ def test_the_reader_of_imports_sees_every_way_to_import(tmp_path):
     assert _origin(node, file) == "streamingvlm.turns"
 
 
-def test_training_and_inference_never_import_each_other():
-    assert "training" not in folders(importers("streamingvlm.inference"))
-    assert "inference" not in folders(importers("streamingvlm.training"))
+# From the ground up. An import may point down or stay on its layer; packages on one layer never import each other.
+LAYERS = (
+    ("atomic", "errors"),
+    ("config", "device", "plotting"),
+    ("endpoint",),
+    ("cache", "video"),
+    ("model",),
+    ("turns",),
+    ("data", "pitch"),
+    ("inference", "training"),
+    ("evaluation",),
+    ("benchmark", "serving"),
+    ("cli",),
+)
+LAYER_OF = {package: height for height, packages in enumerate(LAYERS) for package in packages}
 
 
-def test_cache_model_and_turns_import_neither_training_nor_inference():
-    shared_spine = {"cache", "model", "turns.py"}
-    assert not shared_spine & folders(importers("streamingvlm.training", "streamingvlm.inference"))
+def module_files():
+    """Every file of the package by the name of its module."""
+    names = {}
+    for file in SOURCES:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return names
+
+
+def arrows():
+    """Every import inside the package, type hints and lazy imports included, as (importing, imported) modules."""
+    modules = module_files()
+    for name, file in modules.items():
+        for imported in imported_names(file):
+            target = imported
+            while target not in modules and "." in target:
+                target = target.rpartition(".")[0]
+            if target in modules and target not in (name, "streamingvlm"):
+                yield name, target
+
+
+def package_of(module):
+    return module.split(".")[1]
+
+
+def test_every_package_has_a_layer():
+    found = {package_of(name) for name in module_files() if name.count(".")}
+    assert found - set(LAYER_OF) - {"assets", "__main__"} == set()
+
+
+def test_no_import_points_up():
+    wrong = [
+        (importing, imported)
+        for importing, imported in arrows()
+        if importing != "streamingvlm"
+        and (one := package_of(importing)) != (other := package_of(imported))
+        and LAYER_OF[one] <= LAYER_OF[other]
+    ]
+    assert wrong == []
+
+
+def test_no_imports_form_a_circle():
+    graph = {}
+    for importing, imported in arrows():
+        graph.setdefault(importing, set()).add(imported)
+    TopologicalSorter(graph).prepare()  # raises CycleError with the modules of the first circle
 
 
 @pytest.mark.parametrize("module", COMMAND_LINE_ONLY)

@@ -211,18 +211,20 @@ class TurnRequest(Request):
 
     def _evict(self, prefill_pending: PrefillPending) -> bool:
         """Apply the cache policy; return True if this is the first turn of an empty cache."""
-        sequence, turn, config = self.sequence, self.turn, self.stream.config
-        prologue = config.turn_format.prologue(self.stream.previous_text)
+        sequence, turn = self.sequence, self.turn
         is_first = not sequence.layout.segments
         if is_first:
-            sequence.append(prologue)
-        plan = plan_eviction(sequence.layout, config.cache, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s)
+            self._append_prologue()
+        plan = plan_eviction(sequence.layout, sequence.config, turn=turn.index, start_s=turn.start_s, end_s=turn.end_s)
         if sequence.moves_pending(plan):
             prefill_pending(sequence)
         sequence.evict(plan)
         if plan.restart:
-            sequence.append(prologue)
+            self._append_prologue()
         return is_first or plan.restart
+
+    def _append_prologue(self):
+        self.sequence.append(self.stream.config.turn_format.prologue(self.stream.previous_text))
 
     def _append_turn(self, query: str):
         turn_format, sequence = self.stream.config.turn_format, self.sequence

@@ -66,8 +66,8 @@ class LineWriter:
         except OSError as error:
             self._file.truncate(start)
             raise StreamingVLMError(
-                f"{self.path}: cannot be written further ({error.strerror}); it is complete up to here; free some space, and "
-                "resume"
+                f"{self.path}: cannot be written further ({error.strerror}); it is complete up to here; free some "
+                "space and resume"
             ) from error
 
 
