@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 from streamingvlm.data.chunks import plan_chunks
-from streamingvlm.data.tables import PreparedFolder
+from streamingvlm.data.prepared_tables import PreparedDataWriter
 from streamingvlm.pitch import Match, render
 from streamingvlm.pitch.commentator import say
 from streamingvlm.video.encoder import write_video
@@ -16,7 +16,7 @@ def write_prepared(folder: Path, *, num_matches: int = 3, duration_s: int = 20, 
     """Write videos and prepared data of some matches, the last one held out; return the folder of the data."""
     videos = folder / "videos"
     videos.mkdir(parents=True)
-    with PreparedFolder(folder / "prepared") as prepared:
+    with PreparedDataWriter(folder / "prepared") as prepared:
         for number in range(num_matches):
             seconds = list(islice(Match(number).seconds(), duration_s))
             pictures = [picture.permute(1, 2, 0).numpy() for second in seconds for picture in render(second, size=SIDE)]
