@@ -3,10 +3,11 @@
 from itertools import islice
 from pathlib import Path
 
+from streamingvlm.pitch.commentator import say
+
 from streamingvlm.data.chunks import plan_chunks
 from streamingvlm.data.prepared_tables import PreparedDataWriter
 from streamingvlm.pitch import Match, render
-from streamingvlm.pitch.commentator import say
 from streamingvlm.video.encoder import write_video
 
 SIDE = 112

@@ -3,9 +3,9 @@
 from itertools import islice
 
 import pytest
+from streamingvlm.pitch.commentator import OTHER
 
 from streamingvlm.pitch import EventKind, Match, score
-from streamingvlm.pitch.commentator import OTHER
 from streamingvlm.pitch.styles import RADIO, STYLES, TELEGRAM
 from streamingvlm.pitch.tokenizer import build_tokenizer
 

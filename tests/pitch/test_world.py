@@ -5,11 +5,11 @@ from dataclasses import replace
 from itertools import islice, pairwise
 
 import pytest
+from streamingvlm.pitch.staging import Staging
 
 from streamingvlm.pitch import CLUBS, COLOURS, EventKind, Match, PitchSecond, render, say
 from streamingvlm.pitch.field import PLAYERS_PER_SIDE, distance, px
 from streamingvlm.pitch.script import Script
-from streamingvlm.pitch.staging import Staging
 
 OUTCOMES = (EventKind.GOAL, EventKind.SAVE, EventKind.WIDE)
 
