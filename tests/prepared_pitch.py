@@ -1,13 +1,12 @@
-"""A few seconds of Pitch as prepared data, with real videos: what scripts/prepare_data.py would make of them."""
+"""A few seconds of Pitch as prepared data with real videos, in the format of scripts/prepare_data.py."""
 
 from itertools import islice
 from pathlib import Path
 
-from streamingvlm.pitch.commentator import say
-
 from streamingvlm.data.chunks import plan_chunks
 from streamingvlm.data.prepared_tables import PreparedDataWriter
 from streamingvlm.pitch import Match, render
+from streamingvlm.pitch.commentary_lines import reference_line
 from streamingvlm.video.encoder import write_video
 
 SIDE = 112
@@ -25,7 +24,7 @@ def write_prepared(folder: Path, *, num_matches: int = 3, duration_s: int = 20, 
             chunks = plan_chunks(duration_s, chunk_turns=chunk_turns, overlap_turns=4)
             split = "held_out" if number == num_matches - 1 else "train"
             prepared.add(
-                _recording(number, [say(second) for second in seconds], Match(number).intro),
+                _recording(number, [reference_line(second) for second in seconds], Match(number).intro),
                 [_chunk(number, turns, split) for turns in chunks],
             )
         prepared.finish({"turn_s": 1.0, "video_root": str(videos)})

@@ -14,7 +14,7 @@ from streamingvlm.turns import Tokens, Turn, TurnFormat
 
 
 class CachedTokenizer:
-    """A tokenizer for `TurnFormat` with an LRU cache: overlapping chunks encode the same markup and lines many times."""
+    """A tokenizer for `TurnFormat` with an LRU cache, since overlapping chunks encode the same lines many times."""
 
     def __init__(self, tokenizer):
         self.encode = lru_cache(maxsize=2**16)(tokenizer.encode)

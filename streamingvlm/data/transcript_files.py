@@ -54,7 +54,7 @@ def segment_cue(segment: Any, where: str) -> Cue:
         return Cue(tuple(_timed_word(word, where) for word in words), start_s, end_s)
     if not isinstance(text, str):
         raise DataError(f"{where} has neither words nor text; give WhisperX or faster-whisper JSON")
-    return Cue.of_text(text, start_s, end_s)
+    return Cue.from_text(text, start_s, end_s)
 
 
 def _timed_word(word: Any, where: str) -> TimedText:
@@ -103,7 +103,7 @@ def _caption_cues(text: str, kind: str, path: str | Path) -> list[Cue]:
 
 
 def _whole_text(caption: webvtt.Caption) -> Iterator[Cue]:
-    yield Cue.of_text(_plain(caption.raw_text), *_span_s(caption))
+    yield Cue.from_text(_plain(caption.raw_text), *_span_s(caption))
 
 
 def _inline_timed_words(caption: webvtt.Caption) -> Iterator[Cue]:
