@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamingvlm.data.conversations import Conversation, is_conversation_file, read_conversations
-from streamingvlm.data.formats import TRANSCRIPT_SUFFIXES
+from streamingvlm.data.transcript_files import TRANSCRIPT_SUFFIXES
 from streamingvlm.errors import DataError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
