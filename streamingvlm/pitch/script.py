@@ -186,7 +186,7 @@ class Script:
         return receiver
 
     def _pass_out(self, passer: int) -> Play:
-        """The ball crosses the touch-line; the other side throws it in at its thrower's position."""
+        """Play a pass over the touch-line, then the other side's throw-in at its thrower's position."""
         far = self._receivers(passer, 1 - side_of(passer))
         wings = [player for player in far if self._next_zones[player] // NUM_COLUMNS != 1]
         thrower = self._pick(wings or far)
