@@ -1,4 +1,4 @@
-"""Make chunks to train on: ``python scripts/prepare_data.py videos target=prepared``, ``--help`` for more."""
+"""Prepare training chunks: ``python scripts/prepare_data.py videos target=prepared``; ``--help`` lists the options."""
 
 import logging
 from dataclasses import fields
@@ -12,7 +12,7 @@ COMMAND_LINE = CommandLine("prepare_data", plain="source", text=("target", "vide
 
 
 def main(options: dict[str, Any]):
-    """Prepare the sources and say in a line what came of it."""
+    """Prepare the sources and print a summary."""
     from streamingvlm.data.prepare import PrepareConfig, prepare, summary
     from streamingvlm.data.selection import SelectionConfig
 
@@ -29,16 +29,16 @@ def main(options: dict[str, Any]):
         on_estimate=lambda estimate: tell_estimate(estimate, options["cleaning"], "cleaning"),
     )
     print(summary(manifest))
-    print(f"wrote {options['target']}; what was left out or mended, and why: {options['target']}/manifest.json")
+    print(f"wrote {options['target']}; {options['target']}/manifest.json lists what was dropped or repaired, and why")
 
 
 def work_folder(options: dict[str, Any]) -> Path:
-    """Where transcripts and answers are kept: beside the target, which is not there before all is done."""
+    """Return the cache folder of transcripts and answers. It is not in the target, which exists only at the end."""
     return Path(options["work_folder"] or f"{options['target']}.work")
 
 
 def recogniser_from(options: dict[str, Any]):
-    """The speech recogniser, where it is asked for."""
+    """Return the speech recogniser, or None if it is not enabled."""
     from streamingvlm.data.asr import AsrConfig, SpeechRecogniser
 
     settings = {**options["asr"]}
@@ -48,7 +48,7 @@ def recogniser_from(options: dict[str, Any]):
 
 
 def cleaner_from(options: dict[str, Any]):
-    """The cleaner and the endpoint that it asks, where it is asked for."""
+    """Return the cleaner with its endpoint, or None if it is not enabled."""
     from streamingvlm.data.cleaning import Cleaner, CleaningConfig
     from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 

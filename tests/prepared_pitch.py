@@ -1,12 +1,12 @@
-"""A few seconds of Pitch as prepared data, with real videos: what scripts/prepare_data.py would make of them."""
+"""A few seconds of Pitch as prepared data with real videos, in the format of scripts/prepare_data.py."""
 
 from itertools import islice
 from pathlib import Path
 
 from streamingvlm.data.chunks import plan_chunks
-from streamingvlm.data.tables import PreparedFolder
+from streamingvlm.data.prepared_tables import PreparedDataWriter
 from streamingvlm.pitch import Match, render
-from streamingvlm.pitch.commentator import say
+from streamingvlm.pitch.commentary_lines import reference_line
 from streamingvlm.video.encoder import write_video
 
 SIDE = 112
@@ -16,7 +16,7 @@ def write_prepared(folder: Path, *, num_matches: int = 3, duration_s: int = 20, 
     """Write videos and prepared data of some matches, the last one held out; return the folder of the data."""
     videos = folder / "videos"
     videos.mkdir(parents=True)
-    with PreparedFolder(folder / "prepared") as prepared:
+    with PreparedDataWriter(folder / "prepared") as prepared:
         for number in range(num_matches):
             seconds = list(islice(Match(number).seconds(), duration_s))
             pictures = [picture.permute(1, 2, 0).numpy() for second in seconds for picture in render(second, size=SIDE)]
@@ -24,7 +24,7 @@ def write_prepared(folder: Path, *, num_matches: int = 3, duration_s: int = 20, 
             chunks = plan_chunks(duration_s, chunk_turns=chunk_turns, overlap_turns=4)
             split = "held_out" if number == num_matches - 1 else "train"
             prepared.add(
-                _recording(number, [say(second) for second in seconds], Match(number).intro),
+                _recording(number, [reference_line(second) for second in seconds], Match(number).intro),
                 [_chunk(number, turns, split) for turns in chunks],
             )
         prepared.finish({"turn_s": 1.0, "video_root": str(videos)})

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from streamingvlm.benchmark.random_weights import random_model
-from streamingvlm.data.chunks import RememberingTokenizer, chunk_tokens
+from streamingvlm.data.chunks import CachedTokenizer, chunk_tokens
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.attention import has_flash_attn
 from streamingvlm.training.adapters import LoraSettings, with_lora_
@@ -109,7 +109,7 @@ def measure_training(
         architecture, device=place, dtype=getattr(torch, weights_dtype), attention=_attention(fit, place)
     )
     module = SFTModel(with_lora_(model, lora) if lora else model.hf)
-    turns = TurnFormat(RememberingTokenizer(model.tokenizer), temporal_step=2.0)
+    turns = TurnFormat(CachedTokenizer(model.tokenizer), temporal_step=2.0)
     chunks = RandomChunks(
         turns,
         shape or ChunkShape(),

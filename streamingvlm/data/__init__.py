@@ -1,5 +1,6 @@
-"""Data: from videos and what was said over them to chunks that a model can be trained on.
+"""Data preparation: turn videos and transcripts into training chunks.
 
-Transcripts of many formats (`formats`, `conversations`) become one `Transcript`. `prepare` cuts recordings into chunks
-and writes them as parquet, with a manifest of all that was dropped or mended; `PreparedData` reads them back.
+The readers (`transcript_files`, `conversations`) turn every format into one `Transcript`. `prepare` cuts recordings
+into chunks and writes them as parquet, with a manifest of everything that was dropped or repaired. `PreparedData`
+reads the result.
 """

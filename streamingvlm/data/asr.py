@@ -1,7 +1,7 @@
-"""Speech recognition of a video's own sound by faster-whisper.
+"""Speech recognition of a video's audio track by faster-whisper.
 
-A transcript, once made, is kept as JSON in the layout that `streamingvlm.data.formats` reads, so that a run that was
-broken off does not listen twice. The sound is read in pieces: memory does not grow with the length of the video.
+Each transcript is cached as JSON in a format that `streamingvlm.data.transcript_files` reads, so an interrupted run
+does not transcribe a video twice. Audio is read in pieces, so memory does not grow with the length of the video.
 """
 
 import hashlib
@@ -16,22 +16,23 @@ import numpy as np
 
 from streamingvlm.atomic import write_json
 from streamingvlm.config import at_least
-from streamingvlm.data.formats import read_cues, segment_cue
 from streamingvlm.data.transcript import Cue
+from streamingvlm.data.transcript_files import read_cues, segment_cue
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.video.audio import read_sound
 
 log = logging.getLogger(__name__)
 
 Transcriber = Callable[[np.ndarray], Iterable[Any]]
-"""Turns float32 samples, mono at 16 kHz, into segments with start, end, text and words, as faster-whisper's."""
+"""Maps float32 samples, mono at 16 kHz, to segments with start, end, text and words, as faster-whisper does."""
 
 
 @dataclass(frozen=True)
 class AsrConfig:
-    """model: a size that faster-whisper fetches (large-v3), or a folder that holds a converted model.
+    """Settings of faster-whisper.
 
-    device, compute_type: as faster-whisper knows them. language: null lets the model find out.
+    model: a size that faster-whisper downloads (large-v3), or the folder of a converted model.
+    device, compute_type: passed to faster-whisper. language: null detects it.
     """
 
     model: str = "large-v3"
@@ -43,11 +44,11 @@ class AsrConfig:
     def __post_init__(self):
         if not self.model:
             raise ConfigError("asr.model is empty; give a size (large-v3) or the folder of a converted model")
-        at_least("asr.beam_size", self.beam_size, 1, "1 is greedy")
+        at_least("asr.beam_size", self.beam_size, 1, "1 is greedy search")
 
 
 def load_transcriber(config: AsrConfig) -> Transcriber:
-    """Load faster-whisper; DataError where it is not installed or the model cannot be loaded."""
+    """Load faster-whisper. Raises DataError if it is not installed or the model cannot be loaded."""
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
@@ -56,21 +57,23 @@ def load_transcriber(config: AsrConfig) -> Transcriber:
         model = WhisperModel(config.model, device=config.device, compute_type=config.compute_type)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"asr.model={config.model} cannot be loaded ({reason}); give a size or a folder") from error
+        raise DataError(
+            f"asr.model={config.model} cannot be loaded ({reason}); give a size (large-v3) or a folder"
+        ) from error
 
     def transcribe(samples: np.ndarray) -> Iterable[Any]:
-        found, _ = model.transcribe(
+        segments, _ = model.transcribe(
             samples, language=config.language, beam_size=config.beam_size, word_timestamps=True, vad_filter=True
         )
-        return found
+        return segments
 
     return transcribe
 
 
 class SpeechRecogniser:
-    """Transcripts of videos by their sound, kept in a folder.
+    """Transcribes videos and caches the transcripts in a folder.
 
-    transcriber: null loads faster-whisper when the first video is listened to.
+    transcriber: None loads faster-whisper when the first video is transcribed.
     """
 
     def __init__(self, config: AsrConfig, folder: str | Path, transcriber: Transcriber | None = None):
@@ -78,13 +81,13 @@ class SpeechRecogniser:
         self._folder = Path(folder)
         self._transcriber = transcriber
 
-    def cues(self, video: Path) -> list[Cue]:
-        """Return the transcript of a video, made now if it was not made before. Raises VideoError without sound."""
-        kept = self._path(video)
-        if not kept.exists():
-            log.info("listening to %s", video)
-            self._keep(kept, {"segments": list(self._segments(video))})
-        return read_cues(kept)
+    def transcribe(self, video: Path) -> list[Cue]:
+        """Return the transcript of a video, from the cache if it is there. Raises VideoError if it has no audio."""
+        path = self._cache_path(video)
+        if not path.exists():
+            log.info("transcribing %s", video)
+            self._save(path, {"segments": list(self._segments(video))})
+        return read_cues(path)
 
     def _segments(self, video: Path) -> Iterator[dict[str, Any]]:
         if self._transcriber is None:
@@ -93,28 +96,30 @@ class SpeechRecogniser:
             for segment in self._transcriber(samples):
                 yield _shifted(segment_cue(segment, f"{video}: speech recognition"), offset_s)
 
-    def _keep(self, path: Path, document: dict[str, Any]):
+    def _save(self, path: Path, document: dict[str, Any]):
         try:
             write_json(path, document)
         except OSError as error:
-            raise DataError(f"{self._folder} cannot keep transcripts ({error.strerror}); make room there") from error
+            raise DataError(
+                f"cannot write a transcript to {self._folder} ({error.strerror}); free disk space there"
+            ) from error
 
-    def _path(self, video: Path) -> Path:
-        """Named by the file as it is now, and by what decides about its transcript."""
-        state = video.stat()
-        facts = [str(video), state.st_size, state.st_mtime_ns, asdict(self._config)]
-        return self._folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
+    def _cache_path(self, video: Path) -> Path:
+        """Return the file for a video's transcript; its name hashes the video's path, size, mtime and the settings."""
+        stat = video.stat()
+        key = [str(video), stat.st_size, stat.st_mtime_ns, asdict(self._config)]
+        return self._folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
 
 
 def _shifted(cue: Cue, offset_s: float) -> dict[str, Any]:
-    """A segment of WhisperX JSON, on the clock of the whole sound."""
+    """Return the cue as a WhisperX segment, with ``offset_s`` added to every time."""
 
-    def later(time_s: float | None) -> float | None:
+    def shifted(time_s: float | None) -> float | None:
         return None if time_s is None else float(time_s) + offset_s
 
     return {
-        "start": later(cue.start_s),
-        "end": later(cue.end_s),
+        "start": shifted(cue.start_s),
+        "end": shifted(cue.end_s),
         "text": "".join(word.text for word in cue.words),
-        "words": [{"word": w.text, "start": later(w.start_s), "end": later(w.end_s)} for w in cue.words],
+        "words": [{"word": w.text, "start": shifted(w.start_s), "end": shifted(w.end_s)} for w in cue.words],
     }

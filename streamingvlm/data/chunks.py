@@ -1,7 +1,8 @@
-"""Chunks: pieces of a transcript as the model will meet them in a stream.
+"""Chunks: overlapping spans of a recording, the unit of training.
 
-A stream cannot be trained on whole. Sec. 3.2 of the paper cuts it into overlapped chunks, full attention inside each,
-and puts the commentary of all that came before in the ``previous text``, cut as the cache would cut it.
+An endless stream cannot be trained on whole. Sec. 3.2 of the StreamingVLM paper trains on short overlapping chunks with
+full attention inside each. The commentary before a chunk goes into the ``previous text``, trimmed as the cache of a
+stream would trim it.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.turns import Tokens, Turn, TurnFormat
 
 
-class RememberingTokenizer:
-    """A tokenizer for `TurnFormat` that remembers what it has encoded: the same markup and lines, again and again."""
+class CachedTokenizer:
+    """A tokenizer for `TurnFormat` with an LRU cache, since overlapping chunks encode the same lines many times."""
 
     def __init__(self, tokenizer):
         self.encode = lru_cache(maxsize=2**16)(tokenizer.encode)
@@ -23,8 +24,8 @@ class RememberingTokenizer:
 def plan_chunks(num_turns: int, *, chunk_turns: int = 24, overlap_turns: int = 12) -> list[range]:
     """Cut ``num_turns`` turns into chunks of ``chunk_turns``, each sharing ``overlap_turns`` with the one before.
 
-    The last chunk is shorter where the turns run out; none lies wholly inside the one before. Raises ConfigError for an
-    overlap that is not shorter than the chunk.
+    The last chunk may be shorter; no chunk lies wholly inside the one before. Raises ConfigError if the overlap is not
+    shorter than the chunk.
     """
     if not 0 <= overlap_turns < chunk_turns:
         raise ConfigError(
@@ -36,7 +37,7 @@ def plan_chunks(num_turns: int, *, chunk_turns: int = 24, overlap_turns: int = 1
 
 
 def previous_ids(
-    turns: TurnFormat,
+    turn_format: TurnFormat,
     previous_text: str,
     lines: Sequence[str],
     *,
@@ -45,31 +46,31 @@ def previous_ids(
     step_tokens: int = 1,
     num_left_out: int = 0,
 ) -> tuple[int, ...]:
-    """Ids of the previous text at the start of a chunk: what stood before the stream, then every earlier line.
+    """Return the ids of a chunk's previous text: the text before the stream, then every earlier line.
 
-    Its middle is cut out as the cache does it, which keeps the first ``sink_tokens`` and of the last ``window_tokens``
-    all but an incomplete step. num_left_out: tokens of the middle that ``lines`` are already without.
+    The middle is dropped as the cache drops it: the first ``sink_tokens`` stay, and of the last ``window_tokens`` all
+    but an incomplete step. num_left_out: tokens of that middle that the caller has already removed from ``lines``.
     """
-    ids = turns.encode_plain(previous_text)
+    ids = turn_format.encode_plain(previous_text)
     for line in lines:
-        ids += turns.speech_ids(line)
+        ids += turn_format.speech_ids(line)
     first, *rest = kept_text_ranges(len(ids) + num_left_out, sink_tokens, window_tokens, step_tokens)
-    here = [first, *((start - num_left_out, stop - num_left_out) for start, stop in rest)]
-    return tuple(token for start, stop in here for token in ids[start:stop])
+    kept = [first, *((start - num_left_out, stop - num_left_out) for start, stop in rest)]
+    return tuple(token for start, stop in kept for token in ids[start:stop])
 
 
 def chunk_tokens(
-    turns: TurnFormat, seconds: Sequence[Turn], lines: Sequence[str], previous: Sequence[int], *, query: str = ""
+    turn_format: TurnFormat, turns: Sequence[Turn], lines: Sequence[str], previous: Sequence[int], *, query: str = ""
 ) -> Tokens:
-    """Tokens of a chunk: the prologue with ``previous`` ids, then each turn with its line as the reply.
+    """Return the tokens of a chunk: the prologue with the ``previous`` ids, then each turn with its line as the reply.
 
-    The query is asked in turn 0; a later chunk has it standing behind the prologue, as the cache keeps it.
+    The query is part of turn 0. In a later chunk it follows the prologue, where the cache of a stream keeps it.
     """
-    tokens = turns.prologue_from_ids(previous)
-    if seconds[0].index > 0:
-        tokens += turns.standing_query(seconds[0], query)
-    for number, (turn, line) in enumerate(zip(seconds, lines, strict=True)):
+    tokens = turn_format.prologue_from_ids(previous)
+    if turns[0].index > 0:
+        tokens += turn_format.standing_query(turns[0], query)
+    for number, (turn, line) in enumerate(zip(turns, lines, strict=True)):
         if number:
-            tokens += turns.line_feed(seconds[number - 1])
-        tokens += turns.open_turn(turn, query if turn.index == 0 else "") + turns.reply(turn, line)
+            tokens += turn_format.line_feed(turns[number - 1])
+        tokens += turn_format.open_turn(turn, query if turn.index == 0 else "") + turn_format.reply(turn, line)
     return tokens

@@ -1,7 +1,7 @@
-"""Cleaning of transcripts by a language model, sentence by sentence: kept, edited or deleted.
+"""Transcript cleaning by a language model, which keeps, edits or deletes each sentence.
 
-As in the paper, the sentences of 120 s go to the model at a time. Words keep their times; an edited sentence's
-time is spread over its new words. What the model does not answer properly stays as it is, and is counted.
+As in the paper, one request covers the sentences of 120 s. Kept words keep their times; the time of an edited sentence
+is divided among its new words. A segment whose answer cannot be parsed stays unchanged and is counted.
 """
 
 import json
@@ -18,7 +18,7 @@ from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, CostEstima
 
 MAX_SENTENCE_WORDS = 40
 MAX_SENTENCE_GAP_S = 2.0
-"""A longer pause ends a sentence that has no full stop; so does its length."""
+"""A sentence without a full stop ends at a longer pause, or at this many words."""
 
 INSTRUCTIONS = """\
 You clean the transcript of a spoken live commentary, made by a speech recogniser. For each numbered sentence decide:
@@ -29,31 +29,34 @@ speaker said: add nothing, and keep the language. Answer with JSON alone, one en
 {"number": 3, "action": "delete"}]}"""
 
 _END = re.compile(r"""[.!?…。！？]["'”’)\]]*$""")
-_TOKENS_A_VERDICT = 12
+_TOKENS_PER_VERDICT = 12
 _EDITED_SHARE = 0.4
-"""For estimates: the paper's model edited 37.89 % of the sentences."""
+"""For cost estimates; in the paper 37.89 % of the sentences were edited."""
 
 KEEP, EDIT, DELETE = "keep", "edit", "delete"
 
 
 @dataclass(frozen=True)
 class CleaningConfig:
-    """segment_s: how much speech goes to the model at a time; instructions: what it is told, null for our own."""
+    """Settings of the cleaning.
+
+    segment_s: seconds of speech per request. instructions: the system prompt; None uses `INSTRUCTIONS`.
+    """
 
     segment_s: float = 120.0
     instructions: str | None = None
 
     def __post_init__(self):
-        above("cleaning.segment_s", self.segment_s, 0, "seconds; the usual length is 120")
+        above("cleaning.segment_s", self.segment_s, 0, "seconds of speech per request, usually 120")
 
 
 Sentence = Sequence[Word]
 
 
 class Cleaner:
-    """Cleans transcripts through an endpoint.
+    """Cleans transcripts with the model behind an endpoint.
 
-    counts: sentences kept, edited and deleted; segments whose answers could not be read, left as they were.
+    counts: the sentences kept, edited and deleted, and the segments left unchanged because no answer could be parsed.
     """
 
     def __init__(self, endpoint: ChatEndpoint, config: CleaningConfig):
@@ -63,33 +66,33 @@ class Cleaner:
 
     @property
     def usage(self) -> Usage:
-        """What the endpoint was asked."""
+        """Requests and tokens so far."""
         return self._endpoint.usage
 
     def clean(self, transcripts: Iterable[Transcript]) -> Iterator[Transcript]:
-        """Yield what is left of each transcript, in order; the segments of several are asked about at a time.
+        """Yield the cleaned transcripts in order; requests for several transcripts run in parallel.
 
-        Raises EndpointError; what was answered until then is kept on disk.
+        Raises EndpointError; answers received before that are cached on disk.
         """
-        ours, theirs = tee(self._segments(transcript) for transcript in transcripts)
-        verdicts = map_in_threads(self._verdicts, chain.from_iterable(theirs), self._endpoint.config.num_parallel)
-        for segments_ in ours:
-            pairs = [(segment, next(verdicts)) for segment in segments_]
+        segmented, to_submit = tee(self._segments(transcript) for transcript in transcripts)
+        verdicts = map_in_threads(self._verdicts, chain.from_iterable(to_submit), self._endpoint.config.num_parallel)
+        for segments in segmented:
+            pairs = [(segment, next(verdicts)) for segment in segments]
             yield Transcript(tuple(word for segment, verdict in pairs for word in self._applied(segment, verdict)))
 
     def estimate(self, transcripts: Iterable[Transcript]) -> CostEstimate:
-        """Count what `clean` will ask of these transcripts."""
-        segments_ = (segment for transcript in transcripts for segment in self._segments(transcript))
-        return self._endpoint.estimate("cleaning", ((self._request(s), _answer_tokens(s)) for s in segments_))
+        """Estimate the requests, tokens and cost of `clean` for these transcripts."""
+        segments = (segment for transcript in transcripts for segment in self._segments(transcript))
+        return self._endpoint.estimate("cleaning", ((self._request(s), _answer_tokens(s)) for s in segments))
 
     def _segments(self, transcript: Transcript) -> list[list[Sentence]]:
-        return segments(sentences(transcript.words), self._config.segment_s)
+        return group_sentences(split_sentences(transcript.words), self._config.segment_s)
 
     def _request(self, segment: Sequence[Sentence]) -> Request:
         numbered = "\n".join(f"{number}. {_text(sentence)}" for number, sentence in enumerate(segment, 1))
         instructions = self._config.instructions or INSTRUCTIONS
-        # An edited segment is about as long as it was; the markup of the verdicts comes on top.
-        max_tokens = 256 + 2 * len(numbered) // CHARACTERS_PER_TOKEN + 2 * _TOKENS_A_VERDICT * len(segment)
+        # Edited text is about as long as the original; the JSON of the verdicts comes on top.
+        max_tokens = 256 + 2 * len(numbered) // CHARACTERS_PER_TOKEN + 2 * _TOKENS_PER_VERDICT * len(segment)
         return self._endpoint.request([("system", instructions), ("user", numbered)], max_tokens=max_tokens)
 
     def _verdicts(self, segment: Sequence[Sentence]) -> list[tuple[str, str]] | None:
@@ -97,7 +100,7 @@ class Cleaner:
 
     def _applied(self, segment: Sequence[Sentence], verdicts: list[tuple[str, str]] | None) -> Iterator[Word]:
         if verdicts is None:
-            self.counts["segments_left_as_they_were"] += 1
+            self.counts["segments_unchanged"] += 1
             verdicts = [(KEEP, "")] * len(segment)
         for sentence, (action, text) in zip(segment, verdicts, strict=True):
             self.counts[f"sentences_{action}"] += 1
@@ -107,8 +110,8 @@ class Cleaner:
                 yield from spread(text, sentence[0].start_s, sentence[-1].end_s)
 
 
-def sentences(words: Sequence[Word]) -> Iterator[Sentence]:
-    """Cut words into sentences: at a full stop, at a pause, or where one grows too long."""
+def split_sentences(words: Sequence[Word]) -> Iterator[Sentence]:
+    """Split words into sentences: at a full stop, at a pause, or at the maximum length."""
     first = 0
     for index, word in enumerate(words):
         after = words[index + 1] if index + 1 < len(words) else None
@@ -118,26 +121,26 @@ def sentences(words: Sequence[Word]) -> Iterator[Sentence]:
             first = index + 1
 
 
-def segments(of: Iterator[Sentence], segment_s: float) -> list[list[Sentence]]:
-    """Group sentences by the stretch of ``segment_s`` in which they begin; stretches without any are left out."""
-    found: dict[int, list[Sentence]] = {}
-    for sentence in of:
-        found.setdefault(int(sentence[0].start_s // segment_s), []).append(sentence)
-    return list(found.values())
+def group_sentences(sentences: Iterable[Sentence], segment_s: float) -> list[list[Sentence]]:
+    """Group sentences into segments of ``segment_s`` by their start time; empty segments are omitted."""
+    segments: dict[int, list[Sentence]] = {}
+    for sentence in sentences:
+        segments.setdefault(int(sentence[0].start_s // segment_s), []).append(sentence)
+    return list(segments.values())
 
 
 def read_verdicts(num_sentences: int) -> Callable[[str], list[tuple[str, str]]]:
-    """Return a reader of answers: an action and a text for each sentence; ValueError for any other answer."""
+    """Return a parser of answers: an action and a text for each sentence. It raises ValueError for any other answer."""
 
     def read(answer: str) -> list[tuple[str, str]]:
-        start, stop = answer.find("{"), answer.rfind("}")  # some models cannot but say more than JSON
+        start, stop = answer.find("{"), answer.rfind("}")  # Some models add text around the JSON.
         try:
             document = json.loads(answer[start : stop + 1])
         except RecursionError as error:
-            raise ValueError("brackets in brackets in brackets") from error
+            raise ValueError("JSON is nested too deeply") from error
         entries = document.get("sentences") if isinstance(document, dict) else None
         if not isinstance(entries, list) or len(entries) != num_sentences:
-            raise ValueError(f"not {num_sentences} sentences")
+            raise ValueError(f"expected {num_sentences} sentences")
         return [_verdict(entry, number) for number, entry in enumerate(entries, 1)]
 
     return read
@@ -145,19 +148,19 @@ def read_verdicts(num_sentences: int) -> Callable[[str], list[tuple[str, str]]]:
 
 def _verdict(entry: object, number: int) -> tuple[str, str]:
     if not isinstance(entry, dict) or entry.get("number") != number:
-        raise ValueError(f"no sentence {number}")
+        raise ValueError(f"expected sentence {number}")
     action, text = entry.get("action"), entry.get("text")
     if action in (KEEP, DELETE):
         return action, ""
     if action != EDIT or not isinstance(text, str) or not text.split():
-        raise ValueError(f"no verdict on sentence {number}")
+        raise ValueError(f"sentence {number} has no valid action")
     return EDIT, text
 
 
 def _answer_tokens(segment: Sequence[Sentence]) -> int:
-    """About so many tokens are the verdicts on a segment."""
+    """Estimate the number of tokens in the answer for a segment."""
     num_edited = _EDITED_SHARE * sum(len(_text(sentence)) for sentence in segment) / CHARACTERS_PER_TOKEN
-    return round(len(segment) * _TOKENS_A_VERDICT + num_edited)
+    return round(len(segment) * _TOKENS_PER_VERDICT + num_edited)
 
 
 def _text(sentence: Sentence) -> str:

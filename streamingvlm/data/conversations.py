@@ -1,9 +1,9 @@
-"""JSONL of conversations: the layout in which LiveCC and Inf-Streams-Train are published.
+"""Conversations in JSONL, the format in which LiveCC and Inf-Streams-Train are published.
 
-A line holds a user's message (a video, the part of it, a query, what was said before) and the assistant's, word by word
-with times. A seek index, the byte offset of each line, may stand as the last line or in a file of its own; it is not
-needed to read from front to back, but tells whether the file is whole. Simpler lines are read as well: a video and its
-``content`` (Inf-Streams-Eval), a video and the path of its ``transcript``, a video alone.
+A line holds the user's message (a video, the span of it, a query, the previous text) and the assistant's words with
+their times. A seek index, the byte offset of each line, may be the last line or a file of its own. Sequential reading
+does not need it, but its length shows whether the file is complete. Three simpler lines are read as well: a video with
+its ``content`` (Inf-Streams-Eval), a video with the path of its ``transcript``, and a video alone.
 """
 
 import json
@@ -13,20 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.data.transcript import Cue, Stamped
+from streamingvlm.data.transcript import Cue, TimedText
 from streamingvlm.errors import DataError
 
 _INDEX = re.compile(rb"\s*\[\s*(\d|\]\s*$)")
 _INDEX_SUFFIX, _INDEXED_SUFFIX = "_seeks", "_with_seeks"
 
-
 MAX_TIME_S = 1e9
-"""Beyond any recording."""
+"""Longer than any recording; larger values are errors."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question asked in mid-stream, and its answer."""
+class TimedQuestion:
+    """A question that the user asks during the stream, and its answer."""
 
     ask_s: float
     question: str
@@ -35,11 +34,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One line of such a file; ``end_s`` None lasts to the end of the video.
+    """One line of the file.
 
-    cues: None where the line does not hold them.
-    transcript: path of a file that does.
-    num_bad_questions: entries of the line's question stream that could not be read.
+    cues: None if the line has no words. transcript: path of the file that has them instead.
+    end_s: None means the end of the video.
+    num_bad_questions: entries of the line's ``qa_stream`` that could not be parsed.
     """
 
     video: str
@@ -51,27 +50,27 @@ class Conversation:
     query: str = ""
     title: str = ""
     category: str = ""
-    questions: tuple[Question, ...] = ()
+    questions: tuple[TimedQuestion, ...] = ()
     num_bad_questions: int = 0
 
 
 def is_conversation_file(path: Path) -> bool:
-    """Whether the first line is one JSON value that a line of such a file, or its index, could be."""
+    """Return True if the first line is a conversation, a listed video or a seek index."""
     with path.open("rb") as file:
         first = file.readline()
     if _INDEX.match(first):
         return True
     try:
-        parse_line(first)
+        parse_conversation(first)
     except DataError:
         return path.suffix == ".jsonl"
     return True
 
 
 def read_conversations(path: Path) -> Iterator[tuple[int, Conversation | DataError]]:
-    """Yield each line's number, from 1, with its conversation or with what is wrong with it; one line in memory.
+    """Yield each line's number, from 1, with its conversation or the error in it; one line is in memory at a time.
 
-    Last may come an error that counts lines: the seek index names more, or fewer, than there are.
+    If the seek index lists another number of lines than the file has, the last item is an error that says so.
     """
     num_lines, num_indexed = 0, _separate_index(path)
     with path.open("rb") as file:
@@ -83,50 +82,50 @@ def read_conversations(path: Path) -> Iterator[tuple[int, Conversation | DataErr
                 continue
             num_lines += 1
             try:
-                yield number, parse_line(line)
+                yield number, parse_conversation(line)
             except DataError as error:
                 yield number, error
     if num_indexed not in (None, num_lines):
         yield (
             num_lines,
-            DataError(f"its seek index names {num_indexed} lines, but {num_lines} are there; download the file again"),
+            DataError(f"its seek index lists {num_indexed} lines, but it has {num_lines}; download the file again"),
         )
 
 
-def parse_line(line: bytes) -> Conversation:
-    """Read one line; DataError says what is wrong with it, and leaves it to the caller to say where it stands."""
+def parse_conversation(line: bytes) -> Conversation:
+    """Parse one line. Raises DataError with the fault; the caller adds the file and the line number."""
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "damaged text"
-        raise DataError(f"not JSON ({reason})") from error
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "invalid text"
+        raise DataError(f"is not JSON ({reason})") from error
     if isinstance(document, dict):
         return _listed_video(document)
     if not isinstance(document, list):
-        raise DataError("neither a conversation nor a video")
+        raise DataError("is neither a conversation nor a video")
     return _conversation(document)
 
 
 def _separate_index(path: Path) -> int | None:
-    """The number of lines by the index in a file beside this one, None without such a file."""
-    beside = path.with_name(path.name.replace(_INDEXED_SUFFIX, _INDEX_SUFFIX))
-    if beside == path or not beside.is_file():
+    """Return the number of lines by the seek index in the file beside this one, or None without such a file."""
+    index_path = path.with_name(path.name.replace(_INDEXED_SUFFIX, _INDEX_SUFFIX))
+    if index_path == path or not index_path.is_file():
         return None
-    data = beside.read_bytes()
+    data = index_path.read_bytes()
     return _num_offsets(data) if _INDEX.match(data) else None
 
 
 def _num_offsets(index: bytes) -> int:
-    """Counted, not read: an index of millions of offsets is not worth their memory."""
+    """Count the offsets without parsing them: an index may have millions."""
     return index.count(b",") + (index.strip() != b"[]")
 
 
 def _conversation(messages: list[Any]) -> Conversation:
-    user, assistant = (_parts(messages, role) for role in ("user", "assistant"))
+    user, assistant = (_content_parts(messages, role) for role in ("user", "assistant"))
     video, text = (_first(user, kind) for kind in ("video", "text"))
     speech = _first(assistant, "text_stream")
     if not video or not speech:
-        raise DataError("a conversation without a video of the user's and a text_stream of the assistant's")
+        raise DataError("is a conversation without the user's video or without the assistant's text_stream")
     questions, num_bad = _questions(speech.get("qa_stream"))
     return Conversation(
         video=_name(video.get("video")),
@@ -144,7 +143,7 @@ def _conversation(messages: list[Any]) -> Conversation:
 
 def _listed_video(document: dict[str, Any]) -> Conversation:
     if "video" not in document:
-        raise DataError("neither a conversation nor a video")
+        raise DataError("is neither a conversation nor a video")
     content, transcript = document.get("content"), document.get("transcript")
     return Conversation(
         video=_name(document["video"]),
@@ -159,8 +158,8 @@ def _listed_video(document: dict[str, Any]) -> Conversation:
     )
 
 
-def _parts(messages: list[Any], role: str) -> list[dict[str, Any]]:
-    """The pieces of the content of the messages that have this role."""
+def _content_parts(messages: list[Any], role: str) -> list[dict[str, Any]]:
+    """Return the content parts of all messages with this role."""
     contents = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == role]
     return [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
 
@@ -171,7 +170,7 @@ def _first(parts: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 def _name(path: Any) -> str:
     if not isinstance(path, str) or not path:
-        raise DataError(f"{path!r:.40} where a path is expected")
+        raise DataError(f"has {path!r:.40} where a path is expected")
     return path
 
 
@@ -184,24 +183,24 @@ def _time(part: dict[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_TIME_S:
-        raise DataError(f"{name} is {value!r:.40}, no time in seconds")
+        raise DataError(f"{name} is {value!r:.40}; expected a time in seconds")
     return float(value)
 
 
 def _cues(stream: Any, name: str) -> tuple[Cue, ...]:
     if not isinstance(stream, list):
-        raise DataError(f"{name} is no list of [start, end, word]")
+        raise DataError(f"{name} is not a list of [start, end, word]")
     for item in stream:
         if not (isinstance(item, list) and len(item) == 3 and isinstance(item[2], str)):
             raise DataError(f"{name} has {item!r:.40} where [start, end, word] is expected")
-    # One cue for all: a word without times finds its neighbours.
-    return (Cue(tuple(Stamped(text, start_s, end_s) for start_s, end_s, text in stream)),)
+    # A single cue, so that a word without times can be interpolated between its neighbours.
+    return (Cue(tuple(TimedText(text, start_s, end_s) for start_s, end_s, text in stream)),)
 
 
-def _questions(stream: Any) -> tuple[tuple[Question, ...], int]:
+def _questions(stream: Any) -> tuple[tuple[TimedQuestion, ...], int]:
     entries: Sequence[Any] = stream if isinstance(stream, list) else []
     good = [
-        Question(float(entry[1]), entry[2], entry[3])
+        TimedQuestion(float(entry[1]), entry[2], entry[3])
         for entry in entries
         if isinstance(entry, list)
         and len(entry) == 4

@@ -1,4 +1,4 @@
-"""Work in threads, for what waits for a disk, a decoder or a server."""
+"""An ordered map over threads, for work that waits for a disk, a video decoder or a server."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,26 +9,27 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LOOK_AHEAD = 4
-"""Items in hand for each thread: enough that none waits, few enough that memory does not grow with their number."""
+MAX_PENDING_PER_THREAD = 4
+"""Submitted items per thread: enough to keep every thread busy, few enough to bound memory."""
 
 
 def map_in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], num_threads: int, *, stop: Event | None = None
 ) -> Iterator[Result]:
-    """Yield ``work`` of each item, in order. An error, or the caller's leaving, drops what has not begun.
+    """Yield ``work(item)`` for each item, in order.
 
-    stop: set at the end, for work that lasts and can leave off.
+    An error in ``work``, or closing the generator, cancels the items that have not started.
+    stop: set when the generator ends, so that long-running work can check it and return early.
     """
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="streamingvlm")
-    in_hand = deque()
+    pending = deque()
     try:
         for item in items:
-            in_hand.append(pool.submit(work, item))
-            if len(in_hand) >= LOOK_AHEAD * num_threads:
-                yield in_hand.popleft().result()
-        while in_hand:
-            yield in_hand.popleft().result()
+            pending.append(pool.submit(work, item))
+            if len(pending) >= MAX_PENDING_PER_THREAD * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         if stop is not None:
             stop.set()

@@ -1,4 +1,4 @@
-"""Prepared data as a trainer reads it."""
+"""`PreparedData`, which opens the folder that `streamingvlm.data.prepare` wrote."""
 
 import json
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from typing import Any, Self
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from streamingvlm.data.tables import CHUNKS, MANIFEST, RECORDINGS, VERSION
+from streamingvlm.data.prepared_tables import CHUNKS, MANIFEST, RECORDINGS, VERSION
 from streamingvlm.errors import DataError
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Recordings and the chunks in them; the columns are those of `streamingvlm.data.tables`.
+    """Recordings and their chunks; `streamingvlm.data.prepared_tables` defines the columns.
 
-    recordings: one row a recording, with the text of every turn.
-    chunks: one row a chunk; its ``recording`` is a recording's ``id``.
-    manifest: the settings, the sources, and all that was dropped or mended.
+    recordings: one row per recording, with the text of every turn.
+    chunks: one row per chunk; its ``recording`` is the ``id`` of a recording.
+    manifest: the settings, the sources, and counts of everything dropped or repaired.
     """
 
     folder: Path
@@ -28,9 +28,9 @@ class PreparedData:
 
     @classmethod
     def open(cls, folder: str | Path, *, cache_folder: str | Path | None = None) -> Self:
-        """Open what `prepare` wrote; DataError where it is missing, damaged or of another version.
+        """Open a folder of prepared data. Raises DataError if it is missing, damaged or of another version.
 
-        cache_folder: where `datasets` keeps its memory-mapped copy; by default where it always does.
+        cache_folder: where `datasets` keeps its memory-mapped copy; None uses its default.
         """
         folder = Path(folder)
         manifest = _manifest(folder)
@@ -39,12 +39,12 @@ class PreparedData:
 
     @property
     def turn_s(self) -> float:
-        """Seconds a turn."""
+        """Seconds per turn."""
         return self.manifest["turn_s"]
 
     @property
     def video_root(self) -> Path:
-        """What the paths of the recordings are relative to, as it was when they were prepared."""
+        """The folder that the video paths are relative to, as it was at preparation."""
         return Path(self.manifest["video_root"])
 
 
@@ -53,12 +53,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{folder} holds no prepared data; make it: python scripts/prepare_data.py SOURCE") from None
+        raise DataError(f"{folder} holds no prepared data; create it: python scripts/prepare_data.py SOURCE") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); prepare the data again") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != VERSION:
-        raise DataError(f"{path} is of version {version}, but version {VERSION} is read here; prepare the data again")
+        raise DataError(
+            f"{path} has version {version}, but this release reads version {VERSION}; prepare the data again"
+        )
     return manifest
 
 
@@ -68,4 +70,4 @@ def _table(path: Path, cache_folder: str | Path | None) -> Dataset:
     try:
         return Dataset.from_parquet(str(path), cache_dir=cache_folder and str(cache_folder))
     except (DatasetGenerationError, OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged or cut off; prepare the data again") from error
+        raise DataError(f"{path} is damaged or truncated; prepare the data again") from error

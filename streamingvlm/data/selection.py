@@ -1,4 +1,4 @@
-"""Which stretches of a recording are worth training on."""
+"""Selection of the chunks of a recording that are worth training on, and the train / held-out split."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from streamingvlm.data.transcript import Word, turn_of
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How a recording is cut into chunks, and which of them are kept, as in the paper.
+    """Rules by which a recording is cut into chunks, and by which chunks are kept, as in the paper.
 
-    kind: ``training`` cuts at a regular pace and asks for words enough; ``annealing`` looks for stretches without a
-        silence.
-    chunk_turns, overlap_turns, min_words_per_s: of training chunks.
-    min_turns, max_turns, max_silence_s: of annealing chunks.
+    kind: ``training`` cuts chunks of equal length and keeps those with enough words; ``annealing`` finds spans of
+        continuous speech.
+    chunk_turns, overlap_turns, min_words_per_s: for training chunks.
+    min_turns, max_turns, max_silence_s: for annealing chunks.
     """
 
     kind: Literal["training", "annealing"] = "training"
@@ -32,9 +32,9 @@ class SelectionConfig:
     def __post_init__(self):
         one_of("selection.kind", self.kind, ("training", "annealing"))
         for name in ("chunk_turns", "min_turns"):
-            at_least(f"selection.{name}", getattr(self, name), 1, "turns a chunk")
-        at_least("selection.max_turns", self.max_turns, self.min_turns, "never below selection.min_turns")
-        at_least("selection.min_words_per_s", self.min_words_per_s, 0, "0 takes silence too")
+            at_least(f"selection.{name}", getattr(self, name), 1, "turns per chunk")
+        at_least("selection.max_turns", self.max_turns, self.min_turns, "not below selection.min_turns")
+        at_least("selection.min_words_per_s", self.min_words_per_s, 0, "0 keeps silent chunks")
         at_least("selection.max_silence_s", self.max_silence_s, 0, "seconds")
         plan_chunks(1, chunk_turns=self.chunk_turns, overlap_turns=self.overlap_turns)
 
@@ -42,7 +42,7 @@ class SelectionConfig:
 def select(
     words: Sequence[Word], lines: Sequence[str], config: SelectionConfig, *, start_s: float, turn_s: float
 ) -> tuple[list[range], str, int]:
-    """Return the turns of the chunks that are kept, and why how many others were not."""
+    """Return the turns of the kept chunks, the reason for dropping the others, and how many were dropped."""
     if config.kind == "annealing":
         return _annealing(words, len(lines), config, start_s=start_s, turn_s=turn_s)
     planned = plan_chunks(len(lines), chunk_turns=config.chunk_turns, overlap_turns=config.overlap_turns)
@@ -50,18 +50,18 @@ def select(
     return kept, f"fewer than {config.min_words_per_s:g} words a second", len(planned) - len(kept)
 
 
-def is_dense(lines: Sequence[str], turns: range, min_words_a_turn: float) -> bool:
-    """Whether the turns hold so many words on average."""
-    return num_words(lines, turns) >= min_words_a_turn * len(turns) - TIME_SLACK_S
+def is_dense(lines: Sequence[str], turns: range, min_words_per_turn: float) -> bool:
+    """Return True if the turns have at least this many words on average."""
+    return num_words(lines, turns) >= min_words_per_turn * len(turns) - TIME_SLACK_S
 
 
 def num_words(lines: Sequence[str], turns: range) -> int:
-    """The number of words that are said in the turns."""
+    """Count the words of the turns."""
     return sum(len(lines[turn].split()) for turn in turns)
 
 
 def runs_without_silence(words: Sequence[Word], max_silence_s: float) -> Iterator[Sequence[Word]]:
-    """Yield the longest runs of words in which no gap between two words exceeds ``max_silence_s``."""
+    """Yield the maximal runs of words in which no gap exceeds ``max_silence_s``."""
     first = 0
     for index, (before, after) in enumerate(pairwise(words), 1):
         if after.start_s - before.end_s > max_silence_s + TIME_SLACK_S:
@@ -71,8 +71,8 @@ def runs_without_silence(words: Sequence[Word], max_silence_s: float) -> Iterato
         yield words[first:]
 
 
-def cut_evenly(turns: range, max_turns: int) -> list[range]:
-    """Cut into as few pieces of at most ``max_turns`` as will do, of nearly equal length, so that none is a scrap."""
+def split_evenly(turns: range, max_turns: int) -> list[range]:
+    """Split into the fewest pieces of at most ``max_turns``; their lengths differ by at most one."""
     num_pieces = -(-len(turns) // max_turns)
     bounds = [turns.start + len(turns) * piece // num_pieces for piece in range(num_pieces + 1)]
     return [range(*bound) for bound in pairwise(bounds)]
@@ -85,7 +85,7 @@ def _annealing(
     for run in runs_without_silence(words, config.max_silence_s):
         first = max(0, int((run[0].start_s - start_s) / turn_s + TIME_SLACK_S))
         last = turn_of(run[-1].end_s, start_s=start_s, turn_s=turn_s)
-        pieces += cut_evenly(range(first, min(last + 1, num_turns)), config.max_turns)
+        pieces += split_evenly(range(first, min(last + 1, num_turns)), config.max_turns)
     kept = [turns for turns in pieces if len(turns) >= config.min_turns]
     return kept, f"fewer than {config.min_turns} turns without a silence", len(pieces) - len(kept)
 
@@ -93,8 +93,8 @@ def _annealing(
 def split_of(video: str, *, held_out_fraction: float, seed: int) -> str:
     """Return "held_out" for about this fraction of the videos, "train" for the others.
 
-    A hash decides, so that a video stays where it is when others come or go, and so that two pieces of one video, which
-    may share seconds, never stand on both sides.
+    A hash of the seed and the path decides. A video therefore stays in its split when others are added or removed, and
+    two recordings of one video, which may overlap, are always in the same split.
     """
     digest = blake2b(f"{seed}:{video}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return "held_out" if int.from_bytes(digest, "big") < held_out_fraction * 2**64 else "train"

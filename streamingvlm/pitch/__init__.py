@@ -1,25 +1,25 @@
-"""Pitch: an endless synthetic football match, to train and to test a commentator on."""
+"""Pitch: an endless synthetic football match for training and testing streaming commentary."""
 
-from streamingvlm.pitch.commentator import Call, parse, say
+from streamingvlm.pitch.commentary_lines import ParsedLine, parse_line, reference_line
+from streamingvlm.pitch.keyframes import Keyframe
 from streamingvlm.pitch.renderer import render, write_mp4
 from streamingvlm.pitch.scorer import PitchReport, score, score_parts
 from streamingvlm.pitch.script import EventKind
-from streamingvlm.pitch.staging import Keyframe
 from streamingvlm.pitch.world import CLUBS, COLOURS, KINDS, Match, PitchSecond
 
 __all__ = [
     "CLUBS",
     "COLOURS",
     "KINDS",
-    "Call",
     "EventKind",
     "Keyframe",
     "Match",
+    "ParsedLine",
     "PitchReport",
     "PitchSecond",
-    "parse",
+    "parse_line",
+    "reference_line",
     "render",
-    "say",
     "score",
     "score_parts",
     "write_mp4",

@@ -1,4 +1,4 @@
-"""Random numbers in plain integers, so that a seed means the same match on every machine and every Python."""
+"""Random numbers in integer arithmetic, so that a seed gives the same match on every machine and Python version."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def mix(value: int) -> int:
 
 
 def hashed(*keys: int) -> int:
-    """One 64-bit integer drawn from a few small integers: random access, where `Dice` is a sequence."""
+    """Hash a few small integers to one 64-bit integer, for random access; `Dice` gives a sequence instead."""
     state = 0
     for key in keys:
         state = mix(state + _GOLDEN_GAMMA + mix(key + _GOLDEN_GAMMA))
@@ -23,29 +23,29 @@ def hashed(*keys: int) -> int:
 
 
 class Dice:
-    """A SplitMix64 sequence with the few draws that a match needs."""
+    """A SplitMix64 random number generator with the draws that a match needs."""
 
     def __init__(self, seed: int) -> None:
         self._state = hashed(seed)
 
     def below(self, bound: int) -> int:
-        """An integer from 0 to `bound - 1`."""
+        """Return an integer from 0 to `bound - 1`."""
         self._state = (self._state + _GOLDEN_GAMMA) & _MASK
         return ((mix(self._state) >> 32) * bound) >> 32
 
     def between(self, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both included."""
+        """Return an integer from `low` to `high`, both included."""
         return low + self.below(high - low + 1)
 
     def chance(self, percent: int) -> bool:
-        """True in `percent` of a hundred draws."""
+        """Return True with a probability of `percent` %."""
         return self.below(100) < percent
 
     def weighted(self, weights: Sequence[int]) -> int:
-        """An index, drawn in proportion to its weight."""
+        """Return an index, drawn in proportion to its weight."""
         draw = self.below(sum(weights))
         for index, weight in enumerate(weights):
             if draw < weight:
                 return index
             draw -= weight
-        raise AssertionError("a draw below the sum of the weights falls on one of them")
+        raise AssertionError("a draw below the sum of the weights always selects an index")

@@ -1,6 +1,6 @@
-"""The pitch itself: its measures, the nine zones that players drift between, and plane geometry in integers.
+"""The football field: its dimensions, the nine zones between which players move, and plane geometry in integers.
 
-All positions are integers in units of 1/16 pixel of a 112 x 112 picture, x to the right and y down.
+All positions are integers in units of 1/16 pixel of a 112 x 112 image, x to the right and y down.
 """
 
 from math import isqrt
@@ -12,14 +12,14 @@ FIELD_UNITS = FIELD_PIXELS * UNITS_PER_PIXEL
 
 
 class Point(NamedTuple):
-    """A place on the pitch, in units of 1/16 pixel."""
+    """A position on the field, in units of 1/16 pixel."""
 
     x: int
     y: int
 
 
 def px(pixels: int) -> int:
-    """Pixels of the 112 x 112 picture to units."""
+    """Convert pixels of the 112 x 112 image to units."""
     return pixels * UNITS_PER_PIXEL
 
 
@@ -33,43 +33,43 @@ CENTRE = Point(FIELD_UNITS // 2, FIELD_UNITS // 2)
 PLAYERS_PER_SIDE = 4
 NUM_PLAYERS = 2 * PLAYERS_PER_SIDE
 
-# Eight players share nine zones, row by row: one zone is always free, and running means moving into it.
+# Nine zones, row by row, for eight players: one zone is always free, and a player runs by moving into it.
 NUM_COLUMNS = 3
 ZONES = tuple(Point(px(x), px(y)) for y in (24, 56, 88) for x in (32, 56, 80))
 CENTRE_ZONE = 4
 
-# Outfield players stay within these bounds, clear of the keepers and of the touch-lines.
+# Bounds of the outfield players, clear of the keepers and the touch-lines.
 LOW = Point(px(28), px(19))
 HIGH = Point(px(84), px(93))
 
 
 def side_of(player: int) -> int:
-    """The side, 0 or 1, of a player 0 to 7."""
+    """Return the side, 0 or 1, of a player 0 to 7."""
     return player // PLAYERS_PER_SIDE
 
 
 def mirrored(x: int, end: int) -> int:
-    """An x measured from the left goal line's end of the picture, at the left (`end` 0) or the right end (1)."""
+    """Return an x coordinate given for the left end (`end` 0), mirrored for the right end (1)."""
     return FIELD_UNITS - x if end else x
 
 
 def distance(a: Point, b: Point) -> int:
-    """The distance of two points, rounded down to whole units."""
+    """Return the distance of two points, rounded down to whole units."""
     return isqrt((a.x - b.x) ** 2 + (a.y - b.y) ** 2)
 
 
 def between(a: Point, b: Point, part: int, whole: int) -> Point:
-    """The point `part / whole` of the way from `a` to `b`."""
+    """Return the point at `part / whole` of the way from `a` to `b`."""
     return Point(a.x + (b.x - a.x) * part // whole, a.y + (b.y - a.y) * part // whole)
 
 
 def midpoint(a: Point, b: Point) -> Point:
-    """The point half way from `a` to `b`."""
+    """Return the point half way from `a` to `b`."""
     return between(a, b, 1, 2)
 
 
 def towards(start: Point, goal: Point, length: int) -> Point:
-    """The point `length` away from `start` in the direction of `goal` (to the right where the two coincide)."""
+    """Return the point `length` from `start` in the direction of `goal` (to the right if they coincide)."""
     gap = distance(start, goal)
     if gap == 0:
         return Point(start.x + length, start.y)
@@ -77,5 +77,5 @@ def towards(start: Point, goal: Point, length: int) -> Point:
 
 
 def clamped(point: Point) -> Point:
-    """The nearest point within the bounds of outfield players."""
+    """Return the nearest point within the bounds of outfield players."""
     return Point(min(max(point.x, LOW.x), HIGH.x), min(max(point.y, LOW.y), HIGH.y))

@@ -1,4 +1,4 @@
-"""Scores a commentary against the truth, second by second."""
+"""Scoring of a commentary against the ground truth, second by second."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -6,30 +6,31 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import nan
 
-from streamingvlm.pitch.commentator import Call
+from streamingvlm.pitch.commentary_lines import ParsedLine
 from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import KINDS, PitchSecond
 
 LATE_WINDOW_S = 3
-"""An event that is called up to so many seconds after its own counts as late; after that, as never called."""
+"""An event reported up to this many seconds after its own second counts as late; after that, as missed."""
 
 Truth = Sequence[PitchSecond] | Sequence[str]
-"""The seconds of a match, or the true line of each."""
+"""The seconds of a match, or the reference line of each."""
 
 
 @dataclass(frozen=True)
 class PitchReport:
-    """How well a stretch of a match was commentated.
+    """Metrics of a commentary over a span of a match; a metric without any case is nan.
 
-    `f1` has every kind (silence included) that was true or called at least once in the stretch, `macro_f1` is its
-    plain mean. The other accuracies are over the seconds whose true line names a colour or a score and whose kind was
-    called right; `club_accuracy` and `goal_score_accuracy` over the goals among them. `silence_precision` is the share
-    of the silent lines that came when nothing happened (what is lacking: events passed over), `silence_recall` the
-    share of the seconds without an event that stayed silent (what is lacking: talk of nothing), `silence_f1` their
-    harmonic mean. `late_share` is the share of the events that were called within `LATE_WINDOW_S` seconds after their
-    own instead, `mean_delay_s` how many seconds after. What there was nothing to judge of is nan. `confusion` counts
-    (true kind, called kind).
+    accuracy: share of the seconds with the right kind of event.
+    f1, macro_f1: F1 of every kind (silence included) that was true or predicted at least once, and their plain mean.
+    side_accuracy, score_accuracy: over the seconds with the right kind whose reference line has a colour or a score.
+    club_accuracy, goal_score_accuracy: the same over goals alone.
+    silence_precision: share of the silent lines without an event; the rest are missed events.
+    silence_recall: share of the seconds without an event whose line is silent; the rest are false reports.
+    silence_f1: harmonic mean of the two.
+    late_share: share of the events that were reported 1 to `LATE_WINDOW_S` seconds late. mean_delay_s: of those.
+    confusion: counts of (true kind, predicted kind).
     """
 
     num_seconds: int
@@ -58,16 +59,19 @@ class PitchReport:
 
 
 def score(truth: Truth, lines: Sequence[str], style: Style = TELEGRAM) -> PitchReport:
-    """Score one line a second (`""` for silence), in a style, against the truth.
+    """Score one line per second (`""` for silence), in a style, against the ground truth.
 
-    Raises ValueError where the two differ in length.
+    Raises ValueError if the two differ in length.
     """
-    pairs = [(style.parse(_line(second, style)), style.parse(line)) for second, line in zip(truth, lines, strict=True)]
-    confusion = Counter((str(true.kind), str(called.kind)) for true, called in pairs)
+    pairs = [
+        (style.parse_line(_line(second, style)), style.parse_line(line))
+        for second, line in zip(truth, lines, strict=True)
+    ]
+    confusion = Counter((str(true.kind), str(predicted.kind)) for true, predicted in pairs)
     f1 = _f1_by_kind(confusion)
-    right = [(true, called) for true, called in pairs if true.kind == called.kind]
-    goals = [(true, called) for true, called in right if true.kind == EventKind.GOAL]
-    delays_s = late_calls([true.kind for true, _ in pairs], [called.kind for _, called in pairs])
+    right = [(true, predicted) for true, predicted in pairs if true.kind == predicted.kind]
+    goals = [(true, predicted) for true, predicted in right if true.kind == EventKind.GOAL]
+    delays_s = late_delays_s([true.kind for true, _ in pairs], [predicted.kind for _, predicted in pairs])
     num_silent = sum(true.kind == EventKind.SILENCE for true, _ in pairs)
     return PitchReport(
         num_seconds=len(pairs),
@@ -80,7 +84,7 @@ def score(truth: Truth, lines: Sequence[str], style: Style = TELEGRAM) -> PitchR
         goal_score_accuracy=_agreement(goals, "score"),
         silence_precision=_ratio(
             confusion[EventKind.SILENCE, EventKind.SILENCE],
-            sum(called.kind == EventKind.SILENCE for _, called in pairs),
+            sum(predicted.kind == EventKind.SILENCE for _, predicted in pairs),
         ),
         silence_recall=_ratio(confusion[EventKind.SILENCE, EventKind.SILENCE], num_silent),
         silence_f1=f1.get(EventKind.SILENCE, nan),
@@ -93,49 +97,53 @@ def score(truth: Truth, lines: Sequence[str], style: Style = TELEGRAM) -> PitchR
 def score_parts(
     truth: Truth, lines: Sequence[str], style: Style = TELEGRAM, num_parts: int = 5
 ) -> tuple[PitchReport, ...]:
-    """Score the parts of a stream apart, of equal length but for a second: does it hold up?"""
+    """Score equal parts of a stream separately, which shows if quality declines over time."""
     num_seconds = len(truth)
     cuts = [num_seconds * part // num_parts for part in range(num_parts + 1)]
     return tuple(score(truth[a:b], lines[a:b], style) for a, b in pairwise(cuts))
 
 
-def late_calls(true_kinds: Sequence[str], called_kinds: Sequence[str], window_s: int = LATE_WINDOW_S) -> list[int]:
-    """The delays in seconds, 1 to ``window_s``, of the events that were called late, kind by kind.
+def late_delays_s(
+    true_kinds: Sequence[str], predicted_kinds: Sequence[str], window_s: int = LATE_WINDOW_S
+) -> list[int]:
+    """Return the delays in seconds, 1 to ``window_s``, of the events that were reported late, kind by kind.
 
-    An event that was not called in its own second is matched with the first call of its kind, within the window, that
-    is neither right where it stands nor matched already. Served in their order and all with the same window, as many
-    events find a call as in any matching one to one.
+    An event missed in its own second is matched to the first prediction of its kind within the window that is neither
+    correct in its own second nor matched already. Events are processed in order and share one window length, so this
+    greedy matching is a maximum one.
     """
     delays_s = []
     for kind in (kind for kind in KINDS if kind is not EventKind.SILENCE):
-        kinds = list(zip(true_kinds, called_kinds, strict=True))
-        calls = deque(at_s for at_s, (true, called) in enumerate(kinds) if called == kind != true)
-        for event_s in (at_s for at_s, (true, called) in enumerate(kinds) if true == kind != called):
-            while calls and calls[0] < event_s:
-                calls.popleft()
-            if calls and calls[0] <= event_s + window_s:
-                delays_s.append(calls.popleft() - event_s)
+        kinds = list(zip(true_kinds, predicted_kinds, strict=True))
+        reports_s = deque(at_s for at_s, (true, predicted) in enumerate(kinds) if predicted == kind != true)
+        for event_s in (at_s for at_s, (true, predicted) in enumerate(kinds) if true == kind != predicted):
+            while reports_s and reports_s[0] < event_s:
+                reports_s.popleft()
+            if reports_s and reports_s[0] <= event_s + window_s:
+                delays_s.append(reports_s.popleft() - event_s)
     return delays_s
 
 
 def _line(second: PitchSecond | str, style: Style) -> str:
-    return second if isinstance(second, str) else style.say(second)
+    return second if isinstance(second, str) else style.reference_line(second)
 
 
 def _f1_by_kind(confusion: Counter[tuple[str, str]]) -> dict[str, float]:
     f1 = {}
     for kind in KINDS:
         num_true = sum(count for (true, _), count in confusion.items() if true == kind)
-        num_called = sum(count for (_, called), count in confusion.items() if called == kind)
-        if num_true + num_called:
-            f1[str(kind)] = 2 * confusion[kind, kind] / (num_true + num_called)
+        num_predicted = sum(count for (_, predicted), count in confusion.items() if predicted == kind)
+        if num_true + num_predicted:
+            f1[str(kind)] = 2 * confusion[kind, kind] / (num_true + num_predicted)
     return f1
 
 
-def _agreement(pairs: list[tuple[Call, Call]], name: str) -> float:
-    """The share of pairs that agree on a field, among those whose truth has it."""
-    named = [(getattr(true, name), getattr(called, name)) for true, called in pairs if getattr(true, name) is not None]
-    return _ratio(sum(true == called for true, called in named), len(named))
+def _agreement(pairs: list[tuple[ParsedLine, ParsedLine]], name: str) -> float:
+    """Return the share of pairs that agree on a field, among those whose reference line has it."""
+    values = [
+        (getattr(true, name), getattr(predicted, name)) for true, predicted in pairs if getattr(true, name) is not None
+    ]
+    return _ratio(sum(true == predicted for true, predicted in values), len(values))
 
 
 def _ratio(part: float, whole: int) -> float:

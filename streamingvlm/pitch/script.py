@@ -1,7 +1,7 @@
-"""What happens in a match, second by second: events, actors and zones, before anything has a place in the picture.
+"""The script of a match: one event per second with its actors and zones, before `keyframes` gives them positions.
 
-One second holds one beat. The chain of beats is a small state machine (a hold, then a pass, a tackle or a shot),
-written as generators that hand the ball on: each returns the player who has it next.
+The sequence of events is a small state machine: a hold, then a pass, a tackle or a shot. Each state is a generator that
+yields its events and returns the player who has the ball next.
 """
 
 from collections.abc import Generator
@@ -23,7 +23,7 @@ from streamingvlm.pitch.field import (
 
 
 class EventKind(StrEnum):
-    """What a second is about; every second has exactly one."""
+    """The kind of event of a second; every second has exactly one."""
 
     SILENCE = "silence"
     PASS = "pass"
@@ -37,12 +37,12 @@ class EventKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Beat:
-    """One second of the script.
+class ScriptedEvent:
+    """The event of one second.
 
-    `actor` plays the ball, `other` is the one it goes to or is taken from (players 0 to 7, None for nobody).
-    `zones` gives each player's zone as the second begins. `end` is the goal (0 left, 1 right) of a shot and of what
-    follows it, `aim_y` the height at which the ball crosses that line. `score` is the score once the second is over.
+    `actor` plays the ball; `other` receives it or loses it (players 0 to 7, or None). `zones` has each player's zone at
+    the start of the second. `end` is the goal (0 left, 1 right) of a shot and of its outcome, `aim_y` the height at
+    which the ball crosses the goal line. `score` is the score at the end of the second.
     """
 
     index: int
@@ -57,15 +57,15 @@ class Beat:
 
     @property
     def side(self) -> int | None:
-        """The acting side of an event (the shooter's for a goal, a save, a wide), None for silence."""
+        """The acting side, or None for silence; a goal, save or wide has the side of the shooter."""
         if self.kind is EventKind.SILENCE or self.actor is None:
             return None
         return side_of(self.actor)
 
 
-Play = Generator[Beat, None, int]
+Play = Generator[ScriptedEvent, None, int]
 
-# Tuned so that about four seconds in ten are silent; a test holds the frequencies.
+# Tuned so that about 40 % of the seconds are silent; a test checks the frequencies.
 _ACTIONS, _ACTION_WEIGHTS = (EventKind.PASS, EventKind.TACKLE, EventKind.SHOT), (56, 26, 18)
 _OUTCOMES = (EventKind.GOAL, EventKind.SAVE, EventKind.WIDE)
 _HOLD_WEIGHTS = {
@@ -79,13 +79,13 @@ _RUN_PERCENT = 65
 _MIN_PASS = px(44)
 _MAX_TACKLE_RUN = px(52)
 _TAKER_ZONES, _MATE_ZONES = (1, 7), (3, 5)
-LAST_SCORE = 9  # the count then starts again, which keeps a score to single digits
+LAST_SCORE = 9  # At the next kick-off the count restarts, which keeps every score to single digits.
 
 
 def _formation(kicking: int, dice: Dice) -> tuple[int, ...]:
-    """The zones at a kick-off: a taker at the centre line, a mate behind or before him, everybody else anywhere.
+    """Draw the zones at a kick-off: a taker on the centre line, a mate to its left or right, all others in any zone.
 
-    A house rule again: were sides to line up in their own halves, the picture of a goal would tell who attacks.
+    Unlike in football, sides do not line up in their own halves: the frames of a goal would show which side attacks.
     """
     mine = [_TAKER_ZONES[dice.below(2)], _MATE_ZONES[dice.below(2)]]
     rest = [zone for zone in range(len(ZONES)) if zone not in (*mine, CENTRE_ZONE)]
@@ -95,15 +95,17 @@ def _formation(kicking: int, dice: Dice) -> tuple[int, ...]:
 
 
 def _lined_up(zones: tuple[int, ...], spots: tuple[int, ...]) -> tuple[int, ...]:
-    """The same spots dealt out within each side so that its players have the shortest way."""
+    """Permute the spots within each side so that its players have the shortest total way."""
     lined_up: tuple[int, ...] = ()
     for start in (0, PLAYERS_PER_SIDE):
         mine = zones[start : start + PLAYERS_PER_SIDE]
-        lined_up += min(permutations(spots[start : start + PLAYERS_PER_SIDE]), key=lambda order: _way(mine, order))
+        lined_up += min(
+            permutations(spots[start : start + PLAYERS_PER_SIDE]), key=lambda order: _total_distance(mine, order)
+        )
     return lined_up
 
 
-def _way(zones: tuple[int, ...], spots: tuple[int, ...]) -> int:
+def _total_distance(zones: tuple[int, ...], spots: tuple[int, ...]) -> int:
     return sum(distance(ZONES[zone], ZONES[spot]) for zone, spot in zip(zones, spots, strict=True))
 
 
@@ -118,8 +120,8 @@ class Script:
         self._zones = _formation(self._first, self._dice)
         self._next_zones = self._drifted(self._zones)
 
-    def beats(self) -> Generator[Beat, None, None]:
-        """The seconds of the match, without end."""
+    def events(self) -> Generator[ScriptedEvent, None, None]:
+        """Yield the events of the match, one per second, without end."""
         holder = yield from self._kick_off(self._first)
         while True:
             action = _ACTIONS[self._dice.weighted(_ACTION_WEIGHTS)]
@@ -131,22 +133,24 @@ class Script:
             else:
                 holder = yield from self._shot(holder)
 
-    def _beat(
+    def _event(
         self,
         kind: EventKind,
         actor: int | None = None,
         other: int | None = None,
         end: int | None = None,
         aim_y: int = 0,
-    ) -> Beat:
-        """Close the second: players drift on, and the next one begins where they have drifted to."""
-        beat = Beat(self._index, kind, self._zones, self._score, self._attacks_right, actor, other, end, aim_y)
+    ) -> ScriptedEvent:
+        """Return the event of this second and advance: the players' next zones become the current ones."""
+        event = ScriptedEvent(
+            self._index, kind, self._zones, self._score, self._attacks_right, actor, other, end, aim_y
+        )
         self._index += 1
         self._zones, self._next_zones = self._next_zones, self._drifted(self._next_zones)
-        return beat
+        return event
 
     def _drifted(self, zones: tuple[int, ...]) -> tuple[int, ...]:
-        """At times the free zone draws in a neighbour. Who has the ball plays no part: positions must not tell."""
+        """At random, move a neighbour into the free zone. The ball has no influence, so positions reveal nothing."""
         if not self._dice.chance(_RUN_PERCENT):
             return zones
         (free,) = set(range(len(ZONES))) - set(zones)
@@ -154,22 +158,22 @@ class Script:
         runner = neighbours[self._dice.below(len(neighbours))]
         return (*zones[:runner], free, *zones[runner + 1 :])
 
-    def _place(self, player: int) -> Point:
+    def _next_position(self, player: int) -> Point:
         return ZONES[self._next_zones[player]]
 
     def _pick(self, candidates: list[int]) -> int:
         return candidates[self._dice.below(len(candidates))]
 
     def _receivers(self, passer: int, side: int) -> list[int]:
-        """The players of a side far enough off for a pass that is seen as one, or else the farthest one."""
+        """Return the players of a side that are far enough for a visible pass, or else the farthest one."""
         start = ZONES[self._zones[passer]]
         players = [player for player in _players(side) if player != passer]
-        far = [player for player in players if distance(start, self._place(player)) >= _MIN_PASS]
-        return far or [max(players, key=lambda player: distance(start, self._place(player)))]
+        far = [player for player in players if distance(start, self._next_position(player)) >= _MIN_PASS]
+        return far or [max(players, key=lambda player: distance(start, self._next_position(player)))]
 
-    def _hold(self, holder: int, num_seconds: int) -> Generator[Beat, None, None]:
+    def _hold(self, holder: int, num_seconds: int) -> Generator[ScriptedEvent, None, None]:
         for _ in range(num_seconds):
-            yield self._beat(EventKind.SILENCE, holder)
+            yield self._event(EventKind.SILENCE, holder)
 
     def _pass(self, passer: int) -> Play:
         if self._dice.chance(_OUT_OF_PLAY_PERCENT):
@@ -178,20 +182,20 @@ class Script:
         if self._dice.chance(_MISPLACED_PERCENT):
             side = 1 - side
         receiver = self._pick(self._receivers(passer, side))
-        yield self._beat(EventKind.PASS, passer, receiver)
+        yield self._event(EventKind.PASS, passer, receiver)
         return receiver
 
     def _pass_out(self, passer: int) -> Play:
-        """The ball runs over the touch-line; the other side throws it in where its thrower stands."""
+        """Play a pass over the touch-line, then the other side's throw-in at its thrower's position."""
         far = self._receivers(passer, 1 - side_of(passer))
         wings = [player for player in far if self._next_zones[player] // NUM_COLUMNS != 1]
         thrower = self._pick(wings or far)
-        yield self._beat(EventKind.PASS, passer, thrower)
+        yield self._event(EventKind.PASS, passer, thrower)
         return (yield from self._throw_in(thrower))
 
     def _throw_in(self, thrower: int) -> Play:
         receiver = self._pick(self._receivers(thrower, side_of(thrower)))
-        yield self._beat(EventKind.THROW_IN, thrower, receiver)
+        yield self._event(EventKind.THROW_IN, thrower, receiver)
         return receiver
 
     def _tackle(self, victim: int) -> Play:
@@ -199,7 +203,7 @@ class Script:
         rivals = _players(1 - side_of(victim))
         near = [player for player in rivals if distance(start, ZONES[self._zones[player]]) <= _MAX_TACKLE_RUN]
         tackler = self._pick(near or [min(rivals, key=lambda player: distance(start, ZONES[self._zones[player]]))])
-        yield self._beat(EventKind.TACKLE, tackler, victim)
+        yield self._event(EventKind.TACKLE, tackler, victim)
         return tackler
 
     def _shot(self, shooter: int) -> Play:
@@ -207,15 +211,15 @@ class Script:
         end = 1 if side == self._attacks_right else 0
         outcome = _OUTCOMES[self._dice.below(len(_OUTCOMES))]
         aim_y = self._aim(outcome)
-        yield self._beat(EventKind.SHOT, shooter, end=end, aim_y=aim_y)
+        yield self._event(EventKind.SHOT, shooter, end=end, aim_y=aim_y)
         if outcome is EventKind.GOAL:
             self._score = (self._score[0] + (side == 0), self._score[1] + (side == 1))
-        yield self._beat(outcome, shooter, end=end, aim_y=aim_y)
+        yield self._event(outcome, shooter, end=end, aim_y=aim_y)
         if outcome is EventKind.GOAL:
             self._change_ends(1 - side)
-            yield self._beat(EventKind.SILENCE, end=end)
+            yield self._event(EventKind.SILENCE, end=end)
             return (yield from self._kick_off(1 - side))
-        yield self._beat(EventKind.SILENCE, end=end)
+        yield self._event(EventKind.SILENCE, end=end)
         receiver = self._pick(list(_players(1 - side)))
         yield from self._hold(receiver, 1)
         return receiver
@@ -228,7 +232,7 @@ class Script:
         return px(self._dice.between(43, 69))
 
     def _change_ends(self, kicking: int) -> None:
-        """A house rule: ends change with every goal, so that the end of a shot does not tell who shoots."""
+        """Change ends after every goal, unlike in football, so that the end of a shot does not reveal the side."""
         self._attacks_right = 1 - self._attacks_right
         self._next_zones = _lined_up(self._zones, _formation(kicking, self._dice))
 
@@ -238,7 +242,7 @@ class Script:
         by_zone = {self._zones[player]: player for player in _players(side)}
         taker = next(by_zone[zone] for zone in _TAKER_ZONES if zone in by_zone)
         mate = next(by_zone[zone] for zone in _MATE_ZONES if zone in by_zone)
-        yield self._beat(EventKind.KICK_OFF, taker, mate)
+        yield self._event(EventKind.KICK_OFF, taker, mate)
         return mate
 
 

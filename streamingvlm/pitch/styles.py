@@ -1,20 +1,19 @@
-"""Other ways to say the same: a second style of commentary, which a model can be tuned to.
+"""Commentary styles: the default one, and a second one for fine-tuning.
 
     red pass            blue tackle       red shot
     red goal! 2-1 to Rovers               red denied          red wide
     blue throw-in, 2-1                    blue kick-off, 2-1
 
-The colour comes first and the event after it: what the model was taught to say second it must now say first, of a shot
-too, which had no colour. The words are those of the first style, because adapters leave the embeddings alone: a token
-that the base model never learnt to say, they can hardly teach it.
+The second style puts the colour before the event, also for a shot, which has no colour in the default style. It uses
+only words of the default style: LoRA adapters do not train the embeddings, so they could hardly teach the model to
+generate a token that it has never generated.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from streamingvlm.pitch import commentator
-from streamingvlm.pitch.commentator import OTHER, Call
+from streamingvlm.pitch.commentary_lines import OTHER, ParsedLine, parse_line, reference_line
 from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond
 
@@ -38,28 +37,28 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Style:
-    """A way to comment on a match: what is said of a second, and what a line means."""
+    """A style of commentary: the reference line of a second, and the parser of such lines."""
 
     name: str
-    say: Callable[[PitchSecond], str]
-    parse: Callable[[str], Call]
+    reference_line: Callable[[PitchSecond], str]
+    parse_line: Callable[[str], ParsedLine]
 
 
-def say_on_radio(second: PitchSecond) -> str:
-    """The line of the second style for a second; "" for a silent one."""
+def radio_line(second: PitchSecond) -> str:
+    """Return the line of a second in the radio style; "" for a silent second."""
     score = "{}-{}".format(*second.score)
     return _LINES[second.kind].format(colour=second.colour, club=second.club, score=score)
 
 
-def parse_radio(text: str) -> Call:
-    """What a line of the second style says. Not tolerant: a line that is not wholly of this style is "other"."""
+def parse_radio_line(text: str) -> ParsedLine:
+    """Parse a line of the radio style. The parser is strict: a line that does not match in full is "other"."""
     for kind, pattern in _PATTERNS.items():
         if match := pattern.fullmatch(text.strip()):
-            said = match.groupdict()
-            score = said.get("score")
+            groups = match.groupdict()
+            score = groups.get("score")
             goals = tuple(map(int, score.split("-"))) if score else None
-            return Call(kind, colour=said.get("colour"), club=said.get("club"), score=goals)
-    return Call(OTHER)
+            return ParsedLine(kind, colour=groups.get("colour"), club=groups.get("club"), score=goals)
+    return ParsedLine(OTHER)
 
 
 def _pattern(line: str) -> re.Pattern[str]:
@@ -70,6 +69,6 @@ def _pattern(line: str) -> re.Pattern[str]:
 
 _PATTERNS = {kind: _pattern(line) for kind, line in _LINES.items()}
 
-TELEGRAM = Style("telegram", commentator.say, commentator.parse)
-RADIO = Style("radio", say_on_radio, parse_radio)
+TELEGRAM = Style("telegram", reference_line, parse_line)
+RADIO = Style("radio", radio_line, parse_radio_line)
 STYLES = {style.name: style for style in (TELEGRAM, RADIO)}

@@ -1,7 +1,7 @@
-"""The small tokenizer of the embedded model: Qwen's markers, bytes, and whole words for what a match needs.
+"""The tokenizer of the embedded model: Qwen's special tokens, bytes, and one token per word of the commentary.
 
-Any text can be encoded, by its bytes if need be; the words of the commentary and of the turn format are one token each.
-A score is two tokens (" 2", "-1"), and a time label has one for two digits, so that neither is mistaken for the other.
+Byte-level BPE can encode any text; each word of the commentary and of the turn format is one token. A score is two
+tokens (" 2", "-1") and a time label has a token per two digits, so that the two share no tokens.
 """
 
 from itertools import product
@@ -9,7 +9,7 @@ from itertools import product
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from streamingvlm.pitch.commentator import say
+from streamingvlm.pitch.commentary_lines import reference_line
 from streamingvlm.pitch.world import CLUBS, COLOURS, KINDS, PitchSecond, introduction
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,7 +24,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Digits go in pairs, but for the halves of a score; hyphenated words and the fixed parts of a time label do not split.
+# Digits form pairs, except in scores; hyphenated words and the fixed parts of a time label are not split.
 _PIECES = Regex(r"\.\p{N}-|\.\p{N}s|Time=| ?\p{L}+(?:-\p{L}+)*\n?|[ -]\p{N}|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s")
 _MARKUP = (
     "Time=0.0-0.0s",
@@ -35,11 +35,11 @@ _MARKUP = (
     "assistant\n",
     " ...",
 )
-_MAX_VOCABULARY = 1024  # never reached: training ends when every word is one token
+_MAX_VOCABULARY = 1024  # Never reached: BPE training ends when every word is one token.
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer on the words of the commentary; the same on every machine."""
+    """Train the tokenizer on the commentary; the result is the same on every machine."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -65,8 +65,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> list[str]:
-    """Each line in every colour, club and score, as it stands after another line, and the introductions."""
-    lines = [" " + say(_second(*facts)) for facts in product(KINDS, COLOURS, CLUBS, range(10))]
+    """Return every line in every colour, club and score, with its leading space, and the introductions."""
+    lines = [" " + reference_line(_second(*values)) for values in product(KINDS, COLOURS, CLUBS, range(10))]
     introductions = [introduction((club, club), (colour, colour)) for club, colour in product(CLUBS, COLOURS)]
     return lines + introductions + [f"{pair:02d}" for pair in range(100)] + list(_MARKUP)
 

@@ -1,7 +1,7 @@
-"""The endless match: seeds in, seconds out.
+"""The endless match: a seed gives a sequence of seconds.
 
-Each part of a stream's memory is needed to follow it. What happens now is in the pictures of this second; who took
-the shot that has just gone in was seen a moment ago; the score is never shown, only spoken; the clubs' names are given
+Following it needs every part of a stream's memory. The event is visible in the frames of its second. The side that
+scored was visible one second earlier. The score is never shown; only the commentary has it. The clubs' names are given
 once, before the first second.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from streamingvlm.pitch.dice import Dice, hashed
-from streamingvlm.pitch.script import Beat, EventKind, Script
-from streamingvlm.pitch.staging import Keyframe, Staging
+from streamingvlm.pitch.keyframes import Keyframe, KeyframeBuilder
+from streamingvlm.pitch.script import EventKind, Script, ScriptedEvent
 
 COLOURS = ("red", "blue", "yellow", "black")
 GROUNDS = ("home", "away")
@@ -20,11 +20,12 @@ KINDS = tuple(EventKind)
 
 @dataclass(frozen=True)
 class PitchSecond:
-    """One second of a match: what is seen and what is true.
+    """One second of a match, with its ground truth.
 
-    `side` is the acting side, 0 or 1: the shooter's for a shot and for what comes of it, None for silence. `actor` is
-    the acting player, 0 to 7, in a silent second the one with the ball (None: a keeper has it). `score` counts side 0
-    first and holds once the second is over. `keyframes` are those of the start, the half and the end of the second.
+    `side` is the acting side, 0 or 1, or None for silence; a goal, save or wide has the side of the shooter. `actor` is
+    the acting player, 0 to 7; in a silent second it is the player with the ball, or None if a keeper has it. `score`
+    lists side 0 first and is the score at the end of the second. `keyframes` are those at the start, the middle and the
+    end of the second.
     """
 
     index: int
@@ -38,22 +39,22 @@ class PitchSecond:
 
     @property
     def colour(self) -> str | None:
-        """The colour of the acting side."""
+        """Colour of the acting side."""
         return None if self.side is None else self.colours[self.side]
 
     @property
     def club(self) -> str | None:
-        """The club of the acting side."""
+        """Club of the acting side."""
         return None if self.side is None else self.clubs[self.side]
 
     @property
     def ground(self) -> str | None:
-        """Whether the acting side plays at home, as the side named first does, or away."""
+        """Ground of the acting side, "home" or "away"; side 0 plays at home."""
         return None if self.side is None else GROUNDS[self.side]
 
 
 class Match:
-    """An endless match, the same for the same seed on every machine.
+    """An endless match; the same seed gives the same match on every machine.
 
     >>> match = Match(7)
     >>> first = next(match.seconds())
@@ -67,28 +68,28 @@ class Match:
 
     @property
     def intro(self) -> str:
-        """What a commentator knows before the first second, given to a model as the text so far."""
+        """The introduction, given to a model as the previous text before the first second."""
         return introduction(self.clubs, self.colours)
 
     def seconds(self) -> Iterator[PitchSecond]:
-        """The match from its kick-off, second by second, without end; every call starts afresh."""
-        staging = Staging(hashed(self.seed, 2))
-        beats = Script(hashed(self.seed, 3)).beats()
-        beat, upcoming, later = next(beats), next(beats), next(beats)
-        start = staging.opening(beat, upcoming)
+        """Yield the seconds of the match from its kick-off, without end; every call starts from the beginning."""
+        builder = KeyframeBuilder(hashed(self.seed, 2))
+        events = Script(hashed(self.seed, 3)).events()
+        event, upcoming, later = next(events), next(events), next(events)
+        start = builder.opening(event, upcoming)
         while True:
-            stop = staging.opening(upcoming, later)
-            yield self._second(beat, (start, staging.middle(beat, start, stop), stop))
-            beat, upcoming, later, start = upcoming, later, next(beats), stop
+            stop = builder.opening(upcoming, later)
+            yield self._second(event, (start, builder.middle(event, start, stop), stop))
+            event, upcoming, later, start = upcoming, later, next(events), stop
 
-    def _second(self, beat: Beat, keyframes: tuple[Keyframe, Keyframe, Keyframe]) -> PitchSecond:
+    def _second(self, event: ScriptedEvent, keyframes: tuple[Keyframe, Keyframe, Keyframe]) -> PitchSecond:
         return PitchSecond(
-            beat.index, beat.kind, beat.side, beat.actor, beat.score, self.colours, self.clubs, keyframes
+            event.index, event.kind, event.side, event.actor, event.score, self.colours, self.clubs, keyframes
         )
 
 
 def introduction(clubs: tuple[str, str], colours: tuple[str, str]) -> str:
-    """Which club plays where and in which colour; scores are given in this order."""
+    """Return the introduction: each club, its ground and its colour, in the order of the scores."""
     sides = zip(clubs, GROUNDS, colours, strict=True)
     return ", ".join(f"{club} {ground} {colour}" for club, ground, colour in sides) + "."
 

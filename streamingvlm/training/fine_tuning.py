@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from streamingvlm.config import CacheConfig, VideoConfig, resolve
-from streamingvlm.data.chunks import RememberingTokenizer
+from streamingvlm.data.chunks import CachedTokenizer
 from streamingvlm.data.prepared import PreparedData
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.attention import has_flash_attn
@@ -173,7 +173,7 @@ class FineTuning:
     @cached_property
     def turns(self) -> TurnFormat:
         """How a second becomes tokens."""
-        return TurnFormat.of(RememberingTokenizer(self.model.tokenizer), self.model.family, self.video)
+        return TurnFormat.of(CachedTokenizer(self.model.tokenizer), self.model.family, self.video)
 
     @cached_property
     def module(self) -> SFTModel:

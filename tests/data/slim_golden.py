@@ -1,17 +1,17 @@
-"""Make the small copy of the recorded runs that the tests carry with them.
+"""Make the small copy of the recorded reference runs that the repository contains.
 
     python tests/data/slim_golden.py ../shared/golden tests/data/golden
 
-The full recording is a folder of runs (X.json and X.npz), the frames that were watched and the tiny model with its
-vocabulary of 151936 tokens, of which a few thousand occur. The copy has the same format and is read by the same tests:
+The full recording is a folder of runs (X.json and X.npz), the video frames, and the tiny model with its vocabulary of
+151936 tokens, of which a few thousand occur. The copy has the same format and the same tests read it:
 
-* Tokens are renumbered from 0, in the order of their old ids, over those that occur: in prompts and replies, among the
-  recorded best logits, and every 997th (whose logits are recorded too). Every id in every file is a new one.
+* The tokens that occur are renumbered from 0, in the order of their old ids: those of prompts and replies, those among
+  the recorded best logits, and every 997th (their logits are recorded too). Every file has the new ids only.
 * The model keeps those rows of its (tied) embedding, and its tokenizer those tokens and the merges among them, so that
-  the recorded prompts are cut alike. Greedy choices stay what they were: each was the best of the full vocabulary.
+  the recorded prompts are tokenized alike. Greedy choices do not change: each was the best of the full vocabulary.
 * `vocabulary.npz` holds `full_ids` (new id -> old id) and `strided_ids`, the new ids of the old ids 0, 997, 1994, ...
   to which `prefill_logits_strided` refers; in a full folder these are `arange(0, vocabulary, 997)`.
-* Norms and origins of the cached tokens stay for a few rounds of each run; whole keys and values do not.
+* Norms and origins of the cached tokens are kept for a few rounds of each run; full keys and values are not.
 """
 
 import argparse
@@ -41,7 +41,7 @@ Merges = list[tuple[str, ...]]
 
 
 def slim_golden(full: Path, slim: Path):
-    """Write the slim copy of the recording ``full`` to the folder ``slim``, which is made anew."""
+    """Write the slim copy of the recording ``full`` to the folder ``slim``, replacing it."""
     shutil.rmtree(slim, ignore_errors=True)
     (slim / "model").mkdir(parents=True)
     runs = {name: dict(np.load(full / f"{name}.npz")) for name in (*RUNS, FULL_PASS)}
@@ -74,7 +74,7 @@ def slim_golden(full: Path, slim: Path):
 
 
 def kept_ids(runs: dict[str, Arrays], vocab: dict[str, int], merges: Merges) -> np.ndarray:
-    """Return the ids that occur, and those by which the tokenizer arrives at the recorded prompts."""
+    """Return the ids that occur, and those that the tokenizer needs to build the recorded prompts."""
     occurring = [values for arrays in runs.values() for key, values in arrays.items() if last_name(key) in ID_ARRAYS]
     tokens = {token_id: token for token, token_id in vocab.items()}
     prompted = np.unique(np.concatenate([ids for name in RUNS for ids in prompts(runs[name])]))
@@ -84,13 +84,13 @@ def kept_ids(runs: dict[str, Arrays], vocab: dict[str, int], merges: Merges) -> 
 
 
 def prompts(arrays: Arrays) -> Iterable[np.ndarray]:
-    """Yield the ids that each round was given, without those that it kept."""
+    """Yield the input ids of each round, without those kept from earlier rounds."""
     for key in (key for key in arrays if last_name(key) == "input_ids"):
         yield arrays[key][len(arrays[key.replace("input_ids", "prefix_ids")]) :]
 
 
 def merge_closure(tokens: Iterable[str], merges: Merges) -> set[str]:
-    """Return the tokens and all that byte-pair encoding makes on the way to them."""
+    """Return the tokens and all intermediate tokens of byte-pair encoding."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     closure = set()
     for token in tokens:
@@ -157,19 +157,19 @@ def renumber_json(value: Any, slim_ids: np.ndarray) -> Any:
 
 
 def names_ids(key: str) -> bool:
-    """Whether a key of a JSON file stands before ids."""
+    """Return True if the values of a JSON key are token ids."""
     return key.endswith("token_id") or key == "generated_ids"
 
 
 def renumber(full: np.ndarray, slim_ids: np.ndarray) -> np.ndarray:
-    """Return the new ids of old ones, all of which must be kept."""
+    """Return the new ids of old ones; all of them must be kept."""
     slim = slim_ids[full].astype(np.int32)
-    assert (slim >= 0).all(), "an id occurs that was not kept"
+    assert (slim >= 0).all(), "an id occurs that is not kept"
     return slim
 
 
 def last_name(key: str) -> str:
-    """Return the name of an array without its round."""
+    """Return the name of an array without the prefix of its round."""
     return key.split("/")[-1]
 
 
@@ -179,7 +179,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any):
-    """Write a JSON file without white space."""
+    """Write a JSON file without whitespace."""
     path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), "utf-8")
 
 

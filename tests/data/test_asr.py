@@ -1,4 +1,4 @@
-"""Speech recognition around a transcriber that hears tones, on real files with sound."""
+"""Speech recognition with a transcriber that detects tones, on real files with audio."""
 
 import sys
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import pytest
 from published_layouts import write_video
 
 from streamingvlm.data.asr import AsrConfig, SpeechRecogniser, load_transcriber
-from streamingvlm.data.transcript import mend
+from streamingvlm.data.transcript import repair
 from streamingvlm.errors import ConfigError, DataError, VideoError
 from streamingvlm.video.audio import SAMPLE_RATE
 
 
 @dataclass
-class HeardWord:
+class AsrWord:
     """A word as faster-whisper yields it."""
 
     start: float
@@ -24,17 +24,17 @@ class HeardWord:
 
 
 @dataclass
-class HeardSegment:
+class AsrSegment:
     """A segment as faster-whisper yields it."""
 
     start: float
     end: float
     text: str
-    words: list[HeardWord] | None
+    words: list[AsrWord] | None
 
 
-class ToneListener:
-    """Says the word "tone" for each tenth of a second run of sound that is loud; counts how often it is asked."""
+class ToneTranscriber:
+    """Returns the word "tone" for each loud run, in steps of a tenth of a second, and counts its calls."""
 
     def __init__(self):
         self.num_calls = 0
@@ -45,63 +45,63 @@ class ToneListener:
         loud = np.abs(samples[: len(samples) // block * block]).reshape(-1, block).mean(1) > 0.1
         edges = np.flatnonzero(np.diff(np.r_[0, loud.astype(int), 0])).reshape(-1, 2) / 10
         for start_s, end_s in edges:
-            yield HeardSegment(start_s, end_s, " tone", [HeardWord(np.float64(start_s), np.float64(end_s), " tone")])
+            yield AsrSegment(start_s, end_s, " tone", [AsrWord(np.float64(start_s), np.float64(end_s), " tone")])
 
 
 @pytest.fixture
-def listener():
-    return ToneListener()
+def transcriber():
+    return ToneTranscriber()
 
 
 @pytest.fixture
-def recogniser(tmp_path, listener):
-    return SpeechRecogniser(AsrConfig(), tmp_path / "kept", listener)
+def recogniser(tmp_path, transcriber):
+    return SpeechRecogniser(AsrConfig(), tmp_path / "kept", transcriber)
 
 
-def test_words_have_the_times_at_which_they_sound(tmp_path, recogniser):
+def test_words_have_the_times_of_their_audio(tmp_path, recogniser):
     video = write_video(tmp_path / "clip.mp4", 12, tone_at_s=[2, 3, 7])
-    words = mend(recogniser.cues(video))[0].words
+    words = repair(recogniser.transcribe(video))[0].words
     assert [word.text for word in words] == ["tone", "tone"]
     assert [word.start_s for word in words] == pytest.approx([2.0, 7.0], abs=0.15)
     assert [word.end_s for word in words] == pytest.approx([4.0, 8.0], abs=0.15)
 
 
-def test_a_video_is_listened_to_once_until_it_changes(tmp_path, recogniser, listener):
+def test_a_video_is_transcribed_once_until_it_changes(tmp_path, recogniser, transcriber):
     video = write_video(tmp_path / "clip.mp4", 3, tone_at_s=[1])
-    first = recogniser.cues(video)
-    assert SpeechRecogniser(AsrConfig(), tmp_path / "kept", listener).cues(video) == first
-    assert listener.num_calls == 1
-    SpeechRecogniser(AsrConfig(model="small"), tmp_path / "kept", listener).cues(video)
-    assert listener.num_calls == 2
+    first = recogniser.transcribe(video)
+    assert SpeechRecogniser(AsrConfig(), tmp_path / "kept", transcriber).transcribe(video) == first
+    assert transcriber.num_calls == 1
+    SpeechRecogniser(AsrConfig(model="small"), tmp_path / "kept", transcriber).transcribe(video)
+    assert transcriber.num_calls == 2
     write_video(video, 4, tone_at_s=[1, 2])
-    assert recogniser.cues(video) != first
-    assert listener.num_calls == 3
+    assert recogniser.transcribe(video) != first
+    assert transcriber.num_calls == 3
 
 
 def test_times_count_from_the_start_of_the_video_in_every_piece(tmp_path, recogniser, monkeypatch):
     video = write_video(tmp_path / "clip.mp4", 40, tone_at_s=[5, 25, 35])
     monkeypatch.setattr("streamingvlm.video.audio.read_sound.__kwdefaults__", {"piece_s": 10.0})
-    words = mend(recogniser.cues(video))[0].words
+    words = repair(recogniser.transcribe(video))[0].words
     assert [round(word.start_s) for word in words] == [5, 25, 35]
 
 
-def test_nothing_half_made_is_kept(tmp_path):
-    def breaks_off(samples):
-        yield HeardSegment(0.0, 1.0, " a", None)
+def test_a_partial_transcript_is_not_cached(tmp_path):
+    def interrupted(samples):
+        yield AsrSegment(0.0, 1.0, " a", None)
         raise KeyboardInterrupt
 
     video = write_video(tmp_path / "clip.mp4", 2, tone_at_s=[1])
     with pytest.raises(KeyboardInterrupt):
-        SpeechRecogniser(AsrConfig(), tmp_path / "kept", breaks_off).cues(video)
+        SpeechRecogniser(AsrConfig(), tmp_path / "kept", interrupted).transcribe(video)
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_video_without_sound_is_named(tmp_path, recogniser):
+def test_a_video_without_audio_is_an_error(tmp_path, recogniser):
     with pytest.raises(VideoError, match="has no sound"):
-        recogniser.cues(write_video(tmp_path / "clip.mp4", 2))
+        recogniser.transcribe(write_video(tmp_path / "clip.mp4", 2))
 
 
-def test_without_faster_whisper_the_remedy_is_named(monkeypatch):
+def test_without_faster_whisper_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(DataError, match=r"pip install \"streamingvlm\[asr\]\""):
         load_transcriber(AsrConfig())

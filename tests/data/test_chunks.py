@@ -1,4 +1,4 @@
-"""Chunks cover a transcript with the overlap asked for, and their labels are its words."""
+"""Chunks cover a transcript with the requested overlap, and their labels are its words."""
 
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ def turns():
     return TurnFormat(build_tokenizer(), temporal_step=2.0)
 
 
-def seconds(first, count):
+def planned_turns(first, count):
     return [Turn(index, index, index + 1, (1, 4, 4)) for index in range(first, first + count)]
 
 
@@ -39,7 +39,7 @@ def test_the_last_chunk_takes_what_is_left():
 def test_neighbours_share_exactly_the_overlap_and_nothing_is_left_out(num_turns, chunk, data):
     overlap = data.draw(st.integers(0, chunk - 1))
     chunks = plan_chunks(num_turns, chunk_turns=chunk, overlap_turns=overlap)
-    assert sorted({turn for part in chunks for turn in part}) == list(range(num_turns))
+    assert sorted({turn for chunk_range in chunks for turn in chunk_range}) == list(range(num_turns))
     assert all(before.stop - after.start == overlap for before, after in pairwise(chunks))
     assert all(after.stop > before.stop for before, after in pairwise(chunks))
 
@@ -50,15 +50,15 @@ def test_an_overlap_as_long_as_the_chunk_is_refused():
 
 
 def test_labels_are_the_words_of_the_replies(turns):
-    tokens = chunk_tokens(turns, seconds(0, 5), LINES, turns.encode_plain(INTRO))
-    asked = [token for token, is_asked in zip(tokens.ids, tokens.supervised(), strict=True) if is_asked]
-    said = turns.tokenizer.decode(asked).split("<|im_end|>")
-    assert [reply.removesuffix(" ...").strip() for reply in said[:-1]] == LINES
+    tokens = chunk_tokens(turns, planned_turns(0, 5), LINES, turns.encode_plain(INTRO))
+    labels = [token for token, is_label in zip(tokens.ids, tokens.supervised(), strict=True) if is_label]
+    replies = turns.tokenizer.decode(labels).split("<|im_end|>")
+    assert [reply.removesuffix(" ...").strip() for reply in replies[:-1]] == LINES
 
 
 def test_a_chunk_is_the_stream_that_speaks_the_same_words(turns):
     """Token for token what a session appends: prologue, turn, reply, line feed, turn, reply."""
-    first, second = seconds(0, 2)
+    first, second = planned_turns(0, 2)
     stream = turns.prologue(INTRO)
     stream += turns.open_turn(first, "Who scores?") + turns.reply(first, "shot") + turns.line_feed(first)
     stream += turns.open_turn(second) + turns.reply(second, "")
@@ -66,7 +66,7 @@ def test_a_chunk_is_the_stream_that_speaks_the_same_words(turns):
 
 
 def test_in_a_later_chunk_the_query_stands_before_the_turns(turns):
-    tokens = chunk_tokens(turns, seconds(12, 2), ["", ""], (), query="Who scores?")
+    tokens = chunk_tokens(turns, planned_turns(12, 2), ["", ""], (), query="Who scores?")
     kinds = [segment.kind for segment in tokens.segments]
     assert kinds.count(SegmentKind.QUERY) == 1
     assert kinds.index(SegmentKind.QUERY) < kinds.index(SegmentKind.TIME)

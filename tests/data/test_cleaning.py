@@ -1,4 +1,4 @@
-"""Cleaning through a real server, also by a process that is killed in the middle."""
+"""Cleaning through a real server, including a process that is killed half way."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_layouts import steady_words
 
-from streamingvlm.data.cleaning import Cleaner, CleaningConfig, read_verdicts, segments, sentences
+from streamingvlm.data.cleaning import Cleaner, CleaningConfig, group_sentences, read_verdicts, split_sentences
 from streamingvlm.data.transcript import Transcript, Word
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError, EndpointError
@@ -85,7 +85,7 @@ def test_a_model_that_keeps_all_changes_nothing(clean):
     assert cleaner.counts["sentences_keep"] == 1500
 
 
-def test_many_short_transcripts_are_asked_about_at_a_time_and_keep_their_order(tmp_path):
+def test_short_transcripts_are_requested_in_parallel_and_keep_their_order(tmp_path):
     together = threading.Barrier(4)
 
     def waits_for_three_others(body, num_before):
@@ -113,21 +113,21 @@ def test_many_short_transcripts_are_asked_about_at_a_time_and_keep_their_order(t
         '{"sentences":' * 100_000 + "}",
     ],
 )
-def test_a_segment_without_a_proper_answer_stays_as_it_was_and_is_counted(clean, answer):
+def test_a_segment_without_a_valid_answer_stays_unchanged_and_is_counted(clean, answer):
     before = said("One sentence.")
     after, cleaner, server = clean(lambda *_: answer, before)
     assert after == before
     assert len(server.requests) == 2
-    assert cleaner.counts["segments_left_as_they_were"] == 1
+    assert cleaner.counts["segments_unchanged"] == 1
     assert cleaner.usage.num_malformed == 2
 
 
-def test_json_may_stand_in_other_words():
+def test_json_may_be_surrounded_by_text():
     answer = 'Here you are:\n```json\n{"sentences": [{"number": 1, "action": "delete"}]}\n```'
     assert read_verdicts(1)(answer) == [("delete", "")]
 
 
-def test_a_server_that_is_busy_broken_and_cut_off_in_turn_is_outlasted(clean):
+def test_requests_are_retried_after_429_500_and_a_lost_connection(clean):
     failures = [429, 500, None]
 
     def reply(body, num_before):
@@ -138,7 +138,7 @@ def test_a_server_that_is_busy_broken_and_cut_off_in_turn_is_outlasted(clean):
     assert len(server.requests) == 4 * 5
 
 
-def test_a_refusal_stops_and_what_was_answered_is_kept(clean):
+def test_a_rejected_request_stops_and_earlier_answers_are_cached(clean):
     def reply(body, num_before):
         return 401 if "w1000." in numbered(body) else keep_all(body, num_before)
 
@@ -150,8 +150,8 @@ def test_a_refusal_stops_and_what_was_answered_is_kept(clean):
     assert any("w1000." in numbered(body) for body in server.requests)
 
 
-def test_the_estimate_comes_before_and_is_near_what_is_asked(tmp_path):
-    # Numbered: of two segments that are one question, the second is asked or not as the threads happen to run.
+def test_the_estimate_is_close_to_the_actual_requests(tmp_path):
+    # Every word is distinct: of two identical requests in flight, the second might or might not hit the cache.
     words = tuple(Word(w.start_s, w.end_s, f"word{i}" if i % 12 else "end.") for i, w in enumerate(TEN_MINUTES.words))
     with ChatServer(keep_all) as server:
         config = EndpointConfig("m", server.url, api_key_env=None, usd_per_million_in=1.0, usd_per_million_out=4.0)
@@ -182,7 +182,7 @@ print(*(len(clean.words) for clean in cleaner.clean([Transcript(tuple(steady_wor
 """
 
 
-def test_after_a_kill_no_answered_segment_is_asked_for_again(tmp_path):
+def test_after_a_kill_no_answered_segment_is_requested_again(tmp_path):
     is_reached, is_dead = threading.Event(), threading.Event()
 
     def hangs_at_the_fourth(body, num_before):
@@ -210,25 +210,25 @@ def test_after_a_kill_no_answered_segment_is_asked_for_again(tmp_path):
     st.lists(st.tuples(st.floats(0.1, 5), st.sampled_from(["a", "b.", "c?", "d!”", "e…", "3.5"])), max_size=200),
     st.floats(1, 200),
 )
-def test_sentences_and_segments_leave_no_word_out(pace, segment_s):
+def test_sentences_and_segments_contain_every_word(pace, segment_s):
     words, end_s = [], 0.0
     for gap_s, text in pace:
         words.append(Word(end_s + gap_s, end_s + gap_s + 0.2, text))
         end_s = words[-1].end_s
-    found = list(sentences(words))
+    found = list(split_sentences(words))
     assert [word for sentence in found for word in sentence] == words
     assert all(len(sentence) <= 40 for sentence in found)
     assert all(b.start_s - a.end_s <= 2 + 1e-9 for sentence in found for a, b in pairwise(sentence))
-    grouped = segments(iter(found), segment_s)
+    grouped = group_sentences(found, segment_s)
     assert [sentence for group in grouped for sentence in group] == found
     assert all(g[-1][0].start_s - g[0][0].start_s < segment_s for g in grouped)
 
 
 def test_a_sentence_ends_at_its_full_stop():
-    texts = [" ".join(w.text for w in s) for s in sentences(said("It is 3.5 m.", "“Goal!”", "and so on").words)]
+    texts = [" ".join(w.text for w in s) for s in split_sentences(said("It is 3.5 m.", "“Goal!”", "and so on").words)]
     assert texts == ["It is 3.5 m.", "“Goal!”", "and so on"]
 
 
-def test_a_segment_must_last():
+def test_a_segment_length_of_zero_is_rejected():
     with pytest.raises(ConfigError, match=r"cleaning\.segment_s"):
         CleaningConfig(segment_s=0)

@@ -1,4 +1,4 @@
-"""JSONL as LiveCC and Inf-Streams are published, whole and damaged."""
+"""JSONL in the published format of LiveCC and Inf-Streams, complete and damaged."""
 
 import json
 
@@ -7,8 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_layouts import conversation, steady_words, write_lines
 
-from streamingvlm.data.conversations import Conversation, Question, is_conversation_file, parse_line, read_conversations
-from streamingvlm.data.transcript import mend
+from streamingvlm.data.conversations import (
+    Conversation,
+    TimedQuestion,
+    is_conversation_file,
+    parse_conversation,
+    read_conversations,
+)
+from streamingvlm.data.transcript import repair
 from streamingvlm.errors import DataError
 
 WORDS = steady_words(24, start_s=12)
@@ -31,32 +37,36 @@ def test_every_line_is_read_with_and_without_the_seek_index(tmp_path, index):
     assert is_conversation_file(path)
     found = list(read_conversations(path))
     assert [number for number, _ in found] == [1, 2, 3, 4, 5]
-    assert [said.video for _, said in found] == [f"v{number}.mp4" for number in range(5)]
+    assert [parsed.video for _, parsed in found] == [f"v{number}.mp4" for number in range(5)]
 
 
-def test_a_line_holds_all_that_is_published():
-    said = parse_line(json.dumps(line(1, previous="before", title="A - B", category="sport", text="Who?")).encode())
-    assert (said.start_s, said.end_s) == (12.0, 36.0)
-    assert (said.previous_text, said.title, said.category, said.query) == ("before", "A - B", "sport", "Who?")
-    assert list(mend(said.cues, start_s=12, end_s=36)[0].words) == WORDS
+def test_every_published_field_is_read():
+    parsed = parse_conversation(
+        json.dumps(line(1, previous="before", title="A - B", category="sport", text="Who?")).encode()
+    )
+    assert (parsed.start_s, parsed.end_s) == (12.0, 36.0)
+    assert (parsed.previous_text, parsed.title, parsed.category, parsed.query) == ("before", "A - B", "sport", "Who?")
+    assert list(repair(parsed.cues, start_s=12, end_s=36)[0].words) == WORDS
 
 
 def test_questions_are_read_and_bad_ones_counted():
     stream = [[None, 14.5, "who?", "him"], [None, "soon", "?", "!"], 7, [0, 15, "a"], [None, float("nan"), "?", "!"]]
-    said = parse_line(json.dumps(line(1, questions=stream)).encode())
-    assert said.questions == (Question(14.5, "who?", "him"),)
-    assert said.num_bad_questions == 4
+    parsed = parse_conversation(json.dumps(line(1, questions=stream)).encode())
+    assert parsed.questions == (TimedQuestion(14.5, "who?", "him"),)
+    assert parsed.num_bad_questions == 4
 
 
 def test_a_video_with_its_content_is_a_line_too():
-    said = parse_line(json.dumps({"video": "g/1.mp4", "title": "T", "content": [[0.0, 0.5, "kick"]]}).encode())
-    assert (said.video, said.title, said.start_s, said.end_s) == ("g/1.mp4", "T", 0.0, None)
-    assert [word.text for word in mend(said.cues)[0].words] == ["kick"]
+    parsed = parse_conversation(
+        json.dumps({"video": "g/1.mp4", "title": "T", "content": [[0.0, 0.5, "kick"]]}).encode()
+    )
+    assert (parsed.video, parsed.title, parsed.start_s, parsed.end_s) == ("g/1.mp4", "T", 0.0, None)
+    assert [word.text for word in repair(parsed.cues)[0].words] == ["kick"]
 
 
 def test_a_video_may_be_listed_with_the_path_of_its_transcript_or_alone():
-    assert parse_line(b'{"video": "a.mp4", "transcript": "a.vtt"}').transcript == "a.vtt"
-    assert parse_line(b'{"video": "a.mp4"}').cues is None
+    assert parse_conversation(b'{"video": "a.mp4", "transcript": "a.vtt"}').transcript == "a.vtt"
+    assert parse_conversation(b'{"video": "a.mp4"}').cues is None
 
 
 @pytest.mark.parametrize(
@@ -68,35 +78,35 @@ def test_a_video_may_be_listed_with_the_path_of_its_transcript_or_alone():
         (b"3", "neither a conversation nor a video"),
         (b'{"title": "x"}', "neither a conversation nor a video"),
         (b'{"video": 3}', "where a path is expected"),
-        (b'[{"role": "user"}]', "without a video"),
+        (b'[{"role": "user"}]', "without the user's video"),
         (json.dumps(conversation("a.mp4", WORDS)[:1]).encode(), "text_stream"),
         (json.dumps(conversation("a.mp4", WORDS, start_s="soon")).encode(), "video_start is 'soon'"),
         (b'{"video": "a.mp4", "content": [[1, 2]]}', "[start, end, word] is expected"),
-        (b'{"video": "a.mp4", "content": 1}', "no list of [start, end, word]"),
+        (b'{"video": "a.mp4", "content": 1}', "not a list of [start, end, word]"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number_and_the_others_are_read(tmp_path, bad, reason):
     path = write_lines(tmp_path / "train.jsonl", [line(1), bad, line(2)])
     found = dict(read_conversations(path))
     assert isinstance(found.pop(2), DataError)
-    assert [said.video for said in found.values()] == ["v1.mp4", "v2.mp4"]
+    assert [parsed.video for parsed in found.values()] == ["v1.mp4", "v2.mp4"]
     with pytest.raises(DataError) as caught:
-        parse_line(bad)
+        parse_conversation(bad)
     assert reason in str(caught.value)
 
 
 def read(text):
-    """What becomes of a line: a conversation, or the error in its place."""
+    """Return the parsed line, or the error instead."""
     try:
-        return parse_line(text)
+        return parse_conversation(text)
     except DataError as error:
         return error
 
 
 @given(JSON)
 def test_any_json_is_a_conversation_or_an_error_of_ours(document):
-    said = read(json.dumps(document).encode())
-    assert said.video if isinstance(said, Conversation) else "\n" not in str(said)
+    parsed = read(json.dumps(document).encode())
+    assert parsed.video if isinstance(parsed, Conversation) else "\n" not in str(parsed)
 
 
 def test_a_file_that_is_shorter_than_its_index_says_so(tmp_path):
@@ -104,10 +114,10 @@ def test_a_file_that_is_shorter_than_its_index_says_so(tmp_path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     *lines, (_, error) = read_conversations(path)
     assert len(lines) == 3
-    assert "names 5 lines, but 3 are there" in str(error)
+    assert "lists 5 lines, but it has 3" in str(error)
 
 
-def test_empty_lines_are_passed_over(tmp_path):
+def test_empty_lines_are_skipped(tmp_path):
     path = write_lines(tmp_path / "train.jsonl", [line(1), b"", b"  ", line(2)])
     assert [number for number, _ in read_conversations(path)] == [1, 4]
 

@@ -1,4 +1,4 @@
-"""From real sources to a folder of prepared data, and what becomes of all that is wrong with them."""
+"""Preparation from real files to a folder of prepared data, including every fault in the sources."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def prepared(tmp_path):
 
 
 def left_over(folder):
-    """What a failed run has left where it wrote."""
+    """Return what a failed run left behind."""
     return sorted(path.name for path in folder.iterdir() if "prepared" in path.name)
 
 
@@ -117,7 +117,7 @@ def test_all_formats_of_one_transcript_agree(tmp_path, minute, prepared):
 
 
 @pytest.mark.parametrize("index", [None, "inside", "beside"])
-def test_conversations_become_parts_of_videos(tmp_path, videos, prepared, index):
+def test_conversations_become_spans_of_videos(tmp_path, videos, prepared, index):
     lines = [
         conversation(
             "cup/b.mp4",
@@ -145,7 +145,7 @@ def test_conversations_become_parts_of_videos(tmp_path, videos, prepared, index)
     ]
 
 
-def test_parts_of_one_video_stand_on_one_side_of_the_split(tmp_path, minute, prepared):
+def test_spans_of_one_video_are_in_one_split(tmp_path, minute, prepared):
     words = steady_words(60)
     lines = []
     for number in range(20):
@@ -178,18 +178,18 @@ def test_videos_that_cannot_be_used_are_listed_and_the_others_are_prepared(tmp_p
         assert reason in listed.pop(f"{name}.mp4")["reason"]
     assert listed == {}
     assert [e["num_recordings"] for e in data.manifest["videos_unusable"] if "nowhere" in e["video"]] == [2]
-    assert "4 videos that cannot be used" in summary(data.manifest)
+    assert "4 videos unusable" in summary(data.manifest)
 
 
-def test_a_video_that_is_cut_off_is_used_as_far_as_it_goes_and_listed(tmp_path, prepared):
+def test_a_truncated_video_is_used_to_its_end_and_listed(tmp_path, prepared):
     video = write_video(tmp_path / "a.mp4", 60, muxer_options={"movflags": "faststart"}, size=(320, 240))
     video.write_bytes(video.read_bytes()[: video.stat().st_size * 2 // 3])
     (tmp_path / "a.json").write_text(json.dumps(whisperx(steady_words(60))))
     data = prepared(video)
     num_turns = data.recordings[0]["num_turns"]
     assert 24 <= num_turns < 60
-    assert data.manifest["videos_cut_off"] == [{"video": str(video), "missing_s": 60.0 - num_turns}]
-    assert data.manifest["words_mended"]["late"]["num"] == sum(w.end_s > num_turns for w in steady_words(60))
+    assert data.manifest["videos_truncated"] == [{"video": str(video), "missing_s": 60.0 - num_turns}]
+    assert data.manifest["words_repaired"]["late"]["num"] == sum(w.end_s > num_turns for w in steady_words(60))
 
 
 @pytest.mark.parametrize(
@@ -213,18 +213,18 @@ def test_transcripts_may_not_leave_the_folder_of_their_list(tmp_path, videos, pr
     assert "leads out of" in reasons(data)[0]
 
 
-def test_absolute_paths_below_the_root_are_welcome(tmp_path, videos, prepared):
+def test_absolute_paths_below_the_root_are_accepted(tmp_path, videos, prepared):
     path = write_lines(tmp_path / "list.jsonl", [conversation(str(videos / "a.mp4"), steady_words(24))])
     assert prepared(path, video_root=videos).recordings["video"] == ["a.mp4"]
 
 
-def test_what_is_named_twice_is_used_once(videos, prepared):
+def test_duplicates_are_used_once(videos, prepared):
     words = steady_words(60)
     lines = [conversation("cup/b.mp4", words, start_s=s, end_s=s + 24) for s in (0, 12, 0)]
     path = write_lines(videos / "list.jsonl", lines)
     data = prepared(path, videos / ".." / "videos" / "list.jsonl")
     assert data.recordings.num_rows == 2
-    assert [reason.split(" of ")[0] for reason in reasons(data)] == ["named twice", "names the same part"]
+    assert [reason.split(" of ")[0] for reason in reasons(data)] == ["is given twice", "repeats a span"]
 
 
 def test_bad_lines_are_named_with_file_and_number(videos, prepared):
@@ -233,7 +233,7 @@ def test_bad_lines_are_named_with_file_and_number(videos, prepared):
     dropped = prepared(path).manifest["entries_dropped"]
     assert dropped["num"] == 2
     assert [entry["origin"] for entry in dropped["first"]] == [f"{path}:2", f"{path}:3"]
-    assert dropped["first"][0]["reason"].startswith("not JSON")
+    assert dropped["first"][0]["reason"].startswith("is not JSON")
 
 
 def test_entries_without_words_or_turns_are_named(videos, prepared):
@@ -245,20 +245,20 @@ def test_entries_without_words_or_turns_are_named(videos, prepared):
         {"video": "a.mp4", "transcript": "nowhere.json", "video_start": 2},
     ]
     data = prepared(write_lines(videos / "list.jsonl", lines))
-    assert [reason for reason in reasons(data) if "nothing is said" in reason]
-    assert len([reason for reason in reasons(data) if "not one turn" in reason]) == 2
+    assert [reason for reason in reasons(data) if "without words" in reason]
+    assert len([reason for reason in reasons(data) if "less than one turn" in reason]) == 2
     assert [reason for reason in reasons(data) if "nowhere.json cannot be read" in reason]
 
 
-def test_words_are_mended_and_counted(videos, prepared):
+def test_words_are_repaired_and_counted(videos, prepared):
     words = steady_words(60)
     words[5] = Word(words[5].end_s, words[5].start_s, "reversed")
     document = whisperx([*words, Word(61.0, 62.0, "late")])
     del document["segments"][1]["words"][1]["start"], document["segments"][1]["words"][1]["end"]
     (videos / "a.json").write_text(json.dumps(document))
-    mended = prepared(videos / "a.mp4").manifest["words_mended"]
-    assert {name: entry["num"] for name, entry in mended.items()} == {"reversed": 1, "late": 1, "untimed": 1}
-    assert all(entry["rule"] for entry in mended.values())
+    repaired = prepared(videos / "a.mp4").manifest["words_repaired"]
+    assert {name: entry["num"] for name, entry in repaired.items()} == {"reversed": 1, "late": 1, "untimed": 1}
+    assert all(entry["rule"] for entry in repaired.values())
 
 
 def test_questions_are_dropped_or_kept_and_counted(videos, prepared):
@@ -272,14 +272,14 @@ def test_questions_are_dropped_or_kept_and_counted(videos, prepared):
     assert data.manifest["questions"] == {"kept": 1, "outside_the_recording": 1, "unreadable": 1}
 
 
-def test_halves_of_characters_do_not_stop_a_run(videos, prepared):
+def test_lone_surrogates_do_not_stop_a_run(videos, prepared):
     words = [Word(w.start_s, w.end_s, w.text + "\ud83d") for w in steady_words(60)]
     path = write_lines(videos / "list.jsonl", [conversation("a.mp4", words, title="\udc00", text="\ud800?")])
     row = prepared(path).recordings[0]
     assert row["query"] == "??" and row["lines"][0].startswith("w0.?")
 
 
-def test_a_target_that_holds_something_is_refused_before_anything_is_read(tmp_path, prepared):
+def test_a_target_that_is_not_empty_is_rejected_before_anything_is_read(tmp_path, prepared):
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "mine.txt").touch()
     with pytest.raises(DataError, match="is not empty"):
@@ -295,16 +295,16 @@ def test_an_empty_target_is_filled(tmp_path, videos, prepared):
 @pytest.mark.parametrize(
     "sources, reason",
     [
-        ([], "no source is named"),
+        ([], "no source is given"),
         (["nowhere"], "does not exist"),
-        (["videos/a.json"], "no list of recordings"),
+        (["videos/a.json"], "not a list of recordings"),
         (["silent"], "the sources are empty"),
         (["broken"], r"1 reasons, the first: .*0 bytes"),
         (["bare"], "has no transcript"),
         (["sparse"], "fewer than 2 words a second"),
     ],
 )
-def test_where_nothing_is_left_the_first_reason_is_told(tmp_path, videos, minute, prepared, sources, reason):
+def test_without_usable_data_the_error_has_the_first_reason(tmp_path, videos, minute, prepared, sources, reason):
     for name in ("silent", "broken", "bare", "sparse"):
         (tmp_path / name).mkdir()
     (tmp_path / "broken" / "x.mp4").touch()
@@ -317,7 +317,7 @@ def test_where_nothing_is_left_the_first_reason_is_told(tmp_path, videos, minute
     assert left_over(tmp_path) == []
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, videos, prepared, monkeypatch):
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, videos, prepared, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000_000))
     with pytest.raises(DataError, match="has 10 MB left, but the prepared data may take 16 MB"):
         prepared(videos)
@@ -349,13 +349,13 @@ def start(*arguments):
     )
 
 
-def test_a_disk_that_fills_while_it_is_written_ends_in_one_line_and_leaves_nothing(tmp_path, videos):
+def test_a_disk_that_fills_during_writing_gives_one_line_and_leaves_nothing(tmp_path, videos):
     out, _ = start(videos, tmp_path / "prepared", 1000).communicate(timeout=180)
     assert out.count("\n") == 1 and "prepared cannot be written" in out and "File too large" in out
     assert left_over(tmp_path) == []
 
 
-def test_a_killed_run_leaves_no_folder_that_could_be_taken_for_whole(tmp_path, minute):
+def test_a_killed_run_leaves_no_folder_that_looks_complete(tmp_path, minute):
     folder = tmp_path / "videos"
     folder.mkdir()
     words = json.dumps(whisperx(steady_words(60)))
@@ -372,15 +372,15 @@ def test_a_killed_run_leaves_no_folder_that_could_be_taken_for_whole(tmp_path, m
         PreparedData.open(tmp_path / "prepared")
 
 
-def test_missing_transcripts_are_made_from_the_sound(tmp_path, prepared):
+def test_missing_transcripts_are_made_from_the_audio(tmp_path, prepared):
     video = write_video(tmp_path / "a.mp4", 30, tone_at_s=[1])
     words = [SimpleNamespace(word=f" {w.text}", start=w.start_s, end=w.end_s) for w in steady_words(30)]
-    heard = [SimpleNamespace(start=0.0, end=30.0, text="", words=words)]
-    data = prepared(video, recogniser=SpeechRecogniser(AsrConfig(), tmp_path / "kept", lambda samples: heard))
+    segments = [SimpleNamespace(start=0.0, end=30.0, text="", words=words)]
+    data = prepared(video, recogniser=SpeechRecogniser(AsrConfig(), tmp_path / "kept", lambda samples: segments))
     assert " ".join(data.recordings[0]["lines"]).split() == [word.text for word in steady_words(30)]
 
 
-def test_transcripts_are_cleaned_and_the_cost_told_before(tmp_path, videos):
+def test_transcripts_are_cleaned_after_the_cost_estimate(tmp_path, videos):
     def delete_the_first(body, num_before):
         num_sentences = len(body["messages"][-1]["content"].splitlines())
         actions = ["delete", *["keep"] * (num_sentences - 1)]

@@ -1,4 +1,4 @@
-"""Which chunks of a recording are kept, against a plain reading of the rules."""
+"""The kept chunks of a recording, compared with a direct implementation of the rules."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_layouts import steady_words
 
-from streamingvlm.data.selection import SelectionConfig, cut_evenly, num_words, select, split_of
+from streamingvlm.data.selection import SelectionConfig, num_words, select, split_evenly, split_of
 from streamingvlm.data.transcript import Transcript, Word
 from streamingvlm.errors import ConfigError
 
@@ -43,7 +43,7 @@ def test_two_words_a_second_are_enough_and_less_is_not():
     assert (chunks, reason, num_dropped) == ([], "fewer than 2 words a second", 1)
 
 
-def test_a_quiet_stretch_drops_the_chunks_that_it_thins_out():
+def test_a_quiet_span_drops_its_chunks():
     loud = steady_words(36, words_per_s=3), steady_words(36, words_per_s=3, start_s=72)
     chunks, _, num_dropped = selected(Transcript(tuple(loud[0] + loud[1])), 108, SelectionConfig())
     assert [(c.start, c.stop) for c in chunks] == [(0, 24), (12, 36), (72, 96), (84, 108)]
@@ -63,7 +63,7 @@ def test_annealing_chunks_hold_no_silence_and_have_their_length(gaps_s, max_sile
 
 
 @given(GAPS)
-def test_no_stretch_without_silence_is_missed(gaps_s):
+def test_no_span_of_continuous_speech_is_missed(gaps_s):
     said, num_turns = transcript(gaps_s)
     chunks, _, num_dropped = selected(said, num_turns, ANNEALING)
     starts = [0] + [i for i, gap_s in enumerate(gaps_s) if i and gap_s > 3 + 1e-5] + [len(gaps_s)]
@@ -74,15 +74,15 @@ def test_no_stretch_without_silence_is_missed(gaps_s):
 
 
 @given(st.integers(1, 500), st.integers(1, 70))
-def test_long_stretches_are_cut_into_equal_parts(num_turns, max_turns):
-    pieces = cut_evenly(range(5, 5 + num_turns), max_turns)
+def test_long_spans_are_split_into_equal_pieces(num_turns, max_turns):
+    pieces = split_evenly(range(5, 5 + num_turns), max_turns)
     assert [turn for piece in pieces for turn in piece] == list(range(5, 5 + num_turns))
     assert len(pieces) == -(-num_turns // max_turns)
     assert max(map(len, pieces)) <= max_turns
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
-def test_turns_count_from_the_start_of_the_part():
+def test_turns_count_from_the_start_of_the_span():
     words = Transcript(tuple(steady_words(24, words_per_s=3, start_s=100.5)))
     assert selected(words, 24, SelectionConfig(), start_s=100.5)[0] == [range(24)]
     assert selected(words, 24, ANNEALING, start_s=100.5)[0] == [range(24)]
@@ -92,7 +92,7 @@ def test_words_are_counted_by_the_turns_in_which_they_end():
     assert num_words(["a b", "", "c"], range(1, 3)) == 1
 
 
-def test_held_out_videos_are_a_fraction_and_stay_when_others_come():
+def test_held_out_videos_are_a_fraction_and_stay_when_others_are_added():
     videos = [f"game{number}.mp4" for number in range(2000)]
     held_out = {v for v in videos if split_of(v, held_out_fraction=0.1, seed=0) == "held_out"}
     assert 150 <= len(held_out) <= 250
@@ -102,7 +102,7 @@ def test_held_out_videos_are_a_fraction_and_stay_when_others_come():
 
 
 @pytest.mark.parametrize("fraction, split", [(0.0, "train"), (1.0, "held_out")])
-def test_all_or_nothing_may_be_held_out(fraction, split):
+def test_all_or_no_videos_may_be_held_out(fraction, split):
     assert {split_of(f"{n}.mp4", held_out_fraction=fraction, seed=0) for n in range(100)} == {split}
 
 

@@ -1,4 +1,4 @@
-"""Words and their times: whatever a file claims, a transcript is in order, and what was changed is counted."""
+"""Timed words: a transcript is in order whatever times a file has, and every repair is counted."""
 
 import math
 from itertools import pairwise
@@ -7,29 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.data.transcript import RULES, Cue, Stamped, Transcript, Word, mend, spread, turn_of
+from streamingvlm.data.transcript import RULES, Cue, TimedText, Transcript, Word, repair, spread, turn_of
 
 TIMES = st.none() | st.floats() | st.floats(0, 30) | st.integers(-5, 30) | st.just(10**400) | st.just("3")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ["ball", "a b c", " ", "\ud800"]
 )
 CUES = st.lists(
-    st.builds(Cue, st.lists(st.builds(Stamped, TEXTS, TIMES, TIMES), max_size=6).map(tuple), TIMES, TIMES), max_size=4
+    st.builds(Cue, st.lists(st.builds(TimedText, TEXTS, TIMES, TIMES), max_size=6).map(tuple), TIMES, TIMES), max_size=4
 )
 
 
 def cue(*words, start_s=None, end_s=None):
-    return Cue(tuple(Stamped(text, a, b) for a, b, text in words), start_s, end_s)
+    return Cue(tuple(TimedText(text, a, b) for a, b, text in words), start_s, end_s)
 
 
-def mended(*cues, **part):
-    transcript, counts = mend(cues, **part)
+def repaired(*cues, **span):
+    transcript, counts = repair(cues, **span)
     return [(round(w.start_s, 6), round(w.end_s, 6), w.text) for w in transcript.words], dict(+counts)
 
 
 @given(CUES)
-def test_a_transcript_is_in_order_whatever_the_stamps(cues):
-    words = mend(cues)[0].words
+def test_a_transcript_is_in_order_whatever_the_times(cues):
+    words = repair(cues)[0].words
     assert all(0 <= word.start_s <= word.end_s < math.inf for word in words)
     assert all(after.start_s >= before.end_s for before, after in pairwise(words))
     assert all(word.text and not any(map(str.isspace, word.text)) for word in words)
@@ -37,17 +37,17 @@ def test_a_transcript_is_in_order_whatever_the_stamps(cues):
 
 
 @given(CUES)
-def test_no_word_is_lost_but_those_that_are_counted(cues):
-    transcript, counts = mend(cues)
-    given_words = sum(len(piece.text.split()) for cue in cues for piece in cue.words)
+def test_every_lost_word_is_counted(cues):
+    transcript, counts = repair(cues)
+    given_words = sum(len(text.text.split()) for cue in cues for text in cue.words)
     if counts["unplaced"] == 0:
         assert len(transcript.words) == given_words
     assert set(counts) <= set(RULES)
 
 
 @given(CUES, st.floats(0, 10), st.integers(1, 12), st.sampled_from([0.5, 1.0, 2.0]))
-def test_a_word_stands_in_the_turn_in_which_it_ends(cues, start_s, num_turns, turn_s):
-    transcript, _ = mend(cues, start_s=start_s, end_s=start_s + num_turns * turn_s)
+def test_a_word_belongs_to_the_turn_in_which_it_ends(cues, start_s, num_turns, turn_s):
+    transcript, _ = repair(cues, start_s=start_s, end_s=start_s + num_turns * turn_s)
     lines = transcript.lines(start_s=start_s, num_turns=num_turns, turn_s=turn_s)
     assert " ".join(lines).split() == [word.text for word in transcript.words]
     for number, line in enumerate(lines):
@@ -62,68 +62,68 @@ def test_a_turn_includes_its_last_moment_and_not_its_first():
     assert {at_s: turn_of(at_s, start_s=0.0, turn_s=1.0) for at_s in moments} == moments
 
 
-def test_good_stamps_are_left_alone():
+def test_good_times_stay_unchanged():
     words = [(0.0, 0.5, "kick"), (0.5, 0.9, "off"), (3.0, 3.2, "here")]
-    assert mended(cue(*words)) == (words, {})
+    assert repaired(cue(*words)) == (words, {})
 
 
 def test_a_word_that_ends_before_it_begins_keeps_its_end():
-    assert mended(cue((2.0, 1.5, "goal"))) == ([(1.5, 1.5, "goal")], {"reversed": 1})
+    assert repaired(cue((2.0, 1.5, "goal"))) == ([(1.5, 1.5, "goal")], {"reversed": 1})
 
 
-def test_of_two_words_that_overlap_the_earlier_gives_way():
-    words, counts = mended(cue((0.0, 100.0, "a"), (1.0, 1.5, "b"), (1.4, 2.0, "c")))
+def test_the_earlier_of_two_overlapping_words_is_shortened():
+    words, counts = repaired(cue((0.0, 100.0, "a"), (1.0, 1.5, "b"), (1.4, 2.0, "c")))
     assert words == [(0.0, 1.0, "a"), (1.0, 1.4, "b"), (1.4, 2.0, "c")]
     assert counts == {"overlapping": 2}
 
 
-def test_cues_that_overlap_are_not_shuffled_word_by_word():
-    words, _ = mended(Cue.of_text("a b", 0.0, 4.0), Cue.of_text("c d", 2.0, 6.0))
+def test_overlapping_cues_are_not_interleaved_word_by_word():
+    words, _ = repaired(Cue.from_text("a b", 0.0, 4.0), Cue.from_text("c d", 2.0, 6.0))
     assert words == [(0.0, 1.0, "a"), (1.0, 2.0, "b"), (2.0, 4.0, "c"), (4.0, 6.0, "d")]
 
 
 def test_words_out_of_order_are_sorted():
-    words, counts = mended(cue((2.0, 2.5, "second"), (1.0, 1.5, "first")))
+    words, counts = repaired(cue((2.0, 2.5, "second"), (1.0, 1.5, "first")))
     assert [text for *_, text in words] == ["first", "second"]
     assert counts == {"unordered": 1}
 
 
 def test_numerals_without_times_are_spread_between_their_neighbours_by_length():
-    words, counts = mended(cue((0.0, 1.0, "at"), (None, None, "45"), (None, None, "1997"), (4.0, 5.0, "yes")))
+    words, counts = repaired(cue((0.0, 1.0, "at"), (None, None, "45"), (None, None, "1997"), (4.0, 5.0, "yes")))
     assert words == [(0.0, 1.0, "at"), (1.0, 2.0, "45"), (2.0, 4.0, "1997"), (4.0, 5.0, "yes")]
     assert counts == {"untimed": 2}
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf"), -1.0, "1.0", True])
 def test_at_the_edges_of_a_segment_its_own_times_bound_them(missing):
-    words, counts = mended(
+    words, counts = repaired(
         cue((missing, missing, "12"), (1.0, 1.5, "x"), (missing, missing, "3"), start_s=0.0, end_s=2.0)
     )
     assert words == [(0.0, 1.0, "12"), (1.0, 1.5, "x"), (1.5, 2.0, "3")]
     assert counts == {"untimed": 2}
 
 
-def test_one_time_stands_for_both():
-    assert mended(cue((1.0, None, "a"), (None, 2.0, "b"))) == ([(1.0, 1.0, "a"), (2.0, 2.0, "b")], {"untimed": 2})
+def test_a_single_time_serves_as_start_and_end():
+    assert repaired(cue((1.0, None, "a"), (None, 2.0, "b"))) == ([(1.0, 1.0, "a"), (2.0, 2.0, "b")], {"untimed": 2})
 
 
 def test_a_segment_without_any_time_is_dropped():
-    assert mended(cue((None, None, "lost"))) == ([], {"unplaced": 1})
+    assert repaired(cue((None, None, "lost"))) == ([], {"unplaced": 1})
 
 
 def test_empty_words_are_dropped():
-    assert mended(cue((0.0, 1.0, " "), (1.0, 2.0, "a"))) == ([(1.0, 2.0, "a")], {"empty": 1})
+    assert repaired(cue((0.0, 1.0, " "), (1.0, 2.0, "a"))) == ([(1.0, 2.0, "a")], {"empty": 1})
 
 
-def test_text_outside_the_part_that_is_used_is_dropped():
+def test_text_outside_the_used_span_is_dropped():
     said = cue((0.5, 1.0, "before"), (0.9, 1.5, "in"), (3.5, 4.0, "at the"), (3.9, 4.2, "after"))
-    words, counts = mended(said, start_s=1.0, end_s=4.0)
+    words, counts = repaired(said, start_s=1.0, end_s=4.0)
     assert [text for *_, text in words] == ["in", "at", "the"]
     assert (counts["early"], counts["late"]) == (1, 1)
 
 
 def test_a_word_at_the_very_beginning_is_in_the_first_turn():
-    transcript, counts = mend([cue((0.0, 0.0, "go"))])
+    transcript, counts = repair([cue((0.0, 0.0, "go"))])
     assert transcript.lines(start_s=0.0, num_turns=2) == ["go", ""]
     assert not +counts
 
@@ -137,10 +137,10 @@ def test_text_is_spread_without_a_gap_from_start_to_end(texts, start_s, length_s
     assert all(w.end_s - w.start_s == pytest.approx(length_s * len(w.text) / len("".join(texts))) for w in words)
 
 
-def test_what_a_stream_has_written_comes_back_second_for_second():
+def test_the_lines_of_a_stream_survive_a_round_trip():
     lines = ["kick off", "", "goal by the red side", "one nil"]
-    spoken = [Cue.of_text(line, float(i), float(i + 1)) for i, line in enumerate(lines) if line]
-    assert mend(spoken)[0].lines(start_s=0.0, num_turns=4) == lines
+    spoken = [Cue.from_text(line, float(i), float(i + 1)) for i, line in enumerate(lines) if line]
+    assert repair(spoken)[0].lines(start_s=0.0, num_turns=4) == lines
 
 
 def test_words_after_the_last_turn_have_no_line():

@@ -11,7 +11,7 @@ from streamingvlm.errors import VideoError
 from streamingvlm.evaluation.held_out import lent_to_a_session, stream_held_out
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
-from streamingvlm.pitch import Match, render, say
+from streamingvlm.pitch import Match, reference_line, render
 from streamingvlm.training.adapters import LoraSettings, with_lora_
 from streamingvlm.training.collate import Collate
 from streamingvlm.training.examples import example_from
@@ -36,7 +36,7 @@ def recording(tmp_path_factory):
         "video": str(path),
         "start_s": float(START),
         "num_turns": NUM_TURNS,
-        "lines": [say(second) for second in seconds[START:]],
+        "lines": [reference_line(second) for second in seconds[START:]],
         "previous_text": match.intro,
         "query": "",
     }

@@ -1,4 +1,4 @@
-"""The renderer: one picture at any size, any frame rate, and in the mp4."""
+"""The renderer: the same image at every size and frame rate, and in the mp4."""
 
 from dataclasses import replace
 from itertools import islice
@@ -40,10 +40,10 @@ def test_every_size_shows_the_same_picture(seconds):
         small = render(second).float()
         large = torch.nn.functional.avg_pool2d(render(second, size=448).float(), 4)
         assert (small - large).abs().mean() < 0.5
-        assert (small - large).abs().max() < 64  # each size rounds places to a quarter of its own pixel
+        assert (small - large).abs().max() < 64  # each size rounds positions to a quarter of its own pixel
 
 
-def test_keyframes_are_met_at_any_even_frame_rate(seconds):
+def test_every_even_frame_rate_contains_the_keyframes(seconds):
     for second in seconds[:30]:
         assert render(second, fps=24)[::12].equal(render(second))
 
@@ -62,12 +62,12 @@ def test_score_side_and_clubs_are_not_shown(seconds):
 @pytest.mark.parametrize(
     ("options", "fault"), [({"size": 100}, "size 100"), ({"size": 0}, "size 0"), ({"fps": 0.4}, "fps")]
 )
-def test_what_cannot_be_drawn_is_refused(seconds, options, fault):
+def test_invalid_sizes_and_frame_rates_are_rejected(seconds, options, fault):
     with pytest.raises(ConfigError, match=fault):
         render(seconds[0], **options)
 
 
-def test_the_mp4_shows_what_a_model_is_shown(seconds, tmp_path):
+def test_the_mp4_shows_the_frames_of_the_model(seconds, tmp_path):
     path = tmp_path / "a match = 1.mp4"
     write_mp4(path, seed=1, duration_s=4, size=224)
     with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""The scorer, against cases worked by hand."""
+"""The scorer, compared with cases computed by hand."""
 
 from dataclasses import replace
 from itertools import islice
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.pitch import EventKind, Match, say, score, score_parts
-from streamingvlm.pitch.scorer import late_calls
+from streamingvlm.pitch import EventKind, Match, reference_line, score, score_parts
+from streamingvlm.pitch.scorer import late_delays_s
 
 KINDS = st.sampled_from([EventKind.SILENCE, EventKind.PASS, EventKind.SHOT])
 CALLS = st.lists(st.tuples(KINDS, KINDS), max_size=9)
@@ -27,7 +27,7 @@ def _second(kind, side=0, goals=(1, 0)):
 
 
 def test_the_truth_scores_full_marks(match):
-    report = score(match, [say(second) for second in match])
+    report = score(match, [reference_line(second) for second in match])
     assert (report.macro_f1, report.accuracy) == (1, 1)
     assert (report.side_accuracy, report.club_accuracy, report.score_accuracy) == (1, 1, 1)
     assert set(report.f1) == set(EventKind)
@@ -52,7 +52,7 @@ def test_f1_by_kind():
     assert report.confusion["silence", "other"] == 1
 
 
-def test_sides_are_judged_where_the_kind_was_called_right():
+def test_sides_count_where_the_kind_is_right():
     truth = [
         _second(EventKind.PASS),
         _second(EventKind.TACKLE, side=1),
@@ -66,7 +66,7 @@ def test_sides_are_judged_where_the_kind_was_called_right():
 SCORES = ((1, 0), (1, 1), (1, 0), (1, 0), (1, 1))
 
 
-def test_clubs_are_judged_over_the_goals_called_and_scores_over_the_lines_that_state_one():
+def test_clubs_count_over_reported_goals_and_scores_over_lines_with_a_score():
     kinds = (EventKind.GOAL, EventKind.GOAL, EventKind.GOAL, EventKind.THROW_IN, EventKind.KICK_OFF)
     truth = [
         _second(kind, side=side, goals=goals) for kind, side, goals in zip(kinds, (0, 1, 0, 0, 0), SCORES, strict=True)
@@ -78,21 +78,21 @@ def test_clubs_are_judged_over_the_goals_called_and_scores_over_the_lines_that_s
     assert report.goal_score_accuracy == 1 / 2
 
 
-def test_what_never_came_up_is_not_a_number():
+def test_a_metric_without_cases_is_nan():
     report = score([_second(EventKind.SILENCE)], [""])
     assert report.macro_f1 == 1
     assert isnan(report.side_accuracy) and isnan(report.club_accuracy) and isnan(report.score_accuracy)
 
 
-def test_thirds_show_where_a_stream_goes_wrong(match):
-    lines = [say(second) for second in match[:400]] + ["pass by red"] * 200
+def test_thirds_show_where_a_stream_fails(match):
+    lines = [reference_line(second) for second in match[:400]] + ["pass by red"] * 200
     first, middle, last = score_parts(match, lines, num_parts=3)
     assert (first.num_seconds, middle.num_seconds, last.num_seconds) == (200, 200, 200)
     assert first.macro_f1 == middle.macro_f1 == 1
     assert last.macro_f1 < 0.1
 
 
-def test_a_line_for_every_second_is_asked_for(match):
+def test_a_line_for_every_second_is_required(match):
     with pytest.raises(ValueError, match="shorter"):
         score(match, ["shot"])
 
@@ -102,7 +102,7 @@ def test_the_report_reads_as_one_line(match):
     assert text.startswith("600 s: macro-F1 0.0") and "\n" not in text
 
 
-def test_silence_counts_events_passed_over_and_talk_of_nothing_apart():
+def test_silence_precision_counts_missed_events_and_recall_false_reports():
     truth = [
         _second(kind)
         for kind in (EventKind.SILENCE, EventKind.SILENCE, EventKind.SILENCE, EventKind.PASS, EventKind.PASS)
@@ -114,7 +114,7 @@ def test_silence_counts_events_passed_over_and_talk_of_nothing_apart():
     assert report.silence_f1 == pytest.approx(2 / (1 / 1 + 3 / 1))
 
 
-def test_a_mention_that_comes_late_is_told_with_its_delay():
+def test_a_late_report_counts_with_its_delay():
     truth = [
         _second(kind)
         for kind in (
@@ -132,16 +132,16 @@ def test_a_mention_that_comes_late_is_told_with_its_delay():
     assert report.late_share == 0 and isnan(report.mean_delay_s)
 
 
-def test_what_is_called_too_late_or_too_early_or_twice_is_no_late_call():
+def test_a_report_too_late_too_early_or_twice_is_not_a_late_one():
     silence, shot = EventKind.SILENCE, EventKind.SHOT
-    assert late_calls([shot] + [silence] * 4, [silence] * 4 + [shot]) == []
-    assert late_calls([silence, shot], [shot, silence]) == []
-    assert late_calls([shot, silence], [shot, shot]) == []
-    assert late_calls([shot, silence, silence], [silence, shot, shot]) == [1]
+    assert late_delays_s([shot] + [silence] * 4, [silence] * 4 + [shot]) == []
+    assert late_delays_s([silence, shot], [shot, silence]) == []
+    assert late_delays_s([shot, silence], [shot, shot]) == []
+    assert late_delays_s([shot, silence, silence], [silence, shot, shot]) == [1]
 
 
 def _most_matches(events, calls, window_s):
-    """By trying everything: the most events that can each have a call of their own within the window."""
+    """Return the size of a maximum matching of events to later calls within the window, by brute force."""
     if not events:
         return 0
     first, *rest = events
@@ -153,8 +153,8 @@ def _most_matches(events, calls, window_s):
 
 
 @given(CALLS, st.integers(1, 4))
-def test_as_many_events_are_matched_as_can_be(pairs, window_s):
-    delays_s = late_calls([true for true, _ in pairs], [called for _, called in pairs], window_s)
+def test_the_matching_is_maximum(pairs, window_s):
+    delays_s = late_delays_s([true for true, _ in pairs], [called for _, called in pairs], window_s)
     most = sum(
         _most_matches(
             [at for at, (true, called) in enumerate(pairs) if true == kind != called],
@@ -168,9 +168,9 @@ def test_as_many_events_are_matched_as_can_be(pairs, window_s):
 
 
 @given(CALLS.filter(bool), st.integers(1, 6))
-def test_parts_are_the_whole_cut_up(pairs, num_parts):
+def test_parts_add_up_to_the_whole(pairs, num_parts):
     truth = [_second(true) for true, _ in pairs]
-    lines = [say(_second(called)) for _, called in pairs]
+    lines = [reference_line(_second(called)) for _, called in pairs]
     parts = score_parts(truth, lines, num_parts=num_parts)
     lengths = [part.num_seconds for part in parts]
     assert len(parts) == num_parts and sum(lengths) == len(pairs) and max(lengths) - min(lengths) <= 1
@@ -179,8 +179,8 @@ def test_parts_are_the_whole_cut_up(pairs, num_parts):
 
 
 @given(CALLS)
-def test_true_lines_do_for_the_seconds(pairs):
+def test_reference_lines_can_replace_the_seconds(pairs):
     truth = [_second(true) for true, _ in pairs]
-    lines = [say(_second(called)) for _, called in pairs]
-    # Their texts, as a nan is not equal to itself.
-    assert str(score([say(second) for second in truth], lines)) == str(score(truth, lines))
+    lines = [reference_line(_second(called)) for _, called in pairs]
+    # Compared as text, since nan is not equal to itself.
+    assert str(score([reference_line(second) for second in truth], lines)) == str(score(truth, lines))

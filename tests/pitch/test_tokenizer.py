@@ -1,4 +1,4 @@
-"""The small tokenizer: one token a word, whole numbers apart from scores, and any text at all."""
+"""The tokenizer of the embedded model: one token per word, numbers distinct from scores, and any text."""
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +28,7 @@ def test_the_words_of_a_match_are_one_token_each(tokenizer, text, pieces):
 
 @settings(max_examples=30)
 @given(st.text())
-def test_any_text_comes_back(tokenizer, text):
+def test_any_text_survives_a_round_trip(tokenizer, text):
     text = text.encode("utf-8", "ignore").decode()
     assert tokenizer.decode(tokenizer.encode(text, split_special_tokens=True)) == text
 

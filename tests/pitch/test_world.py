@@ -1,4 +1,4 @@
-"""The world: the same everywhere, legible now, and silent about what has to be remembered."""
+"""The world: the same on every machine, with visible events, and without hints at what must be remembered."""
 
 import hashlib
 from dataclasses import replace
@@ -6,10 +6,10 @@ from itertools import islice, pairwise
 
 import pytest
 
-from streamingvlm.pitch import CLUBS, COLOURS, EventKind, Match, PitchSecond, render, say
+from streamingvlm.pitch import CLUBS, COLOURS, EventKind, Match, PitchSecond, reference_line, render
 from streamingvlm.pitch.field import PLAYERS_PER_SIDE, distance, px
+from streamingvlm.pitch.keyframes import KeyframeBuilder
 from streamingvlm.pitch.script import Script
-from streamingvlm.pitch.staging import Staging
 
 OUTCOMES = (EventKind.GOAL, EventKind.SAVE, EventKind.WIDE)
 
@@ -20,12 +20,12 @@ def seconds():
 
 
 def test_a_seed_gives_the_recorded_frames_and_lines():
-    """Recorded once: the very same bytes on every machine, and a model keeps the world that it was trained on."""
+    """Recorded once: the same bytes on every machine, so that a trained model keeps its world."""
     digest = hashlib.sha256()
     for seed in (0, 7):
         digest.update(Match(seed).intro.encode())
         for second in islice(Match(seed).seconds(), 150):
-            digest.update(say(second).encode())
+            digest.update(reference_line(second).encode())
             digest.update(render(second).numpy().tobytes())
     assert digest.hexdigest() == "96939b4dc4537e8d433eeae0bdcf428262c21d55815f805fa29cd8837d22ca44"
 
@@ -66,7 +66,7 @@ def test_the_acting_player_is_alone_at_the_ball_when_the_second_begins(seconds):
             assert at_ball < px(20) <= nearest_other
 
 
-def test_a_held_ball_is_touched_and_a_flying_one_is_far_from_everybody(seconds):
+def test_a_held_ball_is_touched_and_a_flying_one_is_far_from_all_players(seconds):
     for second in seconds:
         gaps = sorted(_gaps(second.keyframes[1]))
         if second.kind in (EventKind.PASS, EventKind.SHOT, EventKind.THROW_IN, EventKind.KICK_OFF):
@@ -97,24 +97,24 @@ def test_keyframes_join_up(seconds):
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_the_picture_of_an_outcome_is_the_same_whichever_side_took_the_shot(outcome):
-    """Two matches alike but for who shoots: the shot tells them apart, a second later nothing does."""
-    beats = list(islice(Script(11).beats(), 2000))
-    index = next(beat.index for beat in beats if beat.kind is outcome)
-    shot, after, pause, later = beats[index - 1 : index + 3]
+def test_the_frames_of_an_outcome_are_the_same_for_either_side(outcome):
+    """Two matches that differ only in the side that shoots: the shot differs, the outcome does not."""
+    events = list(islice(Script(11).events(), 2000))
+    index = next(event.index for event in events if event.kind is outcome)
+    shot, after, pause, later = events[index - 1 : index + 3]
     rival = (shot.actor + PLAYERS_PER_SIDE) % (2 * PLAYERS_PER_SIDE)
-    told = [
+    staged = [
         _stage(shot, after, pause, later),
         _stage(replace(shot, actor=rival), replace(after, actor=rival), pause, later),
     ]
-    (shot_a, outcome_a), (shot_b, outcome_b) = told
+    (shot_a, outcome_a), (shot_b, outcome_b) = staged
     assert not render(shot_a).equal(render(shot_b))
     assert outcome_a.side == 1 - outcome_b.side
-    assert say(outcome_a) != say(outcome_b)
+    assert reference_line(outcome_a) != reference_line(outcome_b)
     assert render(outcome_a).equal(render(outcome_b))
 
 
-def test_where_the_sides_stand_at_an_outcome_does_not_tell_who_shot(seconds):
+def test_positions_at_an_outcome_do_not_reveal_the_side_that_shot(seconds):
     outcomes = [second for second in seconds if second.kind in OUTCOMES]
     right = sum(_side_nearer_to_ball(second) == second.side for second in outcomes)
     assert len(outcomes) > 250
@@ -122,17 +122,17 @@ def test_where_the_sides_stand_at_an_outcome_does_not_tell_who_shot(seconds):
 
 
 def _stage(shot, after, pause, later):
-    staging = Staging(3)
-    opening = [staging.opening(*pair) for pair in ((shot, after), (after, pause), (pause, later))]
+    builder = KeyframeBuilder(3)
+    opening = [builder.opening(*pair) for pair in ((shot, after), (after, pause), (pause, later))]
     return [
-        _second(beat, (start, staging.middle(beat, start, stop), stop))
-        for beat, start, stop in ((shot, *opening[:2]), (after, *opening[1:]))
+        _second(event, (start, builder.middle(event, start, stop), stop))
+        for event, start, stop in ((shot, *opening[:2]), (after, *opening[1:]))
     ]
 
 
-def _second(beat, keyframes):
+def _second(event, keyframes):
     return PitchSecond(
-        beat.index, beat.kind, beat.side, beat.actor, beat.score, ("red", "blue"), ("City", "Rovers"), keyframes
+        event.index, event.kind, event.side, event.actor, event.score, ("red", "blue"), ("City", "Rovers"), keyframes
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from chat_server import ChatServer
 from published_layouts import candidate_line, inf_streams_line, livesports_row, write_lines
 
-from streamingvlm.pitch import Match, say, write_mp4
+from streamingvlm.pitch import Match, reference_line, write_mp4
 
 SEEDS = (11, 12)
 DURATION_S, START_S = 12, 4
@@ -19,7 +19,10 @@ NOBODY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=null", "judge.en
 
 
 def truth(seed):
-    lines = [(float(i), i + 1.0, say(second)) for i, second in enumerate(islice(Match(seed).seconds(), DURATION_S))]
+    lines = [
+        (float(i), i + 1.0, reference_line(second))
+        for i, second in enumerate(islice(Match(seed).seconds(), DURATION_S))
+    ]
     return [line for line in lines if line[2]]
 
 

@@ -1,4 +1,4 @@
-"""The command itself: what it prints, what it writes, and one line for each mistake."""
+"""The command: its output, the files it writes, and one line for each mistake."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A folder to run in, with a video and its transcript; Hydra's switch for errors is put back afterwards."""
+    """A working folder with a video and its transcript; HYDRA_FULL_ERROR is restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     (tmp_path / "videos").mkdir()
@@ -44,7 +44,7 @@ def prepare_here(monkeypatch, capsys):
     return run_script
 
 
-def test_the_command_writes_a_folder_and_says_what_came_of_it(folder):
+def test_the_command_writes_a_folder_and_prints_a_summary(folder):
     result = subprocess.run(
         [sys.executable, ROOT / "scripts" / "prepare_data.py", "videos"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -69,7 +69,7 @@ def test_options_reach_the_library(folder, prepare_here):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ([], "no source is named"),
+        ([], "no source is given"),
         (["nowhere"], "nowhere does not exist"),
         (["videos", "target=videos"], "videos is not empty"),
         (["videos", "selection.chunk_turns=3"], "share 12"),
@@ -79,7 +79,7 @@ def test_options_reach_the_library(folder, prepare_here):
         (["videos", "cleaning.enabled=true", "endpoint.model=m", "endpoint.api_key_env=NO_KEY"], "NO_KEY is not set"),
     ],
 )
-def test_mistakes_are_told_in_one_line(prepare_here, words, said):
+def test_mistakes_are_reported_in_one_line(prepare_here, words, said):
     code, _, error = prepare_here(*words)
     assert code == 2
     assert error.count("\n") == 1
@@ -89,7 +89,7 @@ def test_mistakes_are_told_in_one_line(prepare_here, words, said):
 CLEANING = ["videos", "cleaning.enabled=true", "endpoint.model=m", "endpoint.api_key_env=null"]
 
 
-def test_an_estimate_alone_asks_and_writes_nothing(folder, prepare_here):
+def test_an_estimate_alone_requests_and_writes_nothing(folder, prepare_here):
     with ChatServer(lambda *_: 500) as server:
         code, _, error = prepare_here(*CLEANING, f"endpoint.base_url={server.url}", "cleaning.estimate_only=true")
     assert code == 0
@@ -99,7 +99,7 @@ def test_an_estimate_alone_asks_and_writes_nothing(folder, prepare_here):
 
 
 @pytest.mark.parametrize("prices", [[], ["endpoint.usd_per_million_in=1e6", "endpoint.usd_per_million_out=1e6"]])
-def test_a_limit_on_the_cost_stops_before_the_first_question(prepare_here, prices):
+def test_a_cost_limit_stops_before_the_first_request(prepare_here, prices):
     with ChatServer(lambda *_: 500) as server:
         code, _, error = prepare_here(*CLEANING, f"endpoint.base_url={server.url}", "cleaning.max_cost_usd=1", *prices)
     assert code == 2

@@ -9,7 +9,7 @@ from command_line import run
 
 from streamingvlm import StreamingSession
 from streamingvlm.data.prepare import PrepareConfig, SelectionConfig, prepare
-from streamingvlm.pitch import Match, render, say
+from streamingvlm.pitch import Match, reference_line, render
 from streamingvlm.video.encoder import write_video
 
 NUM_SECONDS = 20
@@ -46,7 +46,7 @@ def prepared(tmp_path_factory):
         words = [
             {"word": word, "start": second.index + 0.1, "end": second.index + 0.9}
             for second in seconds
-            for word in say(second).split()
+            for word in reference_line(second).split()
         ]
         segments = [{"start": 0.0, "end": NUM_SECONDS, "text": " ".join(w["word"] for w in words), "words": words}]
         (folder / "videos" / f"{seed}.json").write_text(json.dumps({"segments": segments}))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prepared_pitch import write_prepared
 
 from streamingvlm.config import VideoConfig
-from streamingvlm.data.chunks import RememberingTokenizer, previous_ids
+from streamingvlm.data.chunks import CachedTokenizer, previous_ids
 from streamingvlm.data.prepared import PreparedData
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.model.family import FAMILIES
@@ -36,7 +36,7 @@ def dataset_of(model, prepared, *, learns=False, split="train", settings=None, m
     """The chunks under a model, and what gives its batches their vision."""
     config = VideoConfig(**SMALL | video)
     tower = model.hf.model.visual.requires_grad_(learns)
-    turns = TurnFormat.of(RememberingTokenizer(model.tokenizer), model.family, config)
+    turns = TurnFormat.of(CachedTokenizer(model.tokenizer), model.family, config)
     store = FeatureStore(None, max_bytes=0)
     if learns:
         known = {"family": model.family, "tower_digest": "", "dtype": tower.dtype}
@@ -88,7 +88,7 @@ def test_earlier_text_can_be_left_out(tiny_checkpoint, prepared):
 
 
 # One for all examples: making it takes longer than using it.
-TURNS = TurnFormat(RememberingTokenizer(build_tokenizer()), temporal_step=2.0)
+TURNS = TurnFormat(CachedTokenizer(build_tokenizer()), temporal_step=2.0)
 
 
 @given(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamingvlm.config import at_least, one_of
-from streamingvlm.data.sources import inside
+from streamingvlm.data.sources import resolve_inside
 from streamingvlm.errors import DataError
 from streamingvlm.evaluation.candidates.clips import Clip
 from streamingvlm.evaluation.llm_judge.commentary_files import CommentedChunk, Piece, json_lines, merged, text_between
@@ -91,7 +91,7 @@ def read_games(path: Path, video_root: Path, *, num_videos: int | None = None) -
         if num_videos is not None and len(games) == num_videos:
             break
         name, pieces = _titled_pieces(line, where)
-        games.append(Game(name, inside(video_root, name), pieces))
+        games.append(Game(name, resolve_inside(video_root, name), pieces))
     if not games:
         raise DataError(f"{path} holds no video; give the transcripts of Inf-Streams-Eval")
     # Published commentary goes by base names.

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from streamingvlm.atomic import write_text
-from streamingvlm.data.sources import inside
+from streamingvlm.data.sources import resolve_inside
 from streamingvlm.errors import DataError
 from streamingvlm.evaluation.candidates.clips import Clip
 from streamingvlm.evaluation.llm_judge.commentary_files import CommentedChunk, json_lines
@@ -131,7 +131,7 @@ def _event(row: Mapping[str, Any], where: str, video_root: Path) -> Event:
         event = Event(
             video_id=str(row["video_id"]),
             event_id=str(row["event_id"]),
-            video=inside(video_root, row["video"]),
+            video=resolve_inside(video_root, row["video"]),
             begin_s=float(row["begin"]),
             end_s=float(row["end"]),
             title=row["event_title"] or "",

@@ -47,7 +47,7 @@ def evaluate_pitch(
     rows, stopped = [], ""
     for second, line in _watch(session, seconds, blindfold):
         # Of a second no more than its line is kept: the pictures' geometry would drown the memory that is measured.
-        rows.append(_row(session, line, style.say(second), style))
+        rows.append(_row(session, line, style.reference_line(second), style))
         if on_line:
             on_line(line, rows[-1].truth)
         if stopped := limits.passed_by(session):
@@ -74,7 +74,7 @@ def _watch(
 
 
 def _unwatched(second: PitchSecond, style: Style) -> RunSecond:
-    truth = style.say(second)
+    truth = style.reference_line(second)
     return RunSecond(float(second.index), truth, None, fault=fault_of(truth, "", style))
 
 

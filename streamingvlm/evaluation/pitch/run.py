@@ -176,7 +176,7 @@ def none_if_nan(value: Any) -> Any:
 
 def fault_of(truth: str, said: str, style: Style) -> float:
     """How wrong a line is: 0 where it tells all that the true one does, 0.5 where the event alone is right, else 1."""
-    true, called = style.parse(truth), style.parse(said)
+    true, called = style.parse_line(truth), style.parse_line(said)
     if true.kind != called.kind:
         return 1.0
     told = [(getattr(true, name), getattr(called, name)) for name in ("colour", "club", "score")]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.data.sources import inside
+from streamingvlm.data.sources import resolve_inside
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.evaluation.candidates.candidates import Clip
 from streamingvlm.evaluation.qa.questions import Count, Item, MultipleChoice, YesNo, published_list
@@ -59,7 +59,7 @@ def _task(entry: Any, where: str) -> str:
 def _items(entry: Mapping[str, Any], task: str, video_root: Path, where: str) -> list[Item]:
     expected, make = _FORWARD.get(task, ("realtime, question, options and gt", _multiple_choice))
     try:
-        video = inside(video_root, entry["video"])
+        video = resolve_inside(video_root, entry["video"])
         return [
             Item(f"{entry['id']}{suffix}", task, _CATEGORY[task], Clip(video, 0.0, float(asked_s)), question, truth)
             for suffix, asked_s, question, truth in make(entry)

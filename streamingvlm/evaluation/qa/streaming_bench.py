@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.data.sources import inside
+from streamingvlm.data.sources import resolve_inside
 from streamingvlm.errors import DataError
 from streamingvlm.evaluation.candidates.candidates import Clip
 from streamingvlm.evaluation.qa.questions import Item, MultipleChoice, published_list
@@ -116,7 +116,7 @@ def _unlabelled(options: list[str]) -> tuple[str, ...]:
 
 def _find(video_root: Path, name: str) -> Path:
     """Where a video is, under any of the names that it is published with; as the list has it where it is nowhere."""
-    named = inside(video_root, name)
+    named = resolve_inside(video_root, name)
     sample = re.match(r"sample_\d+", Path(name).name)
     others = [f"{sample[0]}_real.mp4", f"{sample[0]}.mp4", f"{sample[0]}/video.mp4"] if sample else []
     places = [named, *(video_root / other for other in others)]

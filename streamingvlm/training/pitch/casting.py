@@ -84,7 +84,7 @@ class Cast:
 
     def _line(self, event: Event, score: tuple[int, int], style: Style) -> str:
         kind, side = event
-        return style.say(PitchSecond(0, kind, side, None, score, self.colours, self.clubs, keyframes=()))
+        return style.reference_line(PitchSecond(0, kind, side, None, score, self.colours, self.clubs, keyframes=()))
 
 
 def _is_kicked_off(events: Sequence[Event]) -> bool:

@@ -132,7 +132,7 @@ class ClipDataset(DrawnDataset):
         first = dice.below(max(1, len(places) - self.settings.clip_turns + 1))
         clip = slice(first, first + self.settings.clip_turns)
         is_other = [
-            is_slip and self.style.parse(line).colour != cast.colours[events[place][1]]
+            is_slip and self.style.parse_line(line).colour != cast.colours[events[place][1]]
             for place, (line, is_slip) in zip(places, said, strict=True)
         ]
         seen = _pictures_of_slips(places, is_other, events, dice)
@@ -162,7 +162,7 @@ class ClipDataset(DrawnDataset):
         if dice.chance(self.settings.mute_percent):
             return ()
         lines = [line for line, _ in said]
-        has_score = [self.style.parse(line).score is not None for line in lines]
+        has_score = [self.style.parse_line(line).score is not None for line in lines]
         if dice.chance(self.settings.forgetful_percent):
             is_true = [not is_slip for _, is_slip in said]
             lines = [line for line, *known in zip(lines, has_score, is_true, strict=True) if all(known)][-1:]

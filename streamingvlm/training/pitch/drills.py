@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch.commentator import parse
+from streamingvlm.pitch.commentary_lines import parse_line
 from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.script import LAST_SCORE, EventKind
 from streamingvlm.training.examples import IGNORED_LABEL, Example
@@ -86,7 +86,7 @@ class DrillDataset(DrawnDataset):
 
     def _asked(self, line: str, num_tokens: int, *, is_known: bool) -> list[bool]:
         """Of a line's tokens, those that the words before it tell: all that stands behind the colour."""
-        call = parse(line)
+        call = parse_line(line)
         if call.score is None or not is_known:
             return [False] * num_tokens
         told = len(self.turns.speech_ids(line[: line.index(call.colour) + len(call.colour)]))

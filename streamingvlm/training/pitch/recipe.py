@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, set_seed
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
-from streamingvlm.data.chunks import RememberingTokenizer
+from streamingvlm.data.chunks import CachedTokenizer
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.stream_settings import stream_settings
@@ -200,7 +200,7 @@ class Run:
         return Mixed(clips, drills, drills_percent=stage.drills_percent, seed=draw["seed"])
 
     def _turns(self, model: Qwen2_5_VLForConditionalGeneration) -> TurnFormat:
-        return TurnFormat.of(RememberingTokenizer(self.tokenizer), Tower(model).family, _VIDEO)
+        return TurnFormat.of(CachedTokenizer(self.tokenizer), Tower(model).family, _VIDEO)
 
     def _encoded_footage(self, model: Qwen2_5_VLForConditionalGeneration, number: int) -> list[Footage]:
         """What the tower makes of a stage's footage; stages with the same footage and the same tower share it."""

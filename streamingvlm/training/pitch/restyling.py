@@ -12,7 +12,7 @@ from typing import Any
 from transformers import set_seed
 
 from streamingvlm.config import VideoConfig, resolve
-from streamingvlm.data.chunks import RememberingTokenizer
+from streamingvlm.data.chunks import CachedTokenizer
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.styles import STYLES
@@ -52,7 +52,7 @@ def restyle(plan: RestylingPlan, folder: str | Path, *, device: str = "cpu", **f
     set_seed(plan.seed)
     model = load_model(plan.base, device=device, dtype="float32")
     turns = TurnFormat.of(
-        RememberingTokenizer(model.tokenizer), model.family, resolve(VideoConfig, None, model.stream_defaults)
+        CachedTokenizer(model.tokenizer), model.family, resolve(VideoConfig, None, model.stream_defaults)
     )
     footage = plan.footage.film()
     encode_(footage, Tower(model.hf), num_mirrorings=plan.footage.num_mirrorings)

@@ -14,7 +14,7 @@ from streamingvlm.evaluation.report.page import render_report
 from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
-from streamingvlm.pitch import Match, say, score
+from streamingvlm.pitch import Match, reference_line, score
 from streamingvlm.pitch.styles import TELEGRAM
 
 SEED = 1007
@@ -41,7 +41,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path, run):
 def test_it_is_scored_as_the_stream_was(run):
     truth = list(islice(Match(SEED).seconds(), 24))
     lines = [second.said for second in run.seconds]
-    assert [second.truth for second in run.seconds] == [say(second) for second in truth]
+    assert [second.truth for second in run.seconds] == [reference_line(second) for second in truth]
     assert str(run.report) == str(score(truth, lines))
     assert len(run.thirds) == 3 and sum(part.num_seconds for part in run.fifths) == 24
     assert run.report.accuracy > 0.8  # words were heard, not only kept

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from streamingvlm.pitch import EventKind, Match, parse, say
+from streamingvlm.pitch import EventKind, Match, parse_line, reference_line
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.training.pitch.casting import Cast, Said, Slips, draw_cast
 
@@ -14,7 +14,7 @@ def test_under_its_own_names_a_match_is_told_as_it_is(seed):
     match = Match(seed)
     seconds = list(islice(match.seconds(), 2000))
     cast = Cast(match.colours, match.clubs)
-    assert cast.tell((second.kind, second.side) for second in seconds) == [say(second) for second in seconds]
+    assert cast.tell((second.kind, second.side) for second in seconds) == [reference_line(second) for second in seconds]
     assert cast.introduction == match.intro
 
 
@@ -33,7 +33,7 @@ def test_sides_differ_in_club_and_colour():
         cast = draw_cast(Dice(seed))
         assert cast.clubs[0] != cast.clubs[1]
         assert cast.colours[0] != cast.colours[1]
-        goal = parse(cast.tell([(EventKind.GOAL, 1)])[0])
+        goal = parse_line(cast.tell([(EventKind.GOAL, 1)])[0])
         assert (goal.colour, goal.club, goal.score) == (cast.colours[1], cast.clubs[1], (0, 1))
 
 
@@ -59,17 +59,17 @@ def test_slips_come_as_often_as_asked_and_all_else_is_what_is_told_without_them(
         assert abs(sum(slips) / len(slips) - percent / 100) < 0.12
     for line, truth, event in zip(said, told, events, strict=True):
         assert (line.line != truth) == line.is_slip
-        assert parse(line.line).kind == event[0]
+        assert parse_line(line.line).kind == event[0]
         assert not line.is_slip or event[0] in (EventKind.GOAL, EventKind.THROW_IN)
-        assert all(0 <= count <= 9 for count in parse(line.line).score or ())
+        assert all(0 <= count <= 9 for count in parse_line(line.line).score or ())
 
 
 def test_a_score_of_before_is_restated_as_often_as_asked():
     events = [(second.kind, second.side) for second in islice(Match(5).seconds(), 4000)]
     cast = Cast(("red", "blue"), ("Rovers", "City"))
-    scores = [parse(line).score for line in cast.tell(events)]
+    scores = [parse_line(line).score for line in cast.tell(events)]
     said = cast.tell_with_slips(events, (0, 0), Slips(restated_percent=50, earlier_percent=100), Dice(1))
-    slips = [(place, parse(line).score) for place, (line, is_slip) in enumerate(said) if is_slip]
+    slips = [(place, parse_line(line).score) for place, (line, is_slip) in enumerate(said) if is_slip]
     assert len(slips) > 50
     for place, score in slips:
         before = {other for other in scores[:place] if other} - {scores[place]}
@@ -79,9 +79,9 @@ def test_a_score_of_before_is_restated_as_often_as_asked():
 def test_a_goal_that_was_miscounted_is_of_the_right_side_and_the_kick_off_counts_right():
     seconds = [(second.kind, second.side) for second in islice(Match(5).seconds(), 4000)]
     cast = Cast(("red", "blue"), ("Rovers", "City"))
-    told = [parse(line) for line in cast.tell(seconds)]
+    told = [parse_line(line) for line in cast.tell(seconds)]
     said = cast.tell_with_slips(seconds, (0, 0), Slips(miscounted_percent=50), Dice(1))
-    heard = [parse(line) for line, _ in said]
+    heard = [parse_line(line) for line, _ in said]
     slips = [place for place, (_, is_slip) in enumerate(said) if is_slip]
     num_goals = sum(call.kind is EventKind.GOAL for call in told)
     assert 0.35 < len(slips) / num_goals < 0.65

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.pitch import EventKind, parse, say
+from streamingvlm.pitch import EventKind, parse_line, reference_line
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
@@ -57,8 +57,8 @@ def test_a_seed_draws_the_same_clips_and_another_seed_others(footage, turns):
 
 def test_words_and_vision_of_a_clip_are_of_the_same_seconds(footage, turns):
     for example in clips(footage, turns, highlights_percent=50, goals_percent=30):
-        calls = [parse(line) for line in lines_of(turns, example)]
-        true = [parse(say(footage[0].seconds[place])) for place in places_of(example)]
+        calls = [parse_line(line) for line in lines_of(turns, example)]
+        true = [parse_line(reference_line(footage[0].seconds[place])) for place in places_of(example)]
         assert [(call.kind, call.colour) for call in calls] == [(call.kind, call.colour) for call in true]
         assert example.position_ids.shape == (3, len(example.input_ids))
 
@@ -68,14 +68,14 @@ def test_clubs_are_those_of_the_introduction_and_not_of_the_match(footage, turns
     for example in clips(footage, turns, goals_percent=100):
         introduction = introduction_of(turns, example)
         introductions.add(introduction)
-        for call in map(parse, lines_of(turns, example)):
+        for call in map(parse_line, lines_of(turns, example)):
             assert call.club is None or re.search(rf"{call.club} \w+ {call.colour}", introduction)
     assert len(introductions) > 10
 
 
 def test_clips_of_goals_count_every_one(footage, turns):
     for example in clips(footage, turns, goals_percent=100):
-        scores = [sum(call.score) for call in map(parse, lines_of(turns, example)) if call.kind is EventKind.GOAL]
+        scores = [sum(call.score) for call in map(parse_line, lines_of(turns, example)) if call.kind is EventKind.GOAL]
         assert scores and all(later in (earlier + 1, 1) for earlier, later in pairwise(scores))
 
 
@@ -107,7 +107,7 @@ def test_a_slip_is_heard_and_not_asked_for(footage, turns):
     for example in clips(footage, turns, slips={"goals_percent": 100, "restated_percent": 100}, opening_percent=0):
         asked = lines_of(turns, example)
         heard = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
-        true = [say(footage[0].seconds[place]) for place in places_of(example)]
+        true = [reference_line(footage[0].seconds[place]) for place in places_of(example)]
         slips = [(line, truth) for line, truth in zip(heard, true, strict=True) if is_slip(line.strip(), truth)]
         num_slips += len(slips)
         assert len(asked) + len(slips) == len(heard) == CLIP_TURNS
@@ -117,7 +117,7 @@ def test_a_slip_is_heard_and_not_asked_for(footage, turns):
 
 def is_slip(line, truth):
     """Of lines under other clubs and scores: a goal of the other colour, or a throw-in, all of which slip here."""
-    call, true = parse(line), parse(truth)
+    call, true = parse_line(line), parse_line(truth)
     assert call.kind == true.kind
     return call.kind is EventKind.THROW_IN or call.colour != true.colour
 
@@ -144,7 +144,7 @@ def goals_and_what_follows(footage, turns, slips):
         shown = [footage[0].seconds[place] for place in places_of(example)]
         for line, second, later in zip(heard, shown, shown[2:], strict=False):
             if second.kind is EventKind.GOAL:
-                yield parse(line), second, later
+                yield parse_line(line), second, later
 
 
 def test_goals_of_a_match_are_shuffled_whole(footage):

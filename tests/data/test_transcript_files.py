@@ -1,4 +1,4 @@
-"""Transcripts of recognisers and subtitles, told apart by what is in them."""
+"""Transcripts of speech recognisers and subtitles, recognised by their content."""
 
 import json
 from types import SimpleNamespace
@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from published_layouts import steady_words, subrip, webvtt, whisperx
 
-from streamingvlm.data.formats import read_cues, segment_cue
-from streamingvlm.data.transcript import Word, mend
+from streamingvlm.data.transcript import Word, repair
+from streamingvlm.data.transcript_files import read_cues, segment_cue
 from streamingvlm.errors import DataError
 
 CUES = [(0.0, 4.0, "the ball is"), (4.0, 6.0, "in")]
@@ -20,12 +20,12 @@ def rounded(words):
 
 @pytest.fixture
 def words_of(tmp_path):
-    """Write a text, under a name that says nothing, and read it."""
+    """Write a text under a name without a suffix and read it."""
 
     def words(text, name="transcript"):
         path = tmp_path / name
         path.write_text(text, "utf-8") if isinstance(text, str) else path.write_bytes(text)
-        return list(mend(read_cues(path))[0].words)
+        return list(repair(read_cues(path))[0].words)
 
     return words
 
@@ -54,8 +54,8 @@ def test_a_segment_without_words_has_its_time_spread(words_of):
 def test_objects_of_faster_whisper_are_read_as_their_json_is():
     word = SimpleNamespace(word=" goal", start=1.0, end=1.5, probability=0.9)
     spoken = SimpleNamespace(id=1, start=1.0, end=1.5, text=" goal", words=[word])
-    assert mend([segment_cue(spoken, "x")])[0].words == (Word(1.0, 1.5, "goal"),)
-    assert mend([segment_cue(SimpleNamespace(start=1.0, end=1.5, text=" goal", words=None), "x")])[0].words == (
+    assert repair([segment_cue(spoken, "x")])[0].words == (Word(1.0, 1.5, "goal"),)
+    assert repair([segment_cue(SimpleNamespace(start=1.0, end=1.5, text=" goal", words=None), "x")])[0].words == (
         Word(1.0, 1.5, "goal"),
     )
 
@@ -68,12 +68,12 @@ def test_subtitles_have_their_times_spread_over_their_words(words_of, write, new
     assert rounded(found) == SPREAD
 
 
-def test_markup_is_no_text(words_of):
+def test_markup_is_removed(words_of):
     cues = [(0.0, 1.0, "<v Anna>AT&amp;T <i>says</i>"), (1.0, 2.0, "{\\an8}hello\n<c.yellow>there</c>")]
     assert [word.text for word in words_of(webvtt(cues))] == ["AT&T", "says", "hello", "there"]
 
 
-def test_captions_made_while_somebody_speaks_are_not_read_twice(words_of):
+def test_live_captions_are_not_read_twice(words_of):
     text = """WEBVTT
 Kind: captions
 
@@ -97,28 +97,28 @@ in<00:00:04.000><c> play</c>
     ]
 
 
-def test_cues_that_cannot_be_read_are_told(words_of, caplog):
+def test_skipped_cues_are_logged(words_of, caplog):
     words = words_of(webvtt(CUES) + "\n\n00:07 --> soon\nlost\n")
     assert len(words) == 4
-    assert "1 of its cues" in caplog.text
+    assert "skipped 1 cues" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("", ["no transcript", "WebVTT"]),
-        ("hello there", ["no transcript"]),
-        ('{"segments": [\n{"start": 1,, }]}', [":2", "not JSON"]),
+        ("", ["not a transcript", "WebVTT"]),
+        ("hello there", ["not a transcript"]),
+        ('{"segments": [\n{"start": 1,, }]}', [":2", "not valid JSON"]),
         ('{"segments": 3}', ["no list of segments"]),
         ('{"words": []}', ["no list of segments"]),
-        ('{"segments": [{"start": 0}]}', ["segment 0", "neither words nor a text"]),
+        ('{"segments": [{"start": 0}]}', ["segment 0", "neither words nor text"]),
         ('{"segments": [7]}', ["segment 0"]),
-        ('{"segments": [{"text": "a", "words": [{"start": 1}]}]}', ["segment 0", "word without a text"]),
+        ('{"segments": [{"text": "a", "words": [{"start": 1}]}]}', ["segment 0", "word without text"]),
         ("[" * 100_000, ["JSON"]),
         ("WEBVTT\n\n00:00:01.000 --> 00:00:02.000\nCaf\xe9".encode("latin-1"), ["not UTF-8", "iconv"]),
     ],
 )
-def test_what_is_no_transcript_is_named_in_one_line(words_of, content, parts):
+def test_a_file_that_is_not_a_transcript_is_named_in_one_line(words_of, content, parts):
     with pytest.raises(DataError) as caught:
         words_of(content, name="match.json")
     assert "match.json" in str(caught.value)

@@ -1,12 +1,12 @@
-"""The words of a match: what a perfect commentator says in a second, and what a line means.
+"""The reference commentary of a match, one line per second, and the parser of such lines.
 
-A line begins with the event, which is seen, then names the colour, then the club and the score, which are remembered:
+A line starts with the event, which is visible. The colour, the club and the score follow; these need memory:
 
     pass by red                      tackle by blue       shot
     goal for red! Rovers home 2-1    saved! red denied    wide from red
     throw-in to blue, still 2-1      kick-off for blue, City away 2-1
 
-Scores give the introduction's first club first. A silent second has no line at all.
+A score lists first the club that the introduction names first. The line of a silent second is empty.
 """
 
 import re
@@ -34,8 +34,8 @@ _WORD = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
-class Call:
-    """What a line says: the kind of event (or "other") and whatever else it names."""
+class ParsedLine:
+    """The content of a line: the kind of event (or "other"), and the colour, club and score where it has them."""
 
     kind: str
     colour: str | None = None
@@ -43,26 +43,27 @@ class Call:
     score: tuple[int, int] | None = None
 
 
-def say(second: PitchSecond) -> str:
-    """The line for a second, without the trailing ellipsis of the turn format; "" for a silent one."""
+def reference_line(second: PitchSecond) -> str:
+    """Return the line of a second without the turn format's trailing ellipsis; "" for a silent second."""
     score = "{}-{}".format(*second.score)
     return _LINES[second.kind].format(colour=second.colour, club=second.club, ground=second.ground, score=score)
 
 
-def parse(text: str) -> Call:
-    """What a line says; the inverse of `say`.
+def parse_line(text: str) -> ParsedLine:
+    """Parse a line; the inverse of `reference_line`.
 
-    Tolerant: the first word decides the kind, the first colour, club and score found anywhere are taken, case and
-    punctuation are no matter. A line whose first word names no event is "other"; an empty one or bare dots are silence.
+    The parser is tolerant: the first word decides the kind, the first colour, club and score anywhere in the line
+    count, and case and punctuation are ignored. A line whose first word names no event is "other". An empty line, or
+    one of dots alone, is silence.
     """
     words = _WORD.findall(text.lower())
     if not words:
-        return Call(EventKind.SILENCE)
+        return ParsedLine(EventKind.SILENCE)
     kind = _FIRST_WORDS.get(words[0])
     if kind is None:
-        return Call(OTHER)
+        return ParsedLine(OTHER)
     score = _SCORE.search(text)
-    return Call(
+    return ParsedLine(
         kind,
         colour=next((word for word in words if word in COLOURS), None),
         club=next((club for word in words for club in CLUBS if word == club.lower()), None),

@@ -1,6 +1,6 @@
-"""Files of transcripts: WhisperX and faster-whisper JSON, WebVTT and SubRip, told apart by what is in them.
+"""Transcript files: WhisperX and faster-whisper JSON, WebVTT and SubRip, recognised by their content.
 
-Every reader gives `Cue`s as the file has them; `streamingvlm.data.transcript.mend` makes sense of their times.
+Every reader returns `Cue`s with the times of the file; `streamingvlm.data.transcript.repair` makes them consistent.
 """
 
 import html
@@ -16,21 +16,21 @@ from typing import Any
 import webvtt
 from webvtt.errors import MalformedCaptionError, MalformedFileError
 
-from streamingvlm.data.transcript import Cue, Stamped
+from streamingvlm.data.transcript import Cue, TimedText
 from streamingvlm.errors import DataError
 
 log = logging.getLogger(__name__)
 
 TRANSCRIPT_SUFFIXES = (".json", ".vtt", ".srt")
-"""Under which names a transcript stands beside its video, the richest format first."""
+"""Suffixes of a transcript beside its video, in order of preference: JSON has times for each word."""
 
 _SUBRIP_TIMING = re.compile(r"^\s*\d+:\d{1,2}:\d{1,2}[,.]\d+\s*-->", re.MULTILINE)
-_INLINE_STAMP = re.compile(r"<((?:\d+:)?\d{2}:\d{2}\.\d{3})>")
+_INLINE_TIME = re.compile(r"<((?:\d+:)?\d{2}:\d{2}\.\d{3})>")
 _TAG = re.compile(r"</?[^>]*>|\{\\[^}]*\}")
 
 
 def read_cues(path: str | Path) -> list[Cue]:
-    """Read a transcript of any format; DataError names the file and what is wrong with it."""
+    """Read a transcript of any of these formats. Raises DataError with the file and the fault."""
     text = _read_text(Path(path))
     start = text.lstrip()[:1]
     if start and start in "{[":
@@ -39,26 +39,29 @@ def read_cues(path: str | Path) -> list[Cue]:
         return _caption_cues(text, "vtt", path)
     if _SUBRIP_TIMING.search(text):
         return _caption_cues(text, "srt", path)
-    raise DataError(f"{path} is no transcript; give WhisperX or faster-whisper JSON, WebVTT or SubRip")
+    raise DataError(f"{path} is not a transcript; give WhisperX or faster-whisper JSON, WebVTT or SubRip")
 
 
 def segment_cue(segment: Any, where: str) -> Cue:
-    """One segment of a recogniser as a cue, from JSON or from an object with the same fields; DataError otherwise."""
+    """Return a speech recogniser's segment as a cue.
+
+    segment: a dict from JSON, or an object with the same fields. where: names the segment in a DataError.
+    """
     field = segment.get if isinstance(segment, Mapping) else lambda name: getattr(segment, name, None)
     words, text = field("words"), field("text")
     start_s, end_s = field("start"), field("end")
     if isinstance(words, Sequence) and not isinstance(words, str) and words:
-        return Cue(tuple(_stamped(word, where) for word in words), start_s, end_s)
+        return Cue(tuple(_timed_word(word, where) for word in words), start_s, end_s)
     if not isinstance(text, str):
-        raise DataError(f"{where} has neither words nor a text; give WhisperX or faster-whisper JSON")
-    return Cue.of_text(text, start_s, end_s)
+        raise DataError(f"{where} has neither words nor text; give WhisperX or faster-whisper JSON")
+    return Cue.from_text(text, start_s, end_s)
 
 
-def _stamped(word: Any, where: str) -> Stamped:
+def _timed_word(word: Any, where: str) -> TimedText:
     field = word.get if isinstance(word, Mapping) else lambda name: getattr(word, name, None)
     if not isinstance(text := field("word"), str):
-        raise DataError(f"{where} has a word without a text; give WhisperX or faster-whisper JSON")
-    return Stamped(text, field("start"), field("end"))
+        raise DataError(f"{where} has a word without text; give WhisperX or faster-whisper JSON")
+    return TimedText(text, field("start"), field("end"))
 
 
 def _read_text(path: Path) -> str:
@@ -74,9 +77,9 @@ def _json(text: str, path: str | Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno} is not JSON ({error.msg}); write the file again") from error
+        raise DataError(f"{path}:{error.lineno} is not valid JSON ({error.msg}); write the file again") from error
     except (RecursionError, ValueError) as error:
-        raise DataError(f"{path} is JSON that no recogniser writes; write the file again") from error
+        raise DataError(f"{path} is JSON that cannot be parsed; write the file again") from error
 
 
 def _whisper_cues(document: Any, path: str | Path) -> list[Cue]:
@@ -91,27 +94,27 @@ def _caption_cues(text: str, kind: str, path: str | Path) -> list[Cue]:
         captions = webvtt.from_buffer(io.StringIO(text), format=kind).captions
     except (MalformedFileError, MalformedCaptionError) as error:
         raise DataError(f"{path} is damaged ({error}); write the file again") from error
-    if (num_lost := text.count("-->") - len(captions)) > 0:
-        log.warning("%s: %d of its cues are empty or cannot be read, and are passed over", path, num_lost)
-    has_inline_stamps = any(_INLINE_STAMP.search(caption.raw_text) for caption in captions)
-    # Captions made while somebody speaks stamp the words of the new line and repeat the line before as it stands.
-    read = _karaoke_words if has_inline_stamps else _whole_text
+    if (num_skipped := text.count("-->") - len(captions)) > 0:
+        log.warning("%s: skipped %d cues that are empty or cannot be parsed", path, num_skipped)
+    has_inline_times = any(_INLINE_TIME.search(caption.raw_text) for caption in captions)
+    # Live captions put a time on each word of the new line and repeat the previous line without times.
+    read = _inline_timed_words if has_inline_times else _whole_text
     return [cue for caption in captions for cue in read(caption)]
 
 
 def _whole_text(caption: webvtt.Caption) -> Iterator[Cue]:
-    yield Cue.of_text(_plain(caption.raw_text), *_span_s(caption))
+    yield Cue.from_text(_plain(caption.raw_text), *_span_s(caption))
 
 
-def _karaoke_words(caption: webvtt.Caption) -> Iterator[Cue]:
+def _inline_timed_words(caption: webvtt.Caption) -> Iterator[Cue]:
     start_s, end_s = _span_s(caption)
     for line in caption.lines:
-        first, *rest = _INLINE_STAMP.split(line)
+        first, *rest = _INLINE_TIME.split(line)
         if not rest:
             continue
         times_s = [start_s, *map(_seconds, rest[::2]), end_s]
         texts = map(_plain, [first, *rest[1::2]])
-        words = (Stamped(text, *span) for text, span in zip(texts, pairwise(times_s), strict=True) if text.strip())
+        words = (TimedText(text, *span) for text, span in zip(texts, pairwise(times_s), strict=True) if text.strip())
         yield Cue(tuple(words), start_s, end_s)
 
 
@@ -119,13 +122,13 @@ def _span_s(caption: webvtt.Caption) -> tuple[float, float]:
     return _seconds(caption.start), _seconds(caption.end)
 
 
-def _seconds(stamp: str) -> float:
+def _seconds(timestamp: str) -> float:
     total = 0.0
-    for part in stamp.split(":"):
+    for part in timestamp.split(":"):
         total = total * 60 + float(part)
     return total
 
 
 def _plain(text: str) -> str:
-    """Without tags of either format, entities read."""
+    """Remove the tags of both formats and decode HTML entities."""
     return html.unescape(_TAG.sub("", text))

@@ -1,6 +1,6 @@
-"""The folder of prepared data on disk: two parquet tables and a manifest, written beside it and renamed when whole.
+"""The tables of prepared data and their writer: two parquet files and a manifest, made visible by one rename.
 
-Recordings hold the text, chunks point into them: what was said before a chunk is kept once and not once a chunk.
+Recordings hold the text and chunks refer to them, so overlapping chunks and their previous text take no extra space.
 """
 
 import json
@@ -23,15 +23,15 @@ RECORDING_SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "video": pa.string(),  # relative to the manifest's video_root
-        "start_s": pa.float64(),  # the part of the file that is used
+        "start_s": pa.float64(),  # the span of the file that is used
         "end_s": pa.float64(),
         "num_turns": pa.int32(),
-        "lines": pa.list_(pa.string()),  # the words of each turn, "" for a silent one
-        "previous_text": pa.string(),  # said before the recording
+        "lines": pa.list_(pa.string()),  # the text of each turn, "" for a silent one
+        "previous_text": pa.string(),  # from before the recording
         "query": pa.string(),
         "title": pa.string(),
         "category": pa.string(),
-        "width": pa.int32(),  # of the video as shown
+        "width": pa.int32(),  # of the displayed video
         "height": pa.int32(),
         "source": pa.string(),
         "questions": pa.list_(pa.struct({"turn": pa.int32(), "question": pa.string(), "answer": pa.string()})),
@@ -46,28 +46,28 @@ CHUNK_SCHEMA = pa.schema(
         "split": pa.string(),  # train or held_out
     }
 )
-_ROWS_A_GROUP = 256
+_ROWS_PER_GROUP = 256
 
 
 def check_target(target: Path, *, num_bytes: int):
-    """Raise DataError where the folder cannot be written: it holds something, or the disk has no room."""
+    """Raise DataError if the folder is not empty or not writable, or if the disk has less than ``num_bytes`` free."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target} is not empty; name a new folder for the prepared data")
+        raise DataError(f"{target} is not empty; choose a new folder for the prepared data")
     above = next(folder for folder in target.absolute().parents if folder.exists())
     if not os.access(above, os.W_OK):
-        raise DataError(f"{above} may not be written to by this user; name another folder for the prepared data")
+        raise DataError(f"{above} is not writable by this user; choose another folder for the prepared data")
     free = shutil.disk_usage(above).free
     if free < num_bytes:
         raise DataError(
             f"{above} has {free / 1e6:,.0f} MB left, but the prepared data may take {num_bytes / 1e6:,.0f} MB; "
-            "make room, or name a folder elsewhere"
+            "free disk space, or choose a folder on another disk"
         )
 
 
-class PreparedFolder:
-    """A folder of prepared data while it is written; nothing stands under its name before `finish`.
+class PreparedDataWriter:
+    """Writes a folder of prepared data; the folder appears under its name only after `finish`.
 
-    Raises DataError where the disk does not take it.
+    Raises DataError if the disk cannot be written.
     """
 
     def __init__(self, target: Path):
@@ -79,8 +79,8 @@ class PreparedFolder:
             partial = self._target.with_name(f".{self._target.name}.partial-{uuid4().hex[:8]}")
             partial.mkdir(parents=True)
             self._partial = partial
-            self._recordings = _Table(self._partial / RECORDINGS, RECORDING_SCHEMA)
-            self._chunks = _Table(self._partial / CHUNKS, CHUNK_SCHEMA)
+            self._recordings = _ParquetTable(self._partial / RECORDINGS, RECORDING_SCHEMA)
+            self._chunks = _ParquetTable(self._partial / CHUNKS, CHUNK_SCHEMA)
         except OSError as error:
             self._discard()
             raise self._unwritable(error) from error
@@ -99,13 +99,13 @@ class PreparedFolder:
             raise self._unwritable(error) from error
 
     def finish(self, manifest: dict[str, Any]):
-        """Write the manifest and give the folder its name."""
+        """Write the manifest and rename the folder to its final name."""
         try:
             self._recordings.close()
             self._chunks.close()
             text = json.dumps({"version": VERSION, **manifest}, indent=1, ensure_ascii=False)
             (self._partial / MANIFEST).write_text(text + "\n", "utf-8", errors="replace")
-            os.rename(self._partial, self._target)  # an empty folder of that name gives way
+            os.rename(self._partial, self._target)  # This replaces an empty folder of that name.
         except OSError as error:
             raise self._unwritable(error) from error
         self._partial = None
@@ -116,11 +116,11 @@ class PreparedFolder:
 
     def _unwritable(self, error: OSError) -> DataError:
         reason = error.strerror or " ".join(str(error).split())
-        return DataError(f"{self._target} cannot be written ({reason}); make room, or name another folder")
+        return DataError(f"{self._target} cannot be written ({reason}); free disk space, or choose another folder")
 
 
-class _Table:
-    """A parquet file that grows by groups of rows."""
+class _ParquetTable:
+    """A parquet file, written one row group at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self._writer = parquet.ParquetWriter(path, schema)
@@ -129,7 +129,7 @@ class _Table:
 
     def add(self, row: dict[str, Any]):
         self._rows.append(row)
-        if len(self._rows) == _ROWS_A_GROUP:
+        if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 
     def close(self):
