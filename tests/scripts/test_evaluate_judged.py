@@ -57,7 +57,7 @@ def inf_streams(published):
         f"transcripts={published}/all.jsonl",
         f"segments={published}/segments.jsonl",
         f"start_s={START_S}",
-        "turn_s=3",
+        "clip_s=3",
     ]
 
 
@@ -68,8 +68,8 @@ def livesports(published):
 
 def file_of(path, said):
     """A candidate that says one thing in every second of every video."""
-    pieces = [(float(second), second + 1.0, said) for second in range(DURATION_S)]
-    return write_lines(path, [candidate_line(f"g{seed}.mp4", pieces) for seed in SEEDS])
+    utterances = [(float(second), second + 1.0, said) for second in range(DURATION_S)]
+    return write_lines(path, [candidate_line(f"g{seed}.mp4", utterances) for seed in SEEDS])
 
 
 @pytest.fixture
@@ -113,15 +113,15 @@ def test_the_session_against_the_last_frames(folder, inf_streams, evaluate_here)
     assert result["sides"]["rival"]["path"] == "last 4 frames, no cache"
 
 
-def test_the_papers_protocol_in_chunks_without_a_judge(folder, inf_streams, evaluate_here):
-    words = ["protocol=paper", "mode=chunks", "rival_mode=infinite", "judge.enabled=false", "num_videos=1"]
+def test_the_papers_protocol_in_clips_without_a_judge(folder, inf_streams, evaluate_here):
+    words = ["protocol=paper", "mode=clips", "rival_mode=infinite", "judge.enabled=false", "num_videos=1"]
     code, said, told = evaluate_here(*inf_streams, *words, "rival=session")
     assert code == 0, told
     assert "wrote inf_streams.work/candidate.jsonl, inf_streams.work/rival.jsonl" in said
-    kept = [json.loads(file.read_text()) for file in (folder / "inf_streams.work" / "said").iterdir()]
-    ours, theirs = sorted(kept, key=lambda document: -len(document["chunks"]))
-    assert [(chunk["chunk_start"], chunk["chunk_end"]) for chunk in ours["chunks"]] == [(4, 7), (7, 10), (10, 11)]
-    assert len(theirs["chunks"]) == 1
+    kept = [json.loads(file.read_text()) for file in (folder / "inf_streams.work" / "commentary").iterdir()]
+    ours, theirs = sorted(kept, key=lambda document: -len(document["clips"]))
+    assert [(clip["chunk_start"], clip["chunk_end"]) for clip in ours["clips"]] == [(4, 7), (7, 10), (10, 11)]
+    assert len(theirs["clips"]) == 1
     told_before = " ".join(text for _, end_s, text in truth(11) if end_s <= START_S)
     assert {clip["previous_text"] for clip in ours["made_with"]["clips"]} == {told_before} != {""}
     assert {clip["previous_text"] for clip in theirs["made_with"]["clips"]} == {""}
@@ -212,6 +212,8 @@ def test_a_limit_on_the_cost_stops_before_anything_is_done(folder, inf_streams, 
         ([*NOBODY, "segments=gone.jsonl"], "segments=gone.jsonl is no file; check the path"),
         ([*NOBODY, "protocol=kind"], "protocol=kind is unknown; choose one of fair, paper"),
         ([*NOBODY, "rival.path=null"], "rival.path is not given"),
+        ([*NOBODY, "mode=chunks"], "mode=chunks is unknown; choose one of infinite, clips"),
+        ([*NOBODY, "chunk_s=50"], "chunk_s was renamed; write clip_s=50"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(inf_streams, two_files, evaluate_here, words, reason):

@@ -25,7 +25,7 @@ def test_one_stream_is_scored_kept_and_shown(evaluate_here, tmp_path):
     paths = ("result_path=out/result.json", "record_path=out/run.jsonl", "report_path=a page, of one run.html")
     code, output, error = evaluate_here("benchmark=pitch", "seed=1007", "duration_s=30", *paths)
     assert code == 0, error
-    assert "seed 1007: 30 s: macro-F1" in output and "macro-F1 by fifths" in output and "ms a token" in output
+    assert "seed 1007: 30 s: macro-F1" in output and "macro-F1 by fifths" in output and "ms per token" in output
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["report"]["num_seconds"] == 30 and len(result["fifths"]) == 5
     assert result["report"]["accuracy"] >= 0.8

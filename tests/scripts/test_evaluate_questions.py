@@ -46,7 +46,7 @@ def test_ovo_bench_is_one_command(published, folder, evaluate_here):
     assert "backward tracing, real-time visual perception, forward active responding" in out.splitlines()[-1]
     document = json.loads((folder / "result.json").read_text())
     assert document["path"] == "streaming cache"
-    assert document["overall"]["num_asked"] == 10 == len(kept(folder, "ovo_bench"))
+    assert document["overall"]["num_questions"] == 10 == len(kept(folder, "ovo_bench"))
     assert document["options"]["candidate"]["cache"]["policy"] == "streaming"
     before = (folder / "ovo_bench.work" / "answers.jsonl").read_bytes()
     assert evaluate_here(*words)[1] == out, "nothing is asked twice and the table is the same"

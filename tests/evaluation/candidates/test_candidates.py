@@ -13,14 +13,11 @@ from PIL import Image
 from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.evaluation.candidates.candidates import (
-    Clip,
-    EndpointCandidate,
-    EndpointView,
-    LastFrames,
-    SessionCandidate,
-    candidate_from,
-)
+from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointCandidate, EndpointView
+from streamingvlm.evaluation.candidates.last_frames import LastFrames
+from streamingvlm.evaluation.candidates.opening import candidate_from
+from streamingvlm.evaluation.candidates.session_candidate import SessionCandidate
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.pitch import Match, render
 from streamingvlm.video.encoder import write_video
@@ -90,7 +87,7 @@ def test_the_last_frames_are_all_that_is_remembered(match, last_frames):
 
 def test_the_last_frames_keep_the_text_that_was_given_and_none_of_their_own(match, last_frames):
     session = last_frames.open_session(clip := Clip(match, previous_text="Red against black."))
-    said = [session.step(second).text for second in clip.seconds(last_frames.video_config)]
+    said = [session.step(second).text for second in clip.turns(last_frames.video_config)]
     assert any(said[:-2])
     speech = {s.turn for s in session.layout.segments if s.kind is SegmentKind.SPEECH}
     assert speech <= {len(said) - 1}

@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.candidates.clips import Clip
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.evaluation.qa import lmms as adapter
 from streamingvlm.evaluation.qa.lmms_manifest import manifest
 from streamingvlm.pitch import Match, render
