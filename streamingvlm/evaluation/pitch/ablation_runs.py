@@ -144,7 +144,7 @@ def _run_in_processes(missing: Sequence[tuple[AblationRun, Path]], workers: int)
                 yield future.result()
         except BrokenProcessPool as error:
             raise StreamingVLMError(
-                "a worker was killed, perhaps out of memory; finished runs are stored, so run it again with fewer workers"
+                "a worker was killed, perhaps out of memory; finished runs are stored; run it again with fewer workers"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
