@@ -1,4 +1,4 @@
-"""The model in training is lent to a session and comes back as it was."""
+"""A session on a model in training restores everything that it changes."""
 
 import copy
 import random
@@ -136,7 +136,7 @@ def test_gradients_in_waiting_are_left_alone(model, recording, mean_loss):
         assert grad is None or torch.equal(weight.grad, grad)
 
 
-def test_it_listens_to_the_weights_as_they_are_now(model, recording):
+def test_it_uses_the_current_weights(model, recording):
     assert any(line.said for line in stream_held_out(model, recording, max_turns=4).lines)
     with torch.no_grad():
         model.lm_head.weight.zero_()

@@ -1,4 +1,4 @@
-"""Offline generation against transformers' own whole pass over the same frames and words."""
+"""Offline generation against transformers' full forward pass over the same frames and text."""
 
 from itertools import islice
 

@@ -1,4 +1,4 @@
-"""Commentary that is kept: taken up where it ended, never read by half, and not stopped by one bad video."""
+"""Stored commentary: resumed runs, incomplete files, and videos that cannot be read."""
 
 import math
 import threading
@@ -59,10 +59,10 @@ def said(commentary):
 
 
 def refuse():
-    raise AssertionError("everything is kept: nobody is to be asked")
+    raise AssertionError("everything is stored, so no candidate may be opened")
 
 
-def test_what_was_said_is_kept_with_its_times_and_by_whom(games, store):
+def test_commentary_is_stored_with_its_times_and_its_candidate(games, store):
     result = generate_commentary(games, Parrot, store)
     assert list(result) == ["g0.mp4", "g1.mp4", "g2.mp4", "g3.mp4"]
     assert said(result["g1.mp4"]) == ["g11", "g12", "g14", "g15", "g17", "g18"]
@@ -73,7 +73,7 @@ def test_what_was_said_is_kept_with_its_times_and_by_whom(games, store):
     assert generate_commentary(games, refuse, store) == result
 
 
-def test_what_was_said_of_a_clip_is_told_before_the_next(games, store):
+def test_the_commentary_of_a_clip_is_previous_text_of_the_next(games, store):
     parrot = Parrot()
     told = CommentaryTask("told", tuple(replace(clip, query="q", previous_text="Before.") for clip in games[0].clips))
     generate_commentary([told], lambda: parrot, store)
@@ -81,7 +81,7 @@ def test_what_was_said_of_a_clip_is_told_before_the_next(games, store):
     assert {clip.query for clip in parrot.watched} == {"q"}
 
 
-def test_other_settings_and_other_clips_are_said_anew(games, store, tmp_path):
+def test_other_settings_and_other_clips_are_generated_again(games, store, tmp_path):
     generate_commentary(games, Parrot, store)
     other = CommentaryStore(store.folder, {"model": "another"})
     assert other.read(games[0]) is None
@@ -113,14 +113,14 @@ def test_a_video_that_cannot_be_watched_does_not_stop_the_others(games, store, n
     assert {clip.video.name for clip in parrot.watched} == {"g1.mp4"}
 
 
-def test_missing_videos_are_told_before_anything_is_watched(games, store):
+def test_missing_videos_are_reported_before_any_clip_is_read(games, store):
     for game in games[2:]:
         game.clips[0].video.unlink()
     with pytest.raises(DataError, match=r"g2\.mp4 and 1 more of 4 videos: no such file; check video_root"):
         generate_commentary(games, refuse, store)
 
 
-def test_what_is_kept_needs_no_video(games, store):
+def test_stored_commentary_needs_no_video(games, store):
     generate_commentary(games, Parrot, store)
     for game in games:
         game.clips[0].video.unlink()
@@ -128,7 +128,7 @@ def test_what_is_kept_needs_no_video(games, store):
 
 
 @pytest.mark.parametrize("num_parallel", [1, 2])
-def test_a_run_that_is_broken_off_keeps_whole_videos_alone(games, store, num_parallel):
+def test_an_interrupted_run_stores_complete_videos_only(games, store, num_parallel):
     def leave_at(line):
         if line.text == "g24":
             raise KeyboardInterrupt
@@ -142,7 +142,7 @@ def test_a_run_that_is_broken_off_keeps_whole_videos_alone(games, store, num_par
     assert not {clip.video.name for clip in parrot.watched} & set(kept)
 
 
-def test_who_leaves_does_not_wait_for_videos_that_run_beside(games, store):
+def test_an_interrupt_does_not_wait_for_parallel_videos(games, store):
     lines_after = threading.Semaphore(0)
 
     class Endless(Parrot):
@@ -172,7 +172,7 @@ def test_a_video_that_ends_early_is_named(games, store, caplog):
     assert caplog.records == []
 
 
-def test_a_disk_that_takes_nothing_is_told(games, tmp_path):
+def test_a_disk_that_refuses_writes_is_reported(games, tmp_path):
     (tmp_path / "said").write_text("a file where a folder should be")
     with pytest.raises(DataError, match="cannot store commentary"):
         generate_commentary(games, Parrot, CommentaryStore(tmp_path / "said", {}))
@@ -197,7 +197,7 @@ def test_clips_are_read_back_merged_to_one_a_video(tmp_path):
     assert read_commentary(path) == read
 
 
-def test_a_piece_belongs_to_the_segment_in_which_it_ends():
+def test_an_utterance_belongs_to_the_segment_in_which_it_ends():
     utterances = merge_clips(CLIPS).utterances
     assert text_between(utterances, 3.0, 16.5) == "b ü c"
     assert text_between(utterances, 2.9, 11.0) == "a b"

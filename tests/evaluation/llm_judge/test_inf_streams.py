@@ -1,4 +1,4 @@
-"""Inf-Streams-Eval as it is published: who is told what, which part is watched, which text is judged."""
+"""Inf-Streams-Eval in its published layout: previous text of each side, clips, and judged texts."""
 
 import math
 from itertools import pairwise
@@ -105,7 +105,7 @@ def test_a_game_that_ends_before_the_start_is_not_watched(games):
     assert commentary_tasks(games, InfStreamsConfig(start_s=2400.0)) == []
 
 
-def test_each_segment_is_compared_by_what_was_said_in_it(published, games, tmp_path):
+def test_each_segment_is_compared_by_its_own_commentary(published, games, tmp_path):
     segments = read_segments(published[1], games, start_s=1000.0)
     truth = CommentedClip(1000.0, 2399.0, tuple(Utterance(*word) for word in WORDS))
     ours = by_base_name({"a.mp4": [truth], "x/b.mp4": [truth]})
@@ -158,7 +158,7 @@ def test_segments_of_other_videos_are_named(tmp_path, games):
         read_segments(path, games, start_s=1000.0)
 
 
-def test_names_that_cannot_be_told_apart_or_lead_out_are_refused(tmp_path):
+def test_ambiguous_names_and_paths_outside_the_root_are_refused(tmp_path):
     twice = write_lines(tmp_path / "twice.jsonl", [inf_streams_line(f"{folder}/a.mp4", WORDS) for folder in "xy"])
     with pytest.raises(DataError, match="two videos of one base name"):
         read_games(twice, tmp_path)

@@ -1,4 +1,4 @@
-"""LiveSports-3K-CC as it is published: the table, predictions, and what is compared."""
+"""LiveSports-3K-CC in its published layout: the table, predictions and comparisons."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_the_table_is_read_in_either_form(table, tmp_path):
     assert [event.name for event in read_events(table, tmp_path, num_events=2)] == ["x:0", "x:1"]
 
 
-def test_an_event_is_watched_with_what_was_said_before(events):
+def test_an_event_has_the_commentary_before_it_as_previous_text(events):
     task = events[0].task("Comment on {title}, {please}.")
     [clip] = task.clips
     assert (clip.start_s, clip.end_s, clip.previous_text) == (3.0, 9.5, "They attack.")
@@ -79,7 +79,7 @@ def test_event_numbers_may_be_numbers(events, tmp_path):
     assert set(read_predictions(path, events).values()) == {"p"}
 
 
-def test_events_are_compared_with_what_was_said_on_air(events):
+def test_events_are_compared_with_the_commentary_on_air(events):
     ours, theirs = ({event.name: who for event in events} for who in ("ours", "theirs"))
     found = list(comparisons(events, ours, theirs))
     assert [(c.name, c.group, c.reference) for c in found] == [

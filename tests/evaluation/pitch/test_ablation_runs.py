@@ -1,4 +1,4 @@
-"""Runs are watched once, kept when they are complete, and found again."""
+"""Runs are streamed once, stored when they are complete, and found again."""
 
 import shutil
 
@@ -21,7 +21,7 @@ class BrokenOff(Exception):
     pass
 
 
-def test_what_was_broken_off_goes_on_with_the_run_that_is_missing(tmp_path, monkeypatch):
+def test_an_interrupted_table_resumes_with_the_first_missing_run(tmp_path, monkeypatch):
     watch, watched = ablation_runs._run, []
 
     def watch_two(job, path):
@@ -62,7 +62,7 @@ def test_another_process_says_what_this_one_says(tmp_path):
     assert [second.said for second in here.seconds] == [second.said for second in there.seconds]
 
 
-def test_weights_that_were_trained_anew_are_other_weights(tmp_path):
+def test_a_second_training_under_the_same_name_is_another_checkpoint(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(find_checkpoint("pitch"), folder, ignore=shutil.ignore_patterns("*.mp4"))
     before = AblationRun(AblationRow("a", checkpoint=str(folder)), 1, SETUP).path

@@ -1,4 +1,4 @@
-"""Means and intervals over seeds, and the table that is made of them."""
+"""Means and intervals over seeds, and their tables."""
 
 import json
 from math import isnan, nan

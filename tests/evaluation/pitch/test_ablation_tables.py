@@ -1,4 +1,4 @@
-"""The rows of the tables: each is a setting that a session takes, and holds what its name says."""
+"""The rows of the tables are valid settings of a session and do what their names say."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def model():
 
 
 @pytest.mark.parametrize("row", _table("simple_stream").rows[1:], ids=lambda row: row.name)
-def test_simple_stream_reads_the_newest_frames_anew_and_nothing_else(model, row):
+def test_simple_stream_prefills_the_newest_frames_again_and_nothing_else(model, row):
     session = StreamingSession(model, **AblationRun(row, 1, SETUP).settings)
     match = Match(3)
     session.previous_text = match.intro

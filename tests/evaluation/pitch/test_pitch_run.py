@@ -1,4 +1,4 @@
-"""The record of a stream: what is measured while it runs, what can be read from it later, and where it ends early."""
+"""The record of a stream: its measurements, its file, and streams that end early."""
 
 import json
 from dataclasses import replace

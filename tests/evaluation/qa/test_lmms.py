@@ -1,4 +1,4 @@
-"""The adapter to lmms-eval, on a stand-in of what it documents, and on its real registry where it is installed."""
+"""The adapter to lmms-eval, on a stand-in for its documented interface, and on its registry if it is installed."""
 
 import abc
 import logging

@@ -1,4 +1,4 @@
-"""Asking through the session and keeping answers: nothing after the question is seen, nothing is asked twice."""
+"""Answers through the session and their log: no frame after the question is used, no question is asked twice."""
 
 import json
 import subprocess
@@ -114,18 +114,18 @@ def test_the_last_frames_of_a_file_of_unknown_length_are_its_last(model, stairs,
     assert [frames for _, frames, _ in watched] == [[16, 17], [18, 19]]
 
 
-def test_a_session_that_listens_says_nothing_and_one_that_comments_does(model, match, monkeypatch):
+def test_a_silent_session_generates_nothing_before_a_question_and_a_commenting_one_does(model, match, monkeypatch):
     texts = {}
     original = StreamingSession.step
 
     def step(session, second, **kwargs):
         if kwargs.get("question"):
-            texts[session.listens] = session.model.tokenizer.decode(session.decoder.ids)
+            texts[session.is_silent_before] = session.model.tokenizer.decode(session.decoder.ids)
         return original(session, second, **kwargs)
 
     monkeypatch.setattr(StreamingSession, "step", step)
     for before_question in ("silent", "comment"):
-        monkeypatch.setattr(StreamingSession, "listens", before_question == "silent", raising=False)
+        monkeypatch.setattr(StreamingSession, "is_silent_before", before_question == "silent", raising=False)
         candidate = SessionCandidate(model, video=VIDEO, sampling=GREEDY, before_question=before_question)
         assert isinstance(candidate.answer(Clip(match, 0.0, 3.0), "Who?"), str)
     assert texts[True].count("<|im_start|>assistant\n ...<|im_end|>") == 2
@@ -186,7 +186,7 @@ def test_every_question_is_asked_once_however_often_the_run_is_repeated(tmp_path
     assert len(told) == 3
 
 
-def test_no_model_is_loaded_where_every_answer_is_kept(tmp_path):
+def test_no_model_is_loaded_if_every_answer_is_logged(tmp_path):
     items = [item(videos(tmp_path, "1.mp4")[0])]
     answer_all(items, Fake, AnswerLog(tmp_path / "book.jsonl", {}))
     run = answer_all(items, lambda: pytest.fail("opened"), AnswerLog(tmp_path / "book.jsonl", {}))
@@ -214,7 +214,7 @@ def test_other_settings_another_time_or_other_words_are_other_questions(tmp_path
     assert answers.find(moved).answer == "A", "a folder of videos may move"
 
 
-def test_an_answer_that_broke_off_is_asked_again_and_the_rest_is_kept(tmp_path):
+def test_an_incomplete_answer_is_asked_again_and_the_others_are_not(tmp_path):
     items = [item(video, n) for n, video in enumerate(videos(tmp_path, "1.mp4", "2.mp4"))]
     path = tmp_path / "book.jsonl"
     answer_all(items, Fake, AnswerLog(path, {}))
@@ -226,7 +226,7 @@ def test_an_answer_that_broke_off_is_asked_again_and_the_rest_is_kept(tmp_path):
     assert path.read_bytes() == whole
 
 
-def test_an_empty_answer_is_kept_as_an_answer(tmp_path):
+def test_an_empty_answer_is_logged_as_an_answer(tmp_path):
     first = item(videos(tmp_path, "1.mp4")[0])
     silent = Fake()
     silent.answer = lambda clip, question: ""
@@ -272,7 +272,7 @@ print(len(run.answered))
 """
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path):
+def test_a_killed_run_resumes(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SLOW_RUN)
     command = [sys.executable, str(script), str(tmp_path / "book.jsonl"), str(tmp_path / "log")]

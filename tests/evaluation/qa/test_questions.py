@@ -1,4 +1,4 @@
-"""How answers are read, and how many are right: by hand, against plain means, and over all that a model may write."""
+"""Parsing of answers and accuracy: by hand, against plain means, and over arbitrary text."""
 
 import math
 import string
@@ -152,7 +152,7 @@ def test_each_option_is_read_by_its_letter_in_every_form(options, data):
         ("", None),
     ],
 )
-def test_yes_and_no_are_read_where_they_are_said(answer, word):
+def test_yes_and_no_are_parsed(answer, word):
     assert YesNo("Is it?").parse(answer) == word
 
 

@@ -1,4 +1,4 @@
-"""The page of a stream: whole, alone, and deaf to what a commentary might try."""
+"""The report of a stream: well-formed, self-contained, and safe against hostile commentary."""
 
 import base64
 import hashlib
@@ -136,7 +136,7 @@ def test_the_worst_minute_comes_first_and_says_why(judged):
     assert [minute.verdict for minute in minutes] == ["all right", "1 wrong, 1 partly", "1 wrong", "5 wrong"]
 
 
-def test_a_stream_that_nobody_judged_shows_its_slowest_minute_first(plain):
+def test_a_stream_without_verdicts_shows_its_slowest_minute_first(plain):
     text = render_report(plain)
     page = Page(text)
     assert "Slowest minutes first" in text and "Truth" not in text and "Verdict" not in text
@@ -153,7 +153,7 @@ def test_every_second_is_there_with_what_became_of_it(judged):
     assert counts == {"right": 182, "wrong": 1, "partly": 1, "missed": 1, "not watched": 5}
 
 
-def test_what_is_drawn_is_told_in_words_too(judged):
+def test_drawings_have_descriptions_in_words(judged):
     page = Page(render_report(judged))
     drawings = [a for a in page.elements if a[1].get("role") == "img"]
     assert len(drawings) == 3 and all(a["aria-label"] for _, a in drawings)

@@ -60,7 +60,7 @@ def test_the_real_time_line_has_the_slow_turns_above_it():
     assert ticks["1 s"] == pytest.approx(chart.line.percent) and ticks["100 ms"] > ticks["1 s"]
 
 
-def test_there_is_no_chart_of_what_nobody_measured():
+def test_there_is_no_chart_without_measurements():
     unwatched = [ReportTurn(0.0, None, "shot")]
     assert cache_chart(unwatched, 1.0) is None and latency_chart(unwatched, 1.0) is None
     assert fault_chart([(0.0, 1, 60), (60.0, 2, 60)]) is None
