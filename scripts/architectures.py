@@ -1,4 +1,4 @@
-"""The sizes of models that benchmarks draw at random: the choices of the group ``architecture`` in ``configs/``."""
+"""Architectures with random weights, for benchmarks: the choices of ``configs/architecture/``."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from streamingvlm.errors import ConfigError
 
 
 def architecture_names() -> list[str]:
-    """The choices there are."""
+    """List the choices."""
     return sorted(file.stem for file in (CONFIGS / "architecture").glob("*.yaml"))
 
 
 def architecture_named(name: str) -> dict[str, Any]:
-    """The numbers of a choice. Raises ConfigError for an unknown one."""
+    """Return the sizes of a choice. Raises ConfigError for an unknown one."""
     if name not in architecture_names():
         raise ConfigError(f"architecture={name} is unknown; choose one of {', '.join(architecture_names())}")
     return OmegaConf.to_container(OmegaConf.load(CONFIGS / "architecture" / f"{name}.yaml").architecture)

@@ -1,4 +1,4 @@
-"""What asking a language model will cost, told before the first question."""
+"""The cost of asking a language model, printed and checked before the first request."""
 
 import sys
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from streamingvlm.endpoint import CostEstimate
 from streamingvlm.errors import ConfigError
 
 
-def tell_estimate(estimate: CostEstimate, settings: Mapping[str, Any], group: str):
-    """Show the estimate; stop where that is all that was asked for, or it is too much.
+def check_cost(estimate: CostEstimate, settings: Mapping[str, Any], group: str):
+    """Print the estimate; exit after it if ``estimate_only`` is set, raise ConfigError above ``max_cost_usd``.
 
-    settings: the group of options with ``estimate_only`` and ``max_cost_usd``; group: its name.
+    settings: the group of options with these two; group: its name.
     """
     print(estimate, file=sys.stderr, flush=True)
     if settings["estimate_only"]:

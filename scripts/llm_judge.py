@@ -1,4 +1,4 @@
-"""What the judged benchmarks share: two candidates, their commentary, a judge, and how it is told."""
+"""Shared by the benchmarks with a judge: two sides, their commentary, the judge and the report."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cost import tell_estimate
+from cost import check_cost
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
@@ -18,71 +18,72 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from streamingvlm.atomic import write_json
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.candidates.candidates import Candidate, EndpointCandidate, candidate_from
-from streamingvlm.evaluation.llm_judge.commentary_files import CommentedChunk
-from streamingvlm.evaluation.llm_judge.generation import Assignment, CommentStore, generate
+from streamingvlm.evaluation.candidates.candidate import Candidate
+from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointCandidate
+from streamingvlm.evaluation.candidates.opening import candidate_from
+from streamingvlm.evaluation.llm_judge.commentary_files import CommentedClip
+from streamingvlm.evaluation.llm_judge.generation import CommentaryStore, CommentaryTask, generate_commentary
 from streamingvlm.evaluation.llm_judge.judging import Comparison, Judge, Verdict, WinRate, win_rate, win_rates_by_part
 
 
 class Side:
-    """One of the two who are compared: a candidate that comments now, or a file of what one said before.
+    """One of the two sides of a comparison: a candidate that comments now, or a file of commentary.
 
-    role: candidate or rival, the group of its options. name, path: as a table tells them.
+    role: candidate or rival, which is also its group of options. name, path: as a table shows them.
     """
 
     def __init__(self, role: str, options: dict[str, Any]):
         self.role = role
         self._options = options[role]
         self._work_folder = Path(options["work_folder"])
-        # What a candidate is called does not decide what it says.
+        # The display name does not change the commentary.
         settings = {name: value for name, value in self._options.items() if name != "name"}
-        self._store = CommentStore(self._work_folder / "said", settings)
-        self.file = existing(self._options["path"], f"{role}.path") if self._options["kind"] == "file" else None
+        self._store = CommentaryStore(self._work_folder / "commentary", settings)
+        self.file = existing_file(self._options["path"], f"{role}.path") if self._options["kind"] == "file" else None
         self.name, self.path = self._options["name"] or (self.file and self.file.name), "a file"
         self._remote: EndpointCandidate | None = None
-        if self._options["kind"] == "endpoint":  # a key that is missing shows now, not after hours of the other side
+        if self._options["kind"] == "endpoint":  # a missing key fails now, not after hours of the other side
             with options_below(role):
                 self._remote = self._open()
 
     @property
     def merged_file(self) -> Path:
-        """Where all that it said is written in the published shape."""
+        """The file of all its commentary in the published layout."""
         return self._work_folder / f"{self.role}.jsonl"
 
-    def kept(self, assignment: Assignment) -> tuple[CommentedChunk, ...] | None:
-        """What it said of an assignment in an earlier run; None where that is not kept."""
-        spoken = self._store.read(assignment)
-        return spoken and spoken.chunks
+    def stored(self, task: CommentaryTask) -> tuple[CommentedClip, ...] | None:
+        """Return its commentary from an earlier run, None if there is none."""
+        commentary = self._store.read(task)
+        return commentary and commentary.clips
 
-    def tell_cost(self, assignments: Sequence[Assignment]):
-        """Say what a model behind an address will be asked, before it is."""
+    def print_cost(self, tasks: Sequence[CommentaryTask]):
+        """Print what a remote candidate will be asked, before the first request."""
         if self._remote:
-            missing = [assignment for assignment in assignments if self.kept(assignment) is None]
-            clips = [clip for assignment in missing for clip in assignment.clips]
+            clips = [clip for task in tasks if self.stored(task) is None for clip in task.clips]
             print(self._remote.estimate(clips), file=sys.stderr, flush=True)
 
-    def comment(self, assignments: Sequence[Assignment]) -> dict[str, tuple[CommentedChunk, ...]]:
-        """Have all assignments commented that are not kept already, with a line of progress."""
+    def comment(self, tasks: Sequence[CommentaryTask]) -> dict[str, tuple[CommentedClip, ...]]:
+        """Return the commentary of all tasks, generating what is not stored, with a progress line."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            shown = progress.add_task(self.role)
-            said = generate(
-                assignments,
+            bar = progress.add_task(self.role)
+            by_task = generate_commentary(
+                tasks,
                 self._open,
                 self._store,
-                on_line=lambda line: progress.update(shown, description=escape(f"{self.role} {line}"[:100])),
+                on_line=lambda line: progress.update(bar, description=escape(f"{self.role} {line}"[:100])),
             )
-        for spoken in said.values():
-            self.name, self.path = self._options["name"] or spoken.name, spoken.path
-        return {name: spoken.chunks for name, spoken in said.items()}
+        for commentary in by_task.values():
+            self.name, self.path = self._options["name"] or commentary.candidate, commentary.path
+        return {name: commentary.clips for name, commentary in by_task.items()}
 
     def _open(self) -> Candidate:
         return candidate_from(self._options, work_folder=self._work_folder)
 
 
-def existing(path: str | None, option: str) -> Path:
-    """The file that an option names. Raises ConfigError where it names none, or none that is there."""
+def existing_file(path: str | None, option: str) -> Path:
+    """Return the file that an option names. Raises ConfigError if it names none, or one that does not exist."""
     if path is None:
         raise ConfigError(f"{option} is not given; name a file: {option}=PATH")
     if not Path(path).expanduser().is_file():
@@ -92,7 +93,7 @@ def existing(path: str | None, option: str) -> Path:
 
 @contextmanager
 def options_below(group: str) -> Iterator[None]:
-    """Have errors call an endpoint's options by the group that they are in here."""
+    """Prefix an endpoint's options in error messages with the group that they are in here."""
     try:
         yield
     except ConfigError as error:
@@ -100,7 +101,7 @@ def options_below(group: str) -> Iterator[None]:
 
 
 def open_judge(options: dict[str, Any], instructions: str) -> Judge | None:
-    """The judge, None where it is switched off; its key is asked for at once."""
+    """Open the judge, None if it is disabled. Raises ConfigError for a missing key."""
     settings = options["judge"]
     if not settings["enabled"]:
         return None
@@ -109,16 +110,16 @@ def open_judge(options: dict[str, Any], instructions: str) -> Judge | None:
     return Judge(endpoint, instructions, max_tokens=settings["max_tokens"])
 
 
-def tell_cost(judge: Judge | None, comparisons: Iterable[Comparison], options: dict[str, Any]):
-    """Say what judging will cost before anything is done."""
+def check_judge_cost(judge: Judge | None, comparisons: Iterable[Comparison], options: dict[str, Any]):
+    """Print the cost of judging before any clip is read; stop if it is above the limit."""
     if judge:
-        tell_estimate(judge.estimate(comparisons), options["judge"], "judge")
+        check_cost(judge.estimate(comparisons), options["judge"], "judge")
 
 
-def judge_and_tell(
+def judge_and_report(
     judge: Judge | None, comparisons: Sequence[Comparison], sides: tuple[Side, Side], options: dict[str, Any]
 ):
-    """Judge all comparisons, print the win rate, and keep the votes as JSON where ``result_path`` names a file."""
+    """Judge all comparisons, print the win rate, and write the votes as JSON to ``result_path`` if given."""
     if judge is None:
         print(f"wrote {', '.join(str(side.merged_file) for side in sides if not side.file)}; judge.enabled=false")
         return
@@ -139,20 +140,19 @@ def judge_and_tell(
 def as_document(
     result: WinRate, verdicts: Sequence[Verdict], sides: tuple[Side, Side], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What was measured and under which options, as JSON."""
+    """Return the result and its options as JSON."""
     by_group = defaultdict(list)
     for verdict in verdicts:
         by_group[verdict.group].append(verdict)
     return {
         "options": options,
         "sides": {side.role: {"name": side.name, "path": side.path} for side in sides},
-        "win_rate": _finite(asdict(result)),
-        "win_rate_by_video": _finite({video: win_rate(of_video).rate for video, of_video in by_group.items()}),
-        "win_rate_by_fifth": [_finite(asdict(part)) for part in win_rates_by_part(verdicts)],
+        "win_rate": _null_for_nan(asdict(result)),
+        "win_rate_by_video": _null_for_nan({video: win_rate(of_video).rate for video, of_video in by_group.items()}),
+        "win_rate_by_fifth": [_null_for_nan(asdict(part)) for part in win_rates_by_part(verdicts)],
         "verdicts": [asdict(verdict) for verdict in verdicts],
     }
 
 
-def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN."""
+def _null_for_nan(numbers: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(n, float) and math.isnan(n) else n for name, n in numbers.items()}

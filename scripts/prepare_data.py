@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import CommandLine, run
-from cost import tell_estimate
+from cost import check_cost
 
 COMMAND_LINE = CommandLine("prepare_data", plain="source", text=("target", "video_root", "work_folder", "query"))
 
@@ -26,7 +26,7 @@ def main(options: dict[str, Any]):
         video_root=options["video_root"],
         recogniser=recogniser_from(options),
         cleaner=cleaner_from(options),
-        on_estimate=lambda estimate: tell_estimate(estimate, options["cleaning"], "cleaning"),
+        on_estimate=lambda estimate: check_cost(estimate, options["cleaning"], "cleaning"),
     )
     print(summary(manifest))
     print(f"wrote {options['target']}; {options['target']}/manifest.json lists what was dropped or repaired, and why")

@@ -1,47 +1,48 @@
-"""What the benchmarks of questions share: one candidate, a book of its answers, and how the table is told."""
+"""Shared by the question benchmarks: one candidate, the log of its answers, and the report."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_judge import existing, options_below
+from llm_judge import existing_file, options_below
 from rich.console import Console
 from rich.progress import Progress
 
 from streamingvlm.atomic import write_json
 from streamingvlm.errors import ConfigError, DataError
-from streamingvlm.evaluation.candidates.candidates import Candidate, candidate_from
-from streamingvlm.evaluation.qa.asking import AnswerBook, Asked, ask_all
+from streamingvlm.evaluation.candidates.candidate import Candidate
+from streamingvlm.evaluation.candidates.opening import candidate_from
+from streamingvlm.evaluation.qa.question_run import AnswerLog, QuestionRun, answer_all
 from streamingvlm.evaluation.qa.questions import Item, tabulate
 
 
 def question_file(options: dict[str, Any]) -> tuple[Path, Path]:
-    """The list of questions, and the folder that its videos are in."""
-    path = existing(options["questions"], "questions")
+    """Return the list of questions and the folder of its videos."""
+    path = existing_file(options["questions"], "questions")
     return path, Path(options["video_root"] or path.parent).expanduser().absolute()
 
 
-def ask_and_tell(items: Sequence[Item], options: dict[str, Any], *, average_over: str):
-    """Ask what is not answered yet, print the table, and keep it as JSON where ``result_path`` names a file."""
-    # What a candidate is called does not decide what it answers.
+def answer_and_report(items: Sequence[Item], options: dict[str, Any], *, average_over: str):
+    """Answer the questions that are not in the log, print the table, and write JSON to ``result_path`` if given."""
+    # The display name does not change the answers.
     settings = {name: value for name, value in options["candidate"].items() if name != "name"}
-    book = AnswerBook(Path(options["work_folder"]) / "answers.jsonl", settings)
+    answers = AnswerLog(Path(options["work_folder"]) / "answers.jsonl", settings)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        shown = progress.add_task("asking", total=sum(book.find(item) is None for item in items))
-        asked = ask_all(items, lambda: _opened(options), book, on_answer=lambda _: progress.advance(shown))
-    if not asked.answered:
-        raise DataError(f"none of {len(items)} questions was answered: {next(iter(asked.failures.values()))}")
-    name = options["candidate"]["name"] or asked.candidate
-    result = tabulate(options["benchmark"], name, asked.path, asked.answered, average_over=average_over)
+        bar = progress.add_task("answering", total=sum(answers.find(item) is None for item in items))
+        run = answer_all(items, lambda: _open(options), answers, on_answer=lambda _: progress.advance(bar))
+    if not run.answered:
+        raise DataError(f"none of {len(items)} questions was answered; the first: {next(iter(run.failures.values()))}")
+    name = options["candidate"]["name"] or run.candidate
+    result = tabulate(options["benchmark"], name, run.path, run.answered, average_over=average_over)
     print(result)
-    _tell_failures(asked, len(items))
+    _print_failures(run, len(items))
     if options["result_path"]:
-        document = {**result.as_document(), "failures": dict(asked.failures), "options": options}
+        document = {**result.as_document(), "failures": dict(run.failures), "options": options}
         write_json(Path(options["result_path"]), document)
 
 
-def _opened(options: dict[str, Any]) -> Candidate:
+def _open(options: dict[str, Any]) -> Candidate:
     if options["candidate"]["kind"] == "file":
         raise ConfigError(
             "candidate=file has commentary, no answers; choose session, last_frames, offline_generate or endpoint"
@@ -50,10 +51,10 @@ def _opened(options: dict[str, Any]) -> Candidate:
         return candidate_from(options["candidate"], work_folder=options["work_folder"])
 
 
-def _tell_failures(asked: Asked, num_items: int):
-    if asked.failures:
-        name, line = next(iter(asked.failures.items()))
+def _print_failures(run: QuestionRun, num_items: int):
+    if run.failures:
+        name, line = next(iter(run.failures.items()))
         print(
-            f"{len(asked.failures)} of {num_items} questions have no answer and are in no figure, {name} first: {line}",
+            f"{len(run.failures)} of {num_items} questions have no answer and are in no figure, {name} first: {line}",
             file=sys.stderr,
         )

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, resolve
 from streamingvlm.endpoint import EndpointConfig
-from streamingvlm.evaluation.candidates.candidates import EndpointView
+from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointView
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -1,15 +1,15 @@
-"""LiveSports-3K-CC: have two candidates comment on events of sports, and judge them against what was said on air."""
+"""LiveSports-3K-CC: two candidates comment on sports events, and a judge compares them with the commentary on air."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_judge import Side, existing, judge_and_tell, open_judge, tell_cost
+from llm_judge import Side, check_judge_cost, existing_file, judge_and_report, open_judge
 
-from streamingvlm.evaluation.llm_judge.generation import Assignment
+from streamingvlm.evaluation.llm_judge.generation import CommentaryTask
 from streamingvlm.evaluation.llm_judge.livesports import (
     INSTRUCTIONS,
-    Event,
+    SportsEvent,
     comparisons,
     predictions,
     read_events,
@@ -20,31 +20,31 @@ from streamingvlm.evaluation.llm_judge.livesports import (
 
 def evaluate(options: dict[str, Any]):
     """Print the win rate of the candidate against the rival."""
-    table = existing(options["events"], "events")
+    table = existing_file(options["events"], "events")
     root = Path(options["video_root"] or table.parent).absolute()
     events = read_events(table, root, num_events=options["num_events"])
     judge = open_judge(options, INSTRUCTIONS)
     sides = Side("candidate", options), Side("rival", options)
-    tasks = [event.assignment(options["query"]) for event in events]
+    tasks = [event.task(options["query"]) for event in events]
     for side in sides:
-        side.tell_cost(tasks)
-    expected = (said_before(side, events, tasks) for side in sides)
-    tell_cost(judge, comparisons(events, *expected), options)
-    said = [commentary(side, events, tasks) for side in sides]
-    judge_and_tell(judge, list(comparisons(events, *said)), sides, options)
+        side.print_cost(tasks)
+    expected = (expected_commentary(side, events, tasks) for side in sides)
+    check_judge_cost(judge, comparisons(events, *expected), options)
+    by_side = [commentary(side, events, tasks) for side in sides]
+    judge_and_report(judge, list(comparisons(events, *by_side)), sides, options)
 
 
-def said_before(side: Side, events: Sequence[Event], tasks: Sequence[Assignment]) -> dict[str, str]:
-    """What is there of a side's commentary; true commentary stands in for what is not."""
+def expected_commentary(side: Side, events: Sequence[SportsEvent], tasks: Sequence[CommentaryTask]) -> dict[str, str]:
+    """Return the stored commentary of a side, and the true commentary for events that have none yet."""
     if side.file:
         return read_predictions(side.file, events)
-    kept = {task.name: side.kept(task) for task in tasks}
-    there = [event for event in events if kept[event.name]]
-    return {event.name: event.reference for event in events} | predictions(there, kept)
+    stored = {task.name: side.stored(task) for task in tasks}
+    commented = [event for event in events if stored[event.name]]
+    return {event.name: event.reference for event in events} | predictions(commented, stored)
 
 
-def commentary(side: Side, events: Sequence[Event], tasks: Sequence[Assignment]) -> dict[str, str]:
-    """All that a side says, by event; what is said now is written in the published shape, too."""
+def commentary(side: Side, events: Sequence[SportsEvent], tasks: Sequence[CommentaryTask]) -> dict[str, str]:
+    """Return the commentary of a side by event; generated commentary is also written in the published layout."""
     if side.file:
         return read_predictions(side.file, events)
     texts = predictions(events, side.comment(tasks))

@@ -1,4 +1,4 @@
-"""Watch a match of Pitch and score what was said of it."""
+"""Stream a match of Pitch and score the commentary."""
 
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,21 @@ from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.documents import check_writable
 from streamingvlm.evaluation.pitch.match import evaluate_pitch
-from streamingvlm.evaluation.pitch.page import as_watched
 from streamingvlm.evaluation.pitch.run import PitchRun, write_run
-from streamingvlm.evaluation.report.page import write_report
+from streamingvlm.evaluation.pitch.run_report import report_of
+from streamingvlm.evaluation.report.rendering import write_report
 from streamingvlm.pitch.styles import STYLES
 
 
 def evaluate(options: dict[str, Any]):
-    """Print the score; keep it as JSON, every second of it, and a page that shows them, where paths are named."""
+    """Print the score; write the score, the record of every second and the report to the paths that are given."""
     check_style(options["style"])
     at_least("duration_s", options["duration_s"], 1, "seconds of stream")
     check_writable(*(Path(options[name]) for name in ("result_path", "record_path", "report_path") if options[name]))
     session = StreamingSession.from_pretrained(
         **options["model"], cache=options["cache"], video=options["video"], sampling=options["sampling"]
     )
-    ticks = iter(track(range(options["duration_s"]), description="watching"))
+    ticks = iter(track(range(options["duration_s"]), description="streaming"))
     run = evaluate_pitch(
         session,
         seed=options["seed"],
@@ -33,22 +33,22 @@ def evaluate(options: dict[str, Any]):
         style=STYLES[options["style"]],
         on_line=lambda *_: next(ticks, None),
     )
-    next(ticks, None)  # the bar, which is one behind, comes to its end
+    next(ticks, None)  # the bar is one step behind; complete it
     print(run)
-    keep(run, options)
+    write_outputs(run, options)
 
 
-def keep(run: PitchRun, options: dict[str, Any]):
-    """Write what the options name a file for."""
+def write_outputs(run: PitchRun, options: dict[str, Any]):
+    """Write the files that the options name."""
     if options["result_path"]:
         write_json(Path(options["result_path"]), run.summary())
     if options["record_path"]:
         write_run(Path(options["record_path"]), run)
     if options["report_path"]:
-        write_report(as_watched(run), Path(options["report_path"]))
+        write_report(report_of(run), Path(options["report_path"]))
 
 
 def check_style(style: str):
-    """Raise ConfigError for a style that is none."""
+    """Raise ConfigError for an unknown style."""
     if style not in STYLES:
         raise ConfigError(f"style={style} is unknown; choose one of {', '.join(STYLES)}")

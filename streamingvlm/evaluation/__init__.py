@@ -1,1 +1,1 @@
-"""Benchmarks: each runs through the session that users run."""
+"""Benchmarks of commentary and answers, run through the session that users run."""

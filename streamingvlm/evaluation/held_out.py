@@ -1,7 +1,7 @@
-"""A model in training, listened to: a held-out recording streamed through the real session, beside what was said then.
+"""Held-out streams during training: a recording streamed through the session, beside its true commentary.
 
-The model is lent, not copied. While the session has it, its language model has the streaming attention and is in eval
-mode; afterwards attention, modes and random states are what they were, so that training goes on as if nothing had been.
+The model is shared, not copied. During the stream the language model uses the streaming attention in eval mode.
+Afterwards attention, modes and random states are restored, so training continues unchanged.
 """
 
 import random
@@ -24,13 +24,13 @@ from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.video.reader import open_video
 
-# The likeliest token each time: two commentaries differ by the model alone.
+# Greedy, so that two commentaries differ only by their weights.
 _GREEDY = {"temperature": 0.0}
 
 
 @dataclass(frozen=True)
 class HeldOutLine:
-    """One turn of a held-out recording: when it is in its file, what the model says, and what was said in truth."""
+    """One turn of a held-out recording: its start in the file, the model's line and the true line."""
 
     start_s: float
     said: str
@@ -39,7 +39,7 @@ class HeldOutLine:
 
 @dataclass(frozen=True)
 class HeldOutCommentary:
-    """A held-out recording, or its first turns, with the model's commentary beside the true one."""
+    """The first turns of a held-out recording with the model's commentary and the true one."""
 
     name: str
     lines: Sequence[HeldOutLine]
@@ -62,14 +62,14 @@ def stream_held_out(
 ) -> HeldOutCommentary:
     """Stream the first turns of a recording through a session on a model that may be in training.
 
-    model: as it was loaded; its weights are what training has made of them. Adapters in place speak along.
-    recording: a row of the prepared data: id, video, start_s, lines and, where there are, previous_text and query.
-    settings: ``cache`` and ``video`` of the session, where they are not those that the model's config names.
+    model: with its current weights, adapters included.
+    recording: a row of the prepared data: id, video, start_s, lines and optionally previous_text and query.
+    settings: ``cache`` and ``video`` of the session, by default those in the model's config.
 
-    Raises VideoError for a recording that cannot be watched, ConfigError for weights that are spread over processes.
+    Raises VideoError for a recording that cannot be read, ConfigError for weights that are sharded over processes.
     """
     truth = recording["lines"][:max_turns]
-    with lent_to_a_session(model) as lent:
+    with lend_to_session(model) as lent:
         session = StreamingSession(
             lent,
             sampling=sampling,
@@ -78,35 +78,37 @@ def stream_held_out(
             **settings,
         )
         path = Path(video_root) / recording["video"]
-        said = list(_watch(session, path, recording["start_s"], len(truth)))
+        said = list(_commentary(session, path, recording["start_s"], len(truth)))
     if len(said) < len(truth):
-        raise VideoError(f"{recording['video']!r} ends after {len(said)} of {len(truth)} turns; prepare the data anew")
+        raise VideoError(f"{recording['video']!r} ends after {len(said)} of {len(truth)} turns; prepare the data again")
     lines = [HeldOutLine(line.start_s, line.text, words) for line, words in zip(said, truth, strict=True)]
     return HeldOutCommentary(str(recording["id"]), lines)
 
 
-def _watch(session: StreamingSession, path: Path, start_s: float, num_turns: int) -> Iterator[Commentary]:
+def _commentary(session: StreamingSession, path: Path, start_s: float, num_turns: int) -> Iterator[Commentary]:
     config = session.video_config
     with open_video(
         path, fps=config.fps, turn_s=config.turn_s, decoder=config.decoder, prefetch=config.prefetch, start_s=start_s
     ) as reader:
-        # With the file's own times, as training tells them.
-        for second in islice(reader, num_turns):
-            yield session.step(second)
+        # The file's own times, as in the training data.
+        for turn in islice(reader, num_turns):
+            yield session.step(turn)
 
 
 @contextmanager
-def lent_to_a_session(model: StreamingModel) -> Iterator[StreamingModel]:
-    """Give a session the use of a model in training, and put back all that it changes.
+def lend_to_session(model: StreamingModel) -> Iterator[StreamingModel]:
+    """Yield a model in training for use by a session, and restore everything that the session changes.
 
-    Raises ConfigError for weights that are spread over processes: a session calls layers one by one.
+    Raises ConfigError for weights that are sharded over processes, because a session calls layers one by one.
     """
     hf = model.hf
     if any(isinstance(weight, DTensor) for weight in hf.parameters()):
-        raise ConfigError("a model spread over processes (fsdp) cannot be streamed; switch held-out streams off")
+        raise ConfigError(
+            "a model sharded over processes (fsdp) cannot be streamed; give held_out_stream.every_steps=0"
+        )
     weight = hf.model.language_model.embed_tokens.weight
-    with _random_states_kept(weight.device), _eval_mode(hf):
-        # A fresh handle: the one of before may hold copies of weights that have changed since.
+    with _restored_random_states(weight.device), _eval_mode(hf):
+        # A new handle, because the old one may cache copies of weights that have changed since.
         settings = getattr(hf.config, SETTINGS_KEY, model.stream_defaults)
         yield replace(model, device=weight.device, dtype=weight.dtype, stream_defaults=settings)
 
@@ -123,7 +125,7 @@ def _eval_mode(hf: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
+def _restored_random_states(device: torch.device) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -1,4 +1,4 @@
-"""How far a figure can be trusted: bootstrap intervals over groups, such as all that was judged of one video."""
+"""Bootstrap intervals over groups, for example over all judgements of one video."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +14,17 @@ def bootstrap_interval(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """The percentile interval of a statistic under resampling of whole groups (Efron and Tibshirani 1993, ch. 13).
+    """Return the percentile interval of a statistic by resampling whole groups (Efron and Tibshirani 1993, ch. 13).
 
-    values_by_group: what was measured, by group; values of one group are alike, so groups are drawn with replacement,
-        each with all its values. Groups without values are left out.
-    statistic: of the values of all drawn groups, in one array [N].
+    values_by_group: measurements by group. Values of a group are correlated, so groups are drawn with replacement, each
+        with all its values. Groups without values are ignored.
+    statistic: a function of the values of all drawn groups, one array [N].
 
-    Returns (low, high), both NaN where fewer than two groups have values: one group says nothing about others. Raises
-    ValueError for a confidence outside (0, 1) or fewer than one resample.
+    Returns (low, high), both NaN if fewer than two groups have values. Raises ValueError for a confidence outside
+    (0, 1) or fewer than one resample.
     """
     if not 0 < confidence < 1 or num_resamples < 1:
-        raise ValueError(f"confidence={confidence}, num_resamples={num_resamples}: give one in (0, 1) and at least 1")
+        raise ValueError(f"confidence={confidence} must be in (0, 1), num_resamples={num_resamples} must be at least 1")
     groups = [np.asarray(values, dtype=float) for values in values_by_group.values() if len(values)]
     if len(groups) < 2:
         return math.nan, math.nan

@@ -1,4 +1,4 @@
-"""What a command writes into a document, beside what people wrote there."""
+"""Sections of a document that a command writes, beside text of people."""
 
 import pytest
 from hypothesis import given
@@ -47,7 +47,7 @@ def test_a_document_that_is_not_there_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("text", [BEGIN, END, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}", f"{BEGIN} {END} {END}"])
-def test_marks_that_do_not_pair_are_told_and_nothing_is_written(tmp_path, text):
+def test_unpaired_markers_are_reported_and_nothing_is_written(tmp_path, text):
     path = tmp_path / "results.md"
     path.write_text(text)
     with pytest.raises(DataError, match=r"results\.md.*take both out"):
@@ -55,7 +55,7 @@ def test_marks_that_do_not_pair_are_told_and_nothing_is_written(tmp_path, text):
     assert path.read_text() == text
 
 
-def test_what_cannot_be_written_is_told_beforehand(tmp_path):
+def test_an_unwritable_file_is_reported_beforehand(tmp_path):
     check_writable(tmp_path / "new" / "result.json", tmp_path / "page.html")
     assert (tmp_path / "new").is_dir()
     with pytest.raises(ConfigError, match="new cannot be written; name a file"):

@@ -1,4 +1,4 @@
-"""The embedded model, free-running through the session on matches that its training never saw."""
+"""The embedded model, free-running through the session on matches that training did not use."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The model in training is lent to a session and comes back as it was."""
+"""A session on a model in training restores everything that it changes."""
 
 import copy
 import random
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.evaluation.held_out import lent_to_a_session, stream_held_out
+from streamingvlm.evaluation.held_out import lend_to_session, stream_held_out
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, reference_line, render
@@ -136,13 +136,13 @@ def test_gradients_in_waiting_are_left_alone(model, recording, mean_loss):
         assert grad is None or torch.equal(weight.grad, grad)
 
 
-def test_it_listens_to_the_weights_as_they_are_now(model, recording):
+def test_it_uses_the_current_weights(model, recording):
     assert any(line.said for line in stream_held_out(model, recording, max_turns=4).lines)
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.lm_head.weight[model.tokenizer.convert_tokens_to_ids("<|im_end|>")] = 0.0
     silent = stream_held_out(model, recording, max_turns=4)
-    with lent_to_a_session(model) as lent:
+    with lend_to_session(model) as lent:
         assert torch.equal(lent.logits(torch.ones(1, 256)), torch.zeros(1, lent.lm_head.weight.shape[0]))
     assert [line.said for line in silent.lines] != recording["lines"][:4]
 

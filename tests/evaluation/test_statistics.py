@@ -1,4 +1,4 @@
-"""The bootstrap against scipy's, against closed forms, and by what must hold of any interval."""
+"""The bootstrap against scipy's, against closed forms, and by properties of any interval."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The commands of the judged benchmarks, on small videos in the published layouts, against a real server."""
+"""The commands of the benchmarks with a judge, on small videos in the published layouts, against a real server."""
 
 import json
 from functools import partial
@@ -15,7 +15,7 @@ SEEDS = (11, 12)
 DURATION_S, START_S = 12, 4
 SEGMENTS = ((4, 8), (8, 12))
 NO_KEY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=NO_SUCH_KEY"]
-NOBODY = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=null", "judge.endpoint.max_retries=0"]
+UNREACHABLE = ["judge.endpoint.model=m", "judge.endpoint.api_key_env=null", "judge.endpoint.max_retries=0"]
 
 
 def truth(seed):
@@ -60,7 +60,7 @@ def inf_streams(published):
         f"transcripts={published}/all.jsonl",
         f"segments={published}/segments.jsonl",
         f"start_s={START_S}",
-        "turn_s=3",
+        "clip_s=3",
     ]
 
 
@@ -71,8 +71,8 @@ def livesports(published):
 
 def file_of(path, said):
     """A candidate that says one thing in every second of every video."""
-    pieces = [(float(second), second + 1.0, said) for second in range(DURATION_S)]
-    return write_lines(path, [candidate_line(f"g{seed}.mp4", pieces) for seed in SEEDS])
+    utterances = [(float(second), second + 1.0, said) for second in range(DURATION_S)]
+    return write_lines(path, [candidate_line(f"g{seed}.mp4", utterances) for seed in SEEDS])
 
 
 @pytest.fixture
@@ -116,15 +116,15 @@ def test_the_session_against_the_last_frames(folder, inf_streams, evaluate_here)
     assert result["sides"]["rival"]["path"] == "last 4 frames, no cache"
 
 
-def test_the_papers_protocol_in_chunks_without_a_judge(folder, inf_streams, evaluate_here):
-    words = ["protocol=paper", "mode=chunks", "rival_mode=infinite", "judge.enabled=false", "num_videos=1"]
+def test_the_papers_protocol_in_clips_without_a_judge(folder, inf_streams, evaluate_here):
+    words = ["protocol=paper", "mode=clips", "rival_mode=infinite", "judge.enabled=false", "num_videos=1"]
     code, said, told = evaluate_here(*inf_streams, *words, "rival=session")
     assert code == 0, told
     assert "wrote inf_streams.work/candidate.jsonl, inf_streams.work/rival.jsonl" in said
-    kept = [json.loads(file.read_text()) for file in (folder / "inf_streams.work" / "said").iterdir()]
-    ours, theirs = sorted(kept, key=lambda document: -len(document["chunks"]))
-    assert [(chunk["chunk_start"], chunk["chunk_end"]) for chunk in ours["chunks"]] == [(4, 7), (7, 10), (10, 11)]
-    assert len(theirs["chunks"]) == 1
+    kept = [json.loads(file.read_text()) for file in (folder / "inf_streams.work" / "commentary").iterdir()]
+    ours, theirs = sorted(kept, key=lambda document: -len(document["clips"]))
+    assert [(clip["chunk_start"], clip["chunk_end"]) for clip in ours["clips"]] == [(4, 7), (7, 10), (10, 11)]
+    assert len(theirs["clips"]) == 1
     told_before = " ".join(text for _, end_s, text in truth(11) if end_s <= START_S)
     assert {clip["previous_text"] for clip in ours["made_with"]["clips"]} == {told_before} != {""}
     assert {clip["previous_text"] for clip in theirs["made_with"]["clips"]} == {""}
@@ -156,7 +156,7 @@ def test_livesports_through_the_session(folder, livesports, evaluate_here):
     assert {len(verdict["votes"]) for verdict in json.loads((folder / "result.json").read_text())["verdicts"]} == {2}
 
 
-def test_a_remote_candidate_speaks_and_is_judged(folder, livesports, evaluate_here):
+def test_a_remote_candidate_comments_and_is_judged(folder, livesports, evaluate_here):
     events = [(seed, a, b) for seed in SEEDS for a, b in SEGMENTS]
     predicted = [{"video_id": f"g{seed}", "event_id": a, "begin": a, "end": b, "pred": "bad"} for seed, a, b in events]
     theirs = write_lines(folder / "theirs.jsonl", predicted)
@@ -175,7 +175,7 @@ def test_a_remote_candidate_speaks_and_is_judged(folder, livesports, evaluate_he
     assert len(server.requests) == 4 + 8
 
 
-def test_a_run_whose_judge_goes_down_is_taken_up(inf_streams, two_files, evaluate_here):
+def test_a_run_whose_judge_fails_is_resumed(inf_streams, two_files, evaluate_here):
     with ChatServer(lambda body, n: "A" if len(server.requests) <= 3 else 503) as server:
         words = [*inf_streams, *two_files, *judged_by(server, num_parallel=1, max_retries=0)]
         code, said, told = evaluate_here(*words)
@@ -199,7 +199,7 @@ def test_an_estimate_alone_watches_and_asks_nothing(folder, inf_streams, evaluat
 
 
 def test_a_limit_on_the_cost_stops_before_anything_is_done(folder, inf_streams, evaluate_here):
-    code, _, told = evaluate_here(*inf_streams, *NOBODY, "judge.max_cost_usd=1")
+    code, _, told = evaluate_here(*inf_streams, *UNREACHABLE, "judge.max_cost_usd=1")
     assert code == 2
     assert "judge.max_cost_usd=1 is below the estimate" in told
     assert list(folder.iterdir()) == []
@@ -210,23 +210,25 @@ def test_a_limit_on_the_cost_stops_before_anything_is_done(folder, inf_streams, 
     [
         ([], "judge.endpoint.model is empty"),
         (NO_KEY, "NO_SUCH_KEY is not set; put the endpoint's key there, or say judge.endpoint.api_key_env=null"),
-        ([*NOBODY, "judge.endpoint.base_url=http://127.0.0.1:9/v1"], "127.0.0.1:9/v1 cannot be reached"),
-        ([*NOBODY, "transcripts=null"], "transcripts is not given; name a file: transcripts=PATH"),
-        ([*NOBODY, "segments=gone.jsonl"], "segments=gone.jsonl is no file; check the path"),
-        ([*NOBODY, "protocol=kind"], "protocol=kind is unknown; choose one of fair, paper"),
-        ([*NOBODY, "rival.path=null"], "rival.path is not given"),
+        ([*UNREACHABLE, "judge.endpoint.base_url=http://127.0.0.1:9/v1"], "127.0.0.1:9/v1 cannot be reached"),
+        ([*UNREACHABLE, "transcripts=null"], "transcripts is not given; name a file: transcripts=PATH"),
+        ([*UNREACHABLE, "segments=gone.jsonl"], "segments=gone.jsonl is no file; check the path"),
+        ([*UNREACHABLE, "protocol=kind"], "protocol=kind is unknown; choose one of fair, paper"),
+        ([*UNREACHABLE, "rival.path=null"], "rival.path is not given"),
+        ([*UNREACHABLE, "mode=chunks"], "mode=chunks is unknown; choose one of infinite, clips"),
+        ([*UNREACHABLE, "chunk_s=50"], "chunk_s was renamed; write clip_s=50"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(inf_streams, two_files, evaluate_here, words, reason):
+def test_errors_are_one_line(inf_streams, two_files, evaluate_here, words, reason):
     code, said, told = evaluate_here(*inf_streams, *two_files, *words)
     assert (code, said) == (2, "")
     assert reason in told.splitlines()[-1]
     assert "Traceback" not in told
 
 
-def test_a_rival_without_a_key_is_told_before_anything_is_watched(folder, inf_streams, evaluate_here):
+def test_a_rival_without_a_key_is_reported_before_any_video_is_read(folder, inf_streams, evaluate_here):
     remote = ["rival=endpoint", "rival.endpoint.model=m", "rival.endpoint.api_key_env=NO_SUCH_KEY"]
-    code, _, told = evaluate_here(*inf_streams, *NOBODY, *remote)
+    code, _, told = evaluate_here(*inf_streams, *UNREACHABLE, *remote)
     assert code == 2
     assert told.endswith(
         "NO_SUCH_KEY is not set; put the endpoint's key there, or say rival.endpoint.api_key_env=null\n"
@@ -234,13 +236,13 @@ def test_a_rival_without_a_key_is_told_before_anything_is_watched(folder, inf_st
     assert list(folder.iterdir()) == []
 
 
-def test_missing_videos_are_told_before_a_model_is_loaded(inf_streams, evaluate_here):
-    code, _, told = evaluate_here(*inf_streams, *NOBODY, "video_root=elsewhere", "model=no/such/model")
+def test_missing_videos_are_reported_before_a_model_is_loaded(inf_streams, evaluate_here):
+    code, _, told = evaluate_here(*inf_streams, *UNREACHABLE, "video_root=elsewhere", "model=no/such/model")
     assert code == 2
     assert told.endswith("elsewhere/g11.mp4 and 1 more of 2 videos: no such file; check video_root\n")
 
 
-def test_another_layout_is_told_in_one_line(inf_streams, livesports, published, evaluate_here):
+def test_another_layout_is_reported_in_one_line(inf_streams, livesports, published, evaluate_here):
     for words, named in ((inf_streams, "transcripts"), (livesports, "events")):
         other = {"transcripts": "events.jsonl", "events": "all.jsonl"}[named]
         code, _, told = evaluate_here(*words, f"{named}={published}/{other}")

@@ -1,4 +1,4 @@
-"""The benchmark on Pitch through the script: one stream, and tables of many."""
+"""The benchmark on Pitch through the script: one stream, and tables of many streams."""
 
 import json
 import os
@@ -21,11 +21,11 @@ def evaluate_here(run_script):
     return lambda *words: run_script(evaluate, *words, "model.device=cpu")
 
 
-def test_one_stream_is_scored_kept_and_shown(evaluate_here, tmp_path):
+def test_one_stream_is_scored_recorded_and_reported(evaluate_here, tmp_path):
     paths = ("result_path=out/result.json", "record_path=out/run.jsonl", "report_path=a page, of one run.html")
     code, output, error = evaluate_here("benchmark=pitch", "seed=1007", "duration_s=30", *paths)
     assert code == 0, error
-    assert "seed 1007: 30 s: macro-F1" in output and "macro-F1 by fifths" in output and "ms a token" in output
+    assert "seed 1007: 30 s: macro-F1" in output and "macro-F1 by fifths" in output and "ms per token" in output
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["report"]["num_seconds"] == 30 and len(result["fifths"]) == 5
     assert result["report"]["accuracy"] >= 0.8
@@ -75,7 +75,7 @@ def test_a_page_for_every_run(evaluate_here, tmp_path):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_run_is_told_before_anything_is_watched(evaluate_here, tmp_path, words, message):
+def test_invalid_options_are_reported_before_any_stream(evaluate_here, tmp_path, words, message):
     code, output, error = evaluate_here(*words)
     assert (code, output) == (2, "") and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

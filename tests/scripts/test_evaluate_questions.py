@@ -1,4 +1,4 @@
-"""The commands of the benchmarks of questions, on small matches in the published layouts, with the embedded model."""
+"""The commands of the question benchmarks, on small matches in the published layouts, with the embedded model."""
 
 import json
 from functools import partial
@@ -46,7 +46,7 @@ def test_ovo_bench_is_one_command(published, folder, evaluate_here):
     assert "backward tracing, real-time visual perception, forward active responding" in out.splitlines()[-1]
     document = json.loads((folder / "result.json").read_text())
     assert document["path"] == "streaming cache"
-    assert document["overall"]["num_asked"] == 10 == len(kept(folder, "ovo_bench"))
+    assert document["overall"]["num_questions"] == 10 == len(kept(folder, "ovo_bench"))
     assert document["options"]["candidate"]["cache"]["policy"] == "streaming"
     before = (folder / "ovo_bench.work" / "answers.jsonl").read_bytes()
     assert evaluate_here(*words)[1] == out, "nothing is asked twice and the table is the same"
@@ -55,7 +55,7 @@ def test_ovo_bench_is_one_command(published, folder, evaluate_here):
     assert len(kept(folder, "ovo_bench")) == 11, "other settings are another answer"
 
 
-def test_streaming_bench_is_one_command_and_says_who_answered(published, folder, evaluate_here):
+def test_streaming_bench_is_one_command_and_states_the_path_of_its_answers(published, folder, evaluate_here):
     words = ["benchmark=streaming_bench", f"questions={published}/questions_real.json", "candidate=last_frames"]
     code, out, _ = evaluate_here(*words, "model.device=cpu", "context_s=2")
     assert code == 0
@@ -89,7 +89,7 @@ def test_missing_videos_are_named_and_the_others_count(published, folder, evalua
 
 
 @pytest.mark.parametrize("benchmark", ["ovo_bench", "streaming_bench"])
-def test_what_cannot_be_evaluated_is_told_in_one_line(published, evaluate_here, tmp_path, benchmark):
+def test_invalid_options_are_reported_in_one_line(published, evaluate_here, tmp_path, benchmark):
     name = {"ovo_bench": "ovo_bench_new.json", "streaming_bench": "questions_real.json"}[benchmark]
     other = write_lines(tmp_path / "other.json", [{"a": 1}, {"b": 2}])
     for words, message in (

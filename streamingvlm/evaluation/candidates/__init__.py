@@ -1,1 +1,1 @@
-"""Who is evaluated, and the clips that all of them are shown."""
+"""The systems under evaluation, a file each, and the clips that all of them are shown."""

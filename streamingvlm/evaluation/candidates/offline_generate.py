@@ -1,6 +1,6 @@
-"""Ordinary generation, for comparison: frames spread over a clip, a chat template, transformers' own generate.
+"""Offline generation, for comparison: evenly spaced frames, the chat template, transformers' own ``generate``.
 
-This is how the paper's figures of video question answering were taken. It neither streams nor remembers.
+The paper measured its figures of video question answering this way. There is no stream and no cache between clips.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,25 +11,25 @@ import torch
 
 from streamingvlm.config import VideoConfig, at_least, resolve
 from streamingvlm.errors import CheckpointError, ConfigError
-from streamingvlm.evaluation.candidates.clips import Clip, evenly
+from streamingvlm.evaluation.candidates.video_clip import Clip, sample_evenly
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.model.vision import preprocess
 from streamingvlm.turns import Turn, TurnFormat
 
-# As the processors of transformers mark tokens of a video.
+# The value by which the processors of transformers mark video tokens.
 _VIDEO_TOKEN_TYPE = 2
 
 
-class OrdinaryGeneration:
-    """A checkpoint that is shown a whole clip at once, in a few frames, and answers greedily.
+class OfflineGeneration:
+    """A checkpoint that reads a whole clip at once, in a few frames, and answers greedily.
 
-    model: as it was loaded with an attention of transformers' own, or a name for `load_model`.
-    num_frames: spread evenly over the clip, the newest among them; video.fps bounds them in short clips.
-    max_new_tokens: of an answer, where it is not said with the question.
+    model: loaded with an attention of transformers' own, or a name for `load_model`.
+    num_frames: evenly spaced over the clip, the newest among them; video.fps limits them in short clips.
+    max_new_tokens: of an answer, unless `answer` gives a limit.
     """
 
-    path = "ordinary generation"
+    path = "offline generation"
     num_parallel = 1
 
     def __init__(
@@ -49,41 +49,44 @@ class OrdinaryGeneration:
         self.name = name or self.model.name
         if not self.model.tokenizer.chat_template:
             raise CheckpointError(
-                f"{self.model.name} has no chat template, which ordinary generation needs; give an instruct checkpoint"
+                f"{self.model.name} has no chat template, but candidate=offline_generate needs one; give an instruct "
+                "checkpoint"
             )
 
     def comment(self, clip: Clip) -> Iterator[Commentary]:
-        """Raise ConfigError: commentary is a stream's."""
+        """Raise ConfigError: commentary needs a stream."""
         raise ConfigError(f"{self.name} answers questions and does not comment; choose candidate=session")
 
     @torch.inference_mode()
     def answer(self, clip: Clip, question: str, *, max_new_tokens: int | None = None) -> str:
-        """Answer about the clip as a whole. Raises VideoError where it cannot be watched."""
-        inputs = self._inputs(*self._watch(clip), "\n".join(filter(None, [clip.previous_text, clip.query, question])))
+        """Answer about the clip as a whole. Raises VideoError where the file cannot be read."""
+        inputs = self._inputs(
+            *self._read_frames(clip), "\n".join(filter(None, [clip.previous_text, clip.query, question]))
+        )
         output = self.model.hf.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
             max_new_tokens=max_new_tokens or self.max_new_tokens,
             do_sample=False,
         )
-        said = output[0, inputs["input_ids"].shape[1] :]
-        return self.model.tokenizer.decode(said, skip_special_tokens=True).strip()
+        reply = output[0, inputs["input_ids"].shape[1] :]
+        return self.model.tokenizer.decode(reply, skip_special_tokens=True).strip()
 
-    def _watch(self, clip: Clip) -> tuple[torch.Tensor, float, float]:
-        """Frames, uint8 [F, 3, H, W], and the times from which and to which they are spread."""
-        seen_s = clip.start_s
+    def _read_frames(self, clip: Clip) -> tuple[torch.Tensor, float, float]:
+        """Return frames, uint8 [F, 3, H, W], with the start and the end in seconds of the part that they cover."""
+        covered_s = clip.start_s
 
         def frames() -> Iterator[torch.Tensor]:
-            nonlocal seen_s
-            for second in clip.seconds_to_the_end(self.video_config):
-                seen_s = second.end_s
-                yield from second.frames
+            nonlocal covered_s
+            for turn in clip.turns_to_end(self.video_config):
+                covered_s = turn.end_s
+                yield from turn.frames
 
-        # Whole frames are held until they are chosen: few more than will be.
-        kept = evenly(frames(), self.num_frames, lambda frame: frame, num_kept_for_one=2)
-        return torch.stack(kept), clip.start_s, seen_s
+        # Uncompressed frames are held here, so little oversampling.
+        kept = sample_evenly(frames(), self.num_frames, lambda frame: frame, oversampling=2)
+        return torch.stack(kept), clip.start_s, covered_s
 
     def _inputs(self, frames: torch.Tensor, start_s: float, end_s: float, text: str) -> dict[str, torch.Tensor]:
-        """What the model's class takes: the chat with the place of the video filled in, and the video's pixels."""
+        """Return the model's inputs: the chat's ids with its video placeholder expanded, and the pixels."""
         family, video = self.model.family, self.video_config
         limits = {"min_pixels": video.min_pixels, "max_pixels": video.max_pixels}
         pixels, grid = preprocess(frames, family=family, **limits, resize=video.resize)

@@ -1,1 +1,1 @@
-"""Benchmarks in which a language model says which of two commentaries is better."""
+"""Benchmarks in which a language model chooses the better of two commentaries."""

@@ -1,4 +1,4 @@
-"""Files of candidates' commentary in the layout of Inf-Streams-Eval: a line a chunk, or a line a video once merged."""
+"""Files of commentary in the layout of Inf-Streams-Eval: a line per clip, or a merged line per video."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,8 @@ from streamingvlm.errors import DataError
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Something that was said, in the file's own times."""
+class Utterance:
+    """A line of commentary in the file's own times."""
 
     start_s: float
     end_s: float
@@ -20,48 +20,50 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class CommentedChunk:
-    """What was said of a part of a video."""
+class CommentedClip:
+    """The commentary of a part of a video."""
 
     start_s: float
     end_s: float
-    pieces: tuple[Piece, ...]
+    utterances: tuple[Utterance, ...]
 
 
-def merged(chunks: Sequence[CommentedChunk]) -> CommentedChunk:
-    """One chunk of several, the pieces in the order of their times."""
-    pieces = sorted((piece for chunk in chunks for piece in chunk.pieces), key=lambda piece: piece.end_s)
-    return CommentedChunk(min(c.start_s for c in chunks), max(c.end_s for c in chunks), tuple(pieces))
+def merge_clips(clips: Sequence[CommentedClip]) -> CommentedClip:
+    """Merge clips of one video into one, its utterances sorted by their ends."""
+    utterances = sorted((u for clip in clips for u in clip.utterances), key=lambda u: u.end_s)
+    return CommentedClip(min(c.start_s for c in clips), max(c.end_s for c in clips), tuple(utterances))
 
 
-def text_between(pieces: Iterable[Piece], start_s: float, end_s: float) -> str:
-    """The pieces whose end lies in (start_s, end_s], joined by spaces: the published rule for a segment."""
-    return " ".join(piece.text for piece in pieces if start_s < piece.end_s <= end_s and piece.text)
+def text_between(utterances: Iterable[Utterance], start_s: float, end_s: float) -> str:
+    """Join the utterances whose end lies in (start_s, end_s] by spaces: the published rule for a segment."""
+    return " ".join(u.text for u in utterances if start_s < u.end_s <= end_s and u.text)
 
 
-def write_commentary(path: Path, by_video: Mapping[str, Sequence[CommentedChunk]]):
-    """Write a line a chunk, whole or not at all; videos go by their base names. Raises DataError."""
-    lines = (to_line(video, chunk) for video, chunks in by_video.items() for chunk in chunks)
+def write_commentary(path: Path, by_video: Mapping[str, Sequence[CommentedClip]]):
+    """Write a line per clip, atomically, under the base names of the videos. Raises DataError."""
+    lines = (to_line(video, clip) for video, clips in by_video.items() for clip in clips)
     try:
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); make room, or name another folder") from error
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); free some space or name another folder"
+        ) from error
 
 
-def read_commentary(path: Path) -> dict[str, CommentedChunk]:
-    """Read a file of chunks or of merged lines, a CommentedChunk a video by its base name.
+def read_commentary(path: Path) -> dict[str, CommentedClip]:
+    """Read a file of clips or of merged lines into one CommentedClip per video, by its base name.
 
-    Raises DataError for a file of another layout, or one that breaks off.
+    Raises DataError for a file of another layout or an incomplete one.
     """
-    chunks: dict[str, list[CommentedChunk]] = {}
+    clips: dict[str, list[CommentedClip]] = {}
     for where, line in json_lines(path):
-        video, chunk = from_line(line, where)
-        chunks.setdefault(video, []).append(chunk)
-    return {video: merged(of_video) for video, of_video in chunks.items()}
+        video, clip = from_line(line, where)
+        clips.setdefault(video, []).append(clip)
+    return {video: merge_clips(of_video) for video, of_video in clips.items()}
 
 
 def json_lines(path: Path) -> Iterable[tuple[str, Any]]:
-    """Yield what each line of a JSONL file holds, with "file:line" for messages. Raises DataError."""
+    """Yield ("file:line", value) for each line of a JSONL file; the former is for messages. Raises DataError."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -75,17 +77,17 @@ def json_lines(path: Path) -> Iterable[tuple[str, Any]]:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from error
 
 
-def to_line(video: str, chunk: CommentedChunk) -> dict[str, Any]:
-    """A chunk as the published files have it."""
-    items = [{"start_time": piece.start_s, "end_time": piece.end_s, "response": piece.text} for piece in chunk.pieces]
-    return {"video": Path(video).name, "chunk_start": chunk.start_s, "chunk_end": chunk.end_s, "items": items}
+def to_line(video: str, clip: CommentedClip) -> dict[str, Any]:
+    """Return a clip in the published layout, whose fields call a clip a chunk."""
+    items = [{"start_time": u.start_s, "end_time": u.end_s, "response": u.text} for u in clip.utterances]
+    return {"video": Path(video).name, "chunk_start": clip.start_s, "chunk_end": clip.end_s, "items": items}
 
 
-def from_line(line: Any, where: str) -> tuple[str, CommentedChunk]:
-    """Read a published line: the video's base name, and what was said; DataError otherwise."""
+def from_line(line: Any, where: str) -> tuple[str, CommentedClip]:
+    """Read the base name of the video and its commentary from a line of the published layout. Raises DataError."""
     try:
-        pieces = tuple(_piece(item) for item in line["items"])
-        return Path(line["video"]).name, CommentedChunk(float(line["chunk_start"]), float(line["chunk_end"]), pieces)
+        utterances = tuple(_utterance(item) for item in line["items"])
+        return Path(line["video"]).name, CommentedClip(float(line["chunk_start"]), float(line["chunk_end"]), utterances)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise DataError(
             f"{where} is no line of a candidate; expected video, chunk_start, chunk_end and items of start_time, "
@@ -93,6 +95,6 @@ def from_line(line: Any, where: str) -> tuple[str, CommentedChunk]:
         ) from error
 
 
-def _piece(item: Mapping[str, Any]) -> Piece:
+def _utterance(item: Mapping[str, Any]) -> Utterance:
     text = item["response"] if "response" in item else item["text"]
-    return Piece(float(item["start_time"]), float(item["end_time"]), text.strip())
+    return Utterance(float(item["start_time"]), float(item["end_time"]), text.strip())

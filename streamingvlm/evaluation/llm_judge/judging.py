@@ -1,8 +1,8 @@
-"""Two commentaries compared by a language model, in both orders, and the win rate that comes of it.
+"""Pairwise comparison of commentaries by a language model, in both orders, and the win rate.
 
-A judge may prefer whatever stands first. Each comparison is therefore asked twice, the second time with the texts
-exchanged: a judge that always names the same letter gives 50 % by construction, and so does exchanging the two
-candidates give 1 minus the win rate. What is no vote is counted as such and given to nobody.
+A judge may prefer the text that is shown first. Each comparison is therefore judged twice, the second time with the
+texts swapped: a judge that always answers the same letter gives 50 %, and swapping the candidates gives 1 minus the win
+rate. An invalid vote is counted as invalid and for neither text.
 """
 
 import re
@@ -16,10 +16,10 @@ from streamingvlm.endpoint import ChatEndpoint, CostEstimate, Request
 from streamingvlm.evaluation.statistics import bootstrap_interval
 
 Vote = Literal["A", "B"] | None
-"""For the first or the second text of a comparison; None is an answer that is no vote."""
+"""A vote for the first (A) or the second text (B) of a comparison; None for an invalid one."""
 
 MAX_CHARACTERS = 8000
-"""Of each text that a judge is shown, as in the paper's evaluation."""
+"""Limit of each text that the judge reads, as in the paper's evaluation."""
 
 NO_VOTE = "no vote"
 
@@ -32,8 +32,8 @@ _LETTER_TOKENS = 1
 class Comparison:
     """Two texts about the same part of a video.
 
-    name: unique; group: what it belongs to, usually the video; reference: the true commentary; position: where in its
-    video it begins, 0 to 1, None where that does not matter.
+    name: unique; group: for the bootstrap, usually the video; reference: the true commentary; position: its start as a
+    fraction of the video, 0 to 1, None if unknown.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The votes on a comparison, for its texts, whatever letter they were shown under: as they stand, and exchanged."""
+    """The votes on a comparison in both orders, both in terms of its texts instead of the letters that were shown."""
 
     name: str
     group: str
@@ -55,15 +55,15 @@ class Verdict:
 
     @property
     def is_tie(self) -> bool:
-        """Whether both votes are valid and each text has one: the order decided."""
+        """Return True if each text has one valid vote, so that the order decided."""
         return set(self.votes) == {"A", "B"}
 
 
 class Judge:
-    """Asks a language model which of two texts is better.
+    """A language model that chooses the better of two texts.
 
-    instructions: what better means, in the judge's words; max_tokens: of an answer, which is a letter, but some models
-    think first.
+    instructions: the criteria, as the system prompt; max_tokens: limit of an answer. The answer is one letter, but some
+    models reason first.
     """
 
     def __init__(self, endpoint: ChatEndpoint, instructions: str, *, max_tokens: int = 16):
@@ -72,15 +72,15 @@ class Judge:
         self._max_tokens = max_tokens
 
     def judge(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
-        """Yield a Verdict for each comparison, in order, several being asked about at a time.
+        """Yield a Verdict for each comparison, in order; requests run in parallel.
 
-        Raises EndpointError; what was answered until then is kept, and not asked for again.
+        Raises EndpointError. Answers until then are stored and not requested again.
         """
         num_parallel = self.endpoint.config.num_parallel
         return map_in_threads(self._verdict, comparisons, num_parallel)
 
     def estimate(self, comparisons: Iterable[Comparison]) -> CostEstimate:
-        """Count what judging will ask; two questions a comparison."""
+        """Estimate the cost of judging: two requests per comparison."""
         requests = (request for comparison in comparisons for request in self._requests(comparison))
         return self.endpoint.estimate("judging", ((request, _LETTER_TOKENS) for request in requests))
 
@@ -100,9 +100,9 @@ class Judge:
 
 
 def read_vote(answer: str) -> str:
-    """Read the letter of an answer that is a letter, with signs around it or not; all other text is no vote.
+    """Return the letter of an answer that is one letter, punctuation apart, and NO_VOTE for any other text.
 
-    Raises ValueError where there is no answer at all, which a second try may bring.
+    Raises ValueError for an empty answer, which is worth another attempt.
     """
     if not answer.strip():
         raise ValueError("an empty answer")
@@ -116,10 +116,10 @@ def _valid(answer: str | None) -> Vote:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the first candidate was preferred.
+    """The share of votes for the first candidate.
 
-    rate: votes for it over valid votes, NaN without any; low, high: 95 % interval, by the bootstrap over groups, NaN
-    where there are fewer than two. num_ties: comparisons in which each candidate got one of the two votes.
+    rate: its votes over all valid votes, NaN without any; low, high: the 95 % interval of the bootstrap over groups,
+    NaN for fewer than two groups. num_ties: comparisons in which each candidate got one of the two votes.
     """
 
     rate: float
@@ -144,7 +144,7 @@ class WinRate:
 
 
 def win_rate(verdicts: Sequence[Verdict], *, num_resamples: int = 10_000, seed: int = 0) -> WinRate:
-    """Count votes for the first candidate over all valid votes, with an interval by resampling groups."""
+    """Return the share of votes for the first candidate, with an interval by resampling groups."""
     wins_by_group: dict[str, list[float]] = defaultdict(list)
     for verdict in verdicts:
         wins_by_group[verdict.group] += [vote == "A" for vote in verdict.votes if vote is not None]
@@ -164,7 +164,7 @@ def win_rate(verdicts: Sequence[Verdict], *, num_resamples: int = 10_000, seed: 
 
 
 def win_rates_by_part(verdicts: Sequence[Verdict], num_parts: int = 5) -> list[WinRate]:
-    """The win rate in each part of the videos, from the first to the last; of those whose position is known."""
+    """Return the win rate in each part of the videos, first to last, over verdicts with a known position."""
     parts: list[list[Verdict]] = [[] for _ in range(num_parts)]
     for verdict in verdicts:
         if verdict.position is not None:

@@ -1,6 +1,6 @@
-"""LiveSports-3K-CC: short events of sports, commented second by second and judged against the commentary on air.
+"""LiveSports-3K-CC: short sports events, judged against the commentary on air.
 
-Reads the published table, parquet or JSON lines, with the fields video, video_id, event_id, begin, end, event_title,
+Reads the published table, parquet or JSONL, with the fields video, video_id, event_id, begin, end, event_title,
 preasr_text and event_asr_text, and predictions in the published shape.
 """
 
@@ -16,9 +16,9 @@ from pyarrow import parquet
 from streamingvlm.atomic import write_text
 from streamingvlm.data.sources import resolve_inside
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.candidates.clips import Clip
-from streamingvlm.evaluation.llm_judge.commentary_files import CommentedChunk, json_lines
-from streamingvlm.evaluation.llm_judge.generation import Assignment
+from streamingvlm.evaluation.candidates.video_clip import Clip
+from streamingvlm.evaluation.llm_judge.commentary_files import CommentedClip, json_lines
+from streamingvlm.evaluation.llm_judge.generation import CommentaryTask
 from streamingvlm.evaluation.llm_judge.judging import Comparison
 
 INSTRUCTIONS = """\
@@ -30,11 +30,11 @@ else."""
 
 
 @dataclass(frozen=True)
-class Event:
+class SportsEvent:
     """A row of the table.
 
-    video: where the file is; begin_s, end_s: the event in it; previous_text: what was said before, as recognised;
-    reference: what was said of it.
+    video: the file; begin_s, end_s: the event in it; previous_text: the recognised commentary before it; reference: the
+    commentary on it.
     """
 
     video_id: str
@@ -51,14 +51,14 @@ class Event:
         """Unique among events."""
         return f"{self.video_id}:{self.event_id}"
 
-    def assignment(self, query: str) -> Assignment:
-        """What is to be commented: the event, with what was said before; ``{title}`` in the query is its title."""
+    def task(self, query: str) -> CommentaryTask:
+        """Return the event as a task; ``{title}`` in the query is replaced by its title."""
         clip = Clip(self.video, self.begin_s, self.end_s, query.replace("{title}", self.title), self.previous_text)
-        return Assignment(self.name, (clip,))
+        return CommentaryTask(self.name, (clip,))
 
 
-def read_events(path: Path, video_root: Path, *, num_events: int | None = None) -> list[Event]:
-    """Read the table, its first ``num_events`` rows; DataError for another layout."""
+def read_events(path: Path, video_root: Path, *, num_events: int | None = None) -> list[SportsEvent]:
+    """Read the table, at most the first ``num_events`` rows. Raises DataError for another layout."""
     rows = _parquet_rows(path) if path.suffix == ".parquet" else json_lines(path)
     events = []
     for where, row in rows:
@@ -66,21 +66,22 @@ def read_events(path: Path, video_root: Path, *, num_events: int | None = None) 
             break
         events.append(_event(row, where, video_root))
     if not events:
-        raise DataError(f"{path} holds no event; give the table of LiveSports_3K_CC, split test")
+        raise DataError(f"{path} has no event; give the table of LiveSports_3K_CC, split test")
     if len({event.name for event in events}) < len(events):
         raise DataError(f"{path} has an event twice; give the table of LiveSports_3K_CC, split test, alone")
     return events
 
 
-def predictions(events: Sequence[Event], said: Mapping[str, Sequence[CommentedChunk]]) -> dict[str, str]:
-    """The commentary of each event as one text, by the event's name."""
+def predictions(events: Sequence[SportsEvent], by_event: Mapping[str, Sequence[CommentedClip]]) -> dict[str, str]:
+    """Join the commentary of each event into one text, by the event's name."""
     return {
-        event.name: " ".join(piece.text for chunk in said[event.name] for piece in chunk.pieces) for event in events
+        event.name: " ".join(utterance.text for clip in by_event[event.name] for utterance in clip.utterances)
+        for event in events
     }
 
 
-def write_predictions(path: Path, events: Sequence[Event], texts: Mapping[str, str]):
-    """Write predictions in the published shape, whole or not at all. Raises DataError."""
+def write_predictions(path: Path, events: Sequence[SportsEvent], texts: Mapping[str, str]):
+    """Write predictions in the published layout, atomically. Raises DataError."""
     lines = (
         {
             "video_id": event.video_id,
@@ -94,11 +95,13 @@ def write_predictions(path: Path, events: Sequence[Event], texts: Mapping[str, s
     try:
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); make room, or name another folder") from error
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); free some space or name another folder"
+        ) from error
 
 
-def read_predictions(path: Path, events: Sequence[Event]) -> dict[str, str]:
-    """Read predictions in the published shape, by the event's name; DataError where an event has none."""
+def read_predictions(path: Path, events: Sequence[SportsEvent]) -> dict[str, str]:
+    """Read predictions in the published layout, by the event's name. Raises DataError if an event has none."""
     texts = {}
     for where, line in json_lines(path):
         try:
@@ -107,12 +110,16 @@ def read_predictions(path: Path, events: Sequence[Event]) -> dict[str, str]:
             raise DataError(f"{where} is no prediction; expected video_id, event_id, begin, end and pred") from error
     absent = [event.name for event in events if event.name not in texts]
     if absent:
-        raise DataError(f"{path} has no prediction for {len(absent)} of {len(events)} events, the first {absent[0]}")
+        raise DataError(
+            f"{path} has no prediction for {len(absent)} of {len(events)} events, first {absent[0]}; add them"
+        )
     return texts
 
 
-def comparisons(events: Sequence[Event], ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[Comparison]:
-    """A comparison an event."""
+def comparisons(
+    events: Sequence[SportsEvent], ours: Mapping[str, str], theirs: Mapping[str, str]
+) -> Iterator[Comparison]:
+    """Yield a comparison per event."""
     for event in events:
         yield Comparison(event.name, event.video_id, event.reference, ours[event.name], theirs[event.name])
 
@@ -126,9 +133,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}: row {number}", row
 
 
-def _event(row: Mapping[str, Any], where: str, video_root: Path) -> Event:
+def _event(row: Mapping[str, Any], where: str, video_root: Path) -> SportsEvent:
     try:
-        event = Event(
+        event = SportsEvent(
             video_id=str(row["video_id"]),
             event_id=str(row["event_id"]),
             video=resolve_inside(video_root, row["video"]),

@@ -1,1 +1,1 @@
-"""Pitch: a match of any length, watched free-running and scored exactly, and the paper's ablations on it."""
+"""Matches of Pitch, streamed through the session and scored exactly, and the ablation tables made from them."""

@@ -1,7 +1,7 @@
-"""Pitch: a match of any length, commentated free-running through the session and scored exactly.
+"""Pitch: a match of any length, commented free-running through the session and scored exactly.
 
-What is judged is the commentary that a user would have read, never the likelihood of the true one: a model that looks
-well under teacher forcing can fail completely when it hears itself.
+The score is of the commentary that a user would have read, not of the likelihood of the true one: a model with a good
+teacher-forced loss can fail completely when it conditions on its own replies.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, fault_of
-from streamingvlm.evaluation.report.watched import CacheFill
+from streamingvlm.evaluation.report.stream_report import CacheFill
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.inference.session import StreamingSession
@@ -30,50 +30,51 @@ def evaluate_pitch(
     duration_s: int,
     style: Style = TELEGRAM,
     limits: StreamLimits = StreamLimits(),
-    blindfold: bool = False,
+    black_frames: bool = False,
     on_line: Callable[[Commentary, str], None] | None = None,
 ) -> PitchRun:
-    """Stream a match that no training saw through ``session``, from its beginning, and score what was said.
+    """Stream a match through ``session`` from its beginning and score the commentary.
 
-    seed: of the match; duration_s: seconds of stream; style: in which the model comments; limits: past which the
-    stream ends, the rest of it unsaid; blindfold: show black pictures, so that text alone is left; on_line: called with
-    each second's commentary and its true line.
-    The session is reset and given the match's introduction.
+    seed: of the match, one that training did not use; duration_s: seconds of stream; style: of the true lines; limits:
+    the stream ends where one is exceeded, and the rest counts as silent; black_frames: replace all frames by black
+    ones, which leaves only the text; on_line: called with each second's commentary and its true line.
+
+    The session is reset and starts from the match's introduction.
     """
     match = Match(seed)
     session.previous_text = match.intro
     session.reset()
     seconds = itertools.islice(match.seconds(), duration_s)
     rows, stopped = [], ""
-    for second, line in _watch(session, seconds, blindfold):
-        # Of a second no more than its line is kept: the pictures' geometry would drown the memory that is measured.
+    for second, line in _commentary(session, seconds, black_frames):
+        # Only the line of a second is kept; the geometry of its frames would distort the memory that is measured.
         rows.append(_row(session, line, style.reference_line(second), style))
         if on_line:
             on_line(line, rows[-1].truth)
         if stopped := limits.passed_by(session):
             break
-    rows.extend(_unwatched(second, style) for second in seconds)
+    rows.extend(_unreached(second, style) for second in seconds)
     return PitchRun(
-        seed=seed, style=style.name, seconds=tuple(rows), settings=settings_of(session, blindfold), stopped=stopped
+        seed=seed, style=style.name, seconds=tuple(rows), settings=settings_of(session, black_frames), stopped=stopped
     )
 
 
-def settings_of(session: StreamingSession, blindfold: bool = False) -> dict[str, Any]:
-    """What a session runs with, as plain values."""
+def settings_of(session: StreamingSession, black_frames: bool = False) -> dict[str, Any]:
+    """Return the settings of a session as plain values."""
     configs = {"cache": session.cache_config, "video": session.video_config, "sampling": session.sampling_config}
-    shown = {"blindfold": True} if blindfold else {}
-    return {"model": session.model.name, **{name: asdict(config) for name, config in configs.items()}, **shown}
+    frames = {"black_frames": True} if black_frames else {}
+    return {"model": session.model.name, **{name: asdict(config) for name, config in configs.items()}, **frames}
 
 
-def _watch(
-    session: StreamingSession, seconds: Iterable[PitchSecond], blindfold: bool
+def _commentary(
+    session: StreamingSession, seconds: Iterable[PitchSecond], black_frames: bool
 ) -> Iterator[tuple[PitchSecond, Commentary]]:
     for second in seconds:
         frames = render(second, fps=session.video_config.fps)
-        yield second, session.step(torch.zeros_like(frames) if blindfold else frames)
+        yield second, session.step(torch.zeros_like(frames) if black_frames else frames)
 
 
-def _unwatched(second: PitchSecond, style: Style) -> RunSecond:
+def _unreached(second: PitchSecond, style: Style) -> RunSecond:
     truth = style.reference_line(second)
     return RunSecond(float(second.index), truth, None, fault=fault_of(truth, "", style))
 

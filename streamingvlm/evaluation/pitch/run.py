@@ -1,6 +1,6 @@
-"""The record of one match, watched: every second of it, from which scores, tables, figures and the page are made.
+"""The record of one streamed match, second by second; scores, tables, figures and reports are computed from it.
 
-On disk a run is a file of JSON lines: what was run first, then a line a second. It is written whole or not at all.
+On disk a run is a JSONL file, written atomically: its settings first, then a line per second.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from streamingvlm.atomic import write_text
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.report.watched import CacheFill
+from streamingvlm.evaluation.report.stream_report import CacheFill
 from streamingvlm.inference.stats import percentile
 from streamingvlm.pitch import PitchReport, score, score_parts
 from streamingvlm.pitch.styles import STYLES, Style
@@ -27,9 +27,9 @@ _MINUTES_COMPARED = 10
 class RunSecond:
     """One second of a run.
 
-    truth, said: lines, "" for silence; said is None where the stream had ended before.
-    fault: 0 where all that the true line tells was said, 0.5 where the event was and a side, a club or a score was not,
-    1 for another event. num_tokens, latency_s: generated, and seconds of work; resident_mb: memory of the process.
+    truth, said: lines, "" for silence; said is None after the stream ended.
+    fault: 0 if side, club and score of the true line are right, 0.5 if only the event is right, 1 for another event.
+    num_tokens: generated tokens; latency_s: seconds of work; resident_mb: memory of the process.
     """
 
     start_s: float
@@ -44,11 +44,11 @@ class RunSecond:
 
 @dataclass(frozen=True)
 class PitchRun:
-    """One match, watched by one model under one policy.
+    """One match, streamed by one model under one policy.
 
-    name: the row of a table, "" for a stream of its own; settings: model, cache, video and sampling as they were.
-    stopped: why the stream ended before its time, "" if it did not. Seconds after that are scored as silence.
-    commit: of the code that ran.
+    name: the row of a table, "" for a single stream; settings: of model, cache, video and sampling.
+    stopped: why the stream ended early, "" if it did not. Seconds after that are scored as silence.
+    commit: of the code.
     """
 
     seed: int
@@ -61,7 +61,7 @@ class PitchRun:
 
     @property
     def watched(self) -> tuple[RunSecond, ...]:
-        """The seconds until the stream ended: all of them unless it was stopped."""
+        """The seconds until the stream ended; all of them unless it ended early."""
         return tuple(second for second in self.seconds if second.said is not None)
 
     @cached_property
@@ -76,11 +76,11 @@ class PitchRun:
 
     @cached_property
     def fifths(self) -> tuple[PitchReport, ...]:
-        """The scores of the five fifths, as the paper tells them."""
+        """The scores of the five fifths, as in the paper."""
         return self.parts(5)
 
     def parts(self, num_parts: int) -> tuple[PitchReport, ...]:
-        """The scores of so many parts of equal length."""
+        """Score ``num_parts`` parts of equal length."""
         return score_parts(*self._lines, self._style, num_parts)
 
     @property
@@ -93,32 +93,32 @@ class PitchRun:
 
     @property
     def right_share(self) -> float:
-        """Of the seconds in which something happened, the share whose line tells all of it: side, club and score."""
+        """The share of seconds with an event whose line has event, side, club and score right."""
         return right_share(self.seconds)
 
     @property
     def latencies_s(self) -> list[float]:
-        """Seconds of work on each second that was watched."""
+        """Seconds of work on each second until the stream ended."""
         return [second.latency_s for second in self.watched]
 
     @property
     def realtime_factor(self) -> float:
-        """Seconds of stream a second of work."""
+        """Seconds of stream per second of work."""
         return _ratio(len(self.watched), sum(self.latencies_s))
 
     @property
     def token_s(self) -> float:
-        """Seconds of work a generated token, prefill and vision included, as the paper counts it."""
+        """Seconds of work per generated token, prefill and vision included, as in the paper."""
         return _ratio(sum(self.latencies_s), sum(second.num_tokens for second in self.watched))
 
     @property
     def max_cache_tokens(self) -> int:
-        """The fullest that the cache was after a second."""
+        """The most tokens in the cache after any second."""
         return max((second.fill.num_tokens for second in self.watched), default=0)
 
     @property
     def settled_mb(self) -> float:
-        """Resident memory of the process after five minutes of stream, or at its end."""
+        """Resident memory of the process after five minutes of stream, or at its end if that is earlier."""
         return self.watched[:_SETTLED_S][-1].resident_mb
 
     @property
@@ -128,16 +128,16 @@ class PitchRun:
 
     @property
     def first_p95_s(self) -> float:
-        """95th percentile of a second's latency in the first ten minutes."""
+        """The 95th percentile of latency in the first ten minutes."""
         return percentile(self.latencies_s[: _MINUTES_COMPARED * 60], 0.95)
 
     @property
     def last_p95_s(self) -> float:
-        """95th percentile of a second's latency in the last ten minutes."""
+        """The 95th percentile of latency in the last ten minutes."""
         return percentile(self.latencies_s[-_MINUTES_COMPARED * 60 :], 0.95)
 
     def summary(self) -> dict[str, Any]:
-        """All figures of the run, without its seconds, as JSON can hold them."""
+        """Return all figures of the run, without its seconds, as JSON."""
         report, *parts = (_plain(report) for report in (self.report, *self.thirds, *self.fifths))
         names = ("right_share", "token_s", "realtime_factor", "settled_mb", "final_mb", "first_p95_s", "last_p95_s")
         figures = {name: none_if_nan(getattr(self, name)) for name in (*names, "max_cache_tokens")}
@@ -155,12 +155,12 @@ class PitchRun:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.report}; {self.right_share:.3f} of the lines right to all that they tell",
+            f"seed {self.seed}: {self.report}; {self.right_share:.3f} of the lines right (event, side, club, score)",
             *(
-                f"macro-F1 by {name}: {_held_up(parts)}"
+                f"macro-F1 by {name}: {_by_part(parts)}"
                 for name, parts in (("thirds", self.thirds), ("fifths", self.fifths))
             ),
-            f"{self.realtime_factor:.1f}x real time, {self.token_s * 1e3:.0f} ms a token; p95 of a second "
+            f"{self.realtime_factor:.1f}x real time, {self.token_s * 1e3:.0f} ms per token; p95 of a second "
             f"{self.first_p95_s * 1e3:.0f} ms in the first {_MINUTES_COMPARED} minutes, {self.last_p95_s * 1e3:.0f} ms "
             "in the last",
             f"resident memory {self.settled_mb:.1f} MB after 5 minutes, {self.final_mb:.1f} MB at the end; at most "
@@ -170,21 +170,21 @@ class PitchRun:
 
 
 def none_if_nan(value: Any) -> Any:
-    """The value, None for a nan, which JSON does not know."""
+    """Return the value, None for NaN, which JSON lacks."""
     return None if isinstance(value, float) and isnan(value) else value
 
 
 def fault_of(truth: str, said: str, style: Style) -> float:
-    """How wrong a line is: 0 where it tells all that the true one does, 0.5 where the event alone is right, else 1."""
+    """Return the fault of a line: 0 if side, club and score are right, 0.5 if only the event is right, 1 otherwise."""
     true, called = style.parse_line(truth), style.parse_line(said)
     if true.kind != called.kind:
         return 1.0
-    told = [(getattr(true, name), getattr(called, name)) for name in ("colour", "club", "score")]
-    return 0.0 if all(true is None or true == called for true, called in told) else 0.5
+    details = [(getattr(true, name), getattr(called, name)) for name in ("colour", "club", "score")]
+    return 0.0 if all(true is None or true == called for true, called in details) else 0.5
 
 
 def right_share(seconds: Sequence[RunSecond]) -> float:
-    """Of the seconds in which something happened, the share whose line tells all of it; nan where nothing did."""
+    """Return the share of seconds with an event whose line has no fault, NaN without any event."""
     eventful = [second for second in seconds if second.truth]
     return _ratio(sum(second.fault == 0 for second in eventful), len(eventful))
 
@@ -206,19 +206,19 @@ def read_run(path: Path) -> PitchRun:
         seconds = tuple(RunSecond(**{**row, "fill": CacheFill(**row["fill"])}) for row in rows)
         return PitchRun(seconds=seconds, **head)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no record of a run ({error}); delete it, and it is made anew") from error
+        raise DataError(f"{path} is no record of a run ({error}); delete it and run the command again") from error
 
 
 _HEAD = ("name", "seed", "style", "settings", "stopped", "commit")
 
 
-def _held_up(parts: Sequence[PitchReport]) -> str:
+def _by_part(parts: Sequence[PitchReport]) -> str:
     by_part = ", ".join(f"{part.macro_f1:.3f}" for part in parts)
     return f"{by_part}; last over first {_ratio(parts[-1].macro_f1, parts[0].macro_f1):.3f}"
 
 
 def _plain(report: PitchReport) -> dict[str, Any]:
-    """A report as JSON can hold it: no tuples for keys, null where there was nothing to judge."""
+    """Return a report as JSON: strings as keys instead of tuples, null for values that could not be judged."""
     confusion = {f"{true} as {called}": count for (true, called), count in report.confusion.items()}
     return {name: none_if_nan(value) for name, value in asdict(report).items()} | {"confusion": confusion}
 

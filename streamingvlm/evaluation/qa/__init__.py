@@ -1,1 +1,1 @@
-"""Benchmarks that ask a question about a video while it runs."""
+"""Benchmarks of questions about a running video."""

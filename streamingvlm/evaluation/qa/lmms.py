@@ -1,11 +1,11 @@
-"""LongVideoBench, VideoMME, MVBench and the like: an adapter by which lmms-eval runs its tasks on our candidates.
+"""LongVideoBench, VideoMME, MVBench and others: an adapter through which lmms-eval runs its tasks on our candidates.
 
-lmms-eval finds it by its entry point (lmms_manifest.py) and imports it when it is asked for:
+lmms-eval finds it by its entry point (lmms_manifest.py) and imports it on demand:
 
     python -m lmms_eval --model streamingvlm --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct --tasks videomme
 
-``candidate=offline_generate`` answers by ordinary generation, as the paper's figures were taken; the default watches
-the video second by second through the session.
+``candidate=offline_generate`` answers by offline generation, the way in which the paper's figures were measured. The
+default streams the video through the session.
 """
 
 import logging
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.evaluation.candidates.candidates import Candidate, Clip, LastFrames, SessionCandidate, candidate_from
-from streamingvlm.evaluation.candidates.offline_generate import OrdinaryGeneration
+from streamingvlm.evaluation.candidates.candidate import Candidate
+from streamingvlm.evaluation.candidates.opening import LOCAL_CANDIDATES, candidate_from
+from streamingvlm.evaluation.candidates.video_clip import Clip
 
 log = logging.getLogger(__name__)
 
-_CANDIDATES = {"session": SessionCandidate, "last_frames": LastFrames, "offline_generate": OrdinaryGeneration}
 _GROUPS = ("cache", "video", "sampling")
-_LIKELIHOOD = "a stream answers in words and gives no likelihoods; choose a task of output_type generate_until"
-_ROUNDS = "one question is answered at a time; choose a task of output_type generate_until"
+_LIKELIHOOD = "streamingvlm generates text and gives no likelihoods; choose a task of output_type generate_until"
+_ROUNDS = "streamingvlm answers one question per video; choose a task of output_type generate_until"
 
 
 def __getattr__(name: str):
@@ -41,11 +41,12 @@ def _model_class() -> type:
 
 
 class VideoAnswers:
-    """What lmms-eval asks of a model, answered by a candidate.
+    """The interface that lmms-eval expects of a model, answered by a candidate.
 
-    pretrained: packaged name, folder or hub name of a checkpoint. candidate: session, last_frames or offline_generate.
-    device: of the model. batch_size, max_batch_size: 1, as one video is watched at a time.
-    settings: options of the candidate; those of a group by their dotted names, ``cache.policy=window`` for instance.
+    pretrained: "pitch" (the embedded model), or the folder or hub name of a checkpoint. candidate: session, last_frames
+        or offline_generate.
+    device: of the model. batch_size, max_batch_size: 1, as one video is processed at a time.
+    settings: options of the candidate; in a group by their dotted names, such as ``cache.policy=window``.
         Answers are greedy unless ``sampling.temperature`` says otherwise.
 
     Raises ConfigError for an unknown option, and what loading a model raises.
@@ -62,12 +63,12 @@ class VideoAnswers:
     ):
         super().__init__()
         if str(batch_size) != "1" or max_batch_size not in (None, 1):
-            raise ConfigError(f"batch_size={batch_size}: one video is watched at a time; give batch_size=1")
+            raise ConfigError(f"batch_size={batch_size}: one video is processed at a time; give batch_size=1")
         self.candidate = _candidate(pretrained, candidate, device, settings)
-        log.info("answers come by way of: %s", self.candidate.path)
+        log.info("path of the answers: %s", self.candidate.path)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answer each request, whose task gives one video; one that cannot be watched is answered with nothing.
+        """Answer each request; the answer about a video that cannot be read is empty.
 
         Raises ConfigError for a task that gives anything but one video.
         """
@@ -88,16 +89,16 @@ class VideoAnswers:
         try:
             answer = self.candidate.answer(Clip(video), context, max_new_tokens=generation.get("max_new_tokens"))
         except VideoError as error:
-            log.warning("%s, question %s is answered with nothing: %s", task, doc_id, error)
+            log.warning("%s, question %s gets an empty answer: %s", task, doc_id, error)
             return ""
-        answer = _cut(answer, generation.get("until") or ())
+        answer = _truncated(answer, generation.get("until") or ())
         self.cache_hook.add_partial("generate_until", (context, generation), answer)
         return answer
 
 
 def _candidate(pretrained: str, kind: str, device: str | None, settings: Mapping[str, Any]) -> Candidate:
-    if kind not in _CANDIDATES:
-        raise ConfigError(f"candidate={kind} is unknown; choose one of {', '.join(_CANDIDATES)}")
+    if kind not in LOCAL_CANDIDATES:
+        raise ConfigError(f"candidate={kind} is unknown; choose one of {', '.join(LOCAL_CANDIDATES)}")
     options: dict[str, Any] = {"kind": kind, "model": {"name": pretrained, "device": device}}
     if kind != "offline_generate":
         options["sampling"] = {"temperature": 0.0}
@@ -106,7 +107,7 @@ def _candidate(pretrained: str, kind: str, device: str | None, settings: Mapping
         if group and group not in _GROUPS:
             raise ConfigError(f"{name} is unknown; groups of options are {', '.join(_GROUPS)}")
         (options.setdefault(group, {}) if group else options)[setting] = value
-    known = set(signature(_CANDIDATES[kind]).parameters) | {"kind"}
+    known = set(signature(LOCAL_CANDIDATES[kind]).parameters) | {"kind"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"candidate={kind} has no option {unknown[0]}; it has {', '.join(sorted(known - {'kind'}))}")
     return candidate_from(options)
@@ -116,13 +117,13 @@ def _one_video(visuals: Sequence[Any], task: str) -> Path:
     if len(visuals) != 1 or not isinstance(visuals[0], str | Path):
         kinds = ", ".join(type(visual).__name__ for visual in visuals[:3]) or "nothing"
         raise ConfigError(
-            f"{task} shows {len(visuals)} of {kinds}, expected the path of one video; choose a video task"
+            f"{task} gives {len(visuals)} of {kinds}, expected the path of one video; choose a video task"
         )
     return Path(visuals[0])
 
 
-def _cut(answer: str, until: str | Sequence[str]) -> str:
-    """The answer up to the first of the strings that end it."""
+def _truncated(answer: str, until: str | Sequence[str]) -> str:
+    """Return the answer up to the first stop string."""
     for end in (until,) if isinstance(until, str) else until:
         answer = answer.split(end)[0] if end else answer
     return answer.strip()

@@ -1,6 +1,6 @@
-"""Questions about a video: how they are put, how an answer is read, and how many were right.
+"""Questions about a video: prompts, parsing of answers, and accuracy.
 
-An answer that cannot be read is invalid: it counts as asked and not as right, and is never taken for an option.
+An answer that cannot be parsed is invalid: it counts as a wrong answer and never as an option.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.candidates.candidates import Clip
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.evaluation.statistics import bootstrap_interval
 
 _LEAD = re.compile(
@@ -25,7 +25,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _REASON = r"(?:because|since|as)"
-# A letter, or a yes, stands for an answer only where no ordinary word follows: "A man" is no A, "No idea" is no No.
+# A letter or a yes is an answer only if no other word follows: "A man" is not A, and "No idea" is not No.
 _ENDS = rf"\b(?![-'’])(?:(?![^\S\n]+\w)|(?=\s+{_REASON}\b))"
 _LETTER = re.compile(rf"[\s*\"'“(\[]*([A-Za-z]){_ENDS}")
 _ANOTHER_LETTER = re.compile(r"[\s*\"'”)\].]*(?:,|/|&|\band\b|\bor\b)\s*[*\"'“(\[]*[A-Za-z]\b(?!['’])")
@@ -40,7 +40,7 @@ _NUMBER_WORDS = {
 
 
 def published_list(path: Path, published_name: str) -> list[Any]:
-    """Read a published file that is one JSON list of questions. Raises DataError, which names what to download."""
+    """Read a published JSON list of questions. Raises DataError, which names the file to download."""
     try:
         entries = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -48,19 +48,19 @@ def published_list(path: Path, published_name: str) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON; download {published_name} again") from error
     if not isinstance(entries, list):
-        raise DataError(f"{path} holds no list of questions; give {published_name}")
+        raise DataError(f"{path} has no list of questions; give {published_name}")
     return entries
 
 
-class Question(Protocol):
-    """What is asked, and how its answer is read."""
+class QuestionFormat(Protocol):
+    """A question with the form of its answer."""
 
     @property
     def prompt(self) -> str:
-        """The words that join the last second of the video."""
+        """The text that is asked in the last turn of the video."""
 
-    def read(self, answer: str) -> str | None:
-        """The answer in the form in which the truth is given; None where it cannot be read."""
+    def parse(self, answer: str) -> str | None:
+        """Return the answer in the form of the truth, None if it cannot be parsed."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class MultipleChoice:
 
     @property
     def prompt(self) -> str:
-        """The question, the options under their letters, and in what form to answer."""
+        """The question, the options with their letters, and the form of the answer."""
         lines = [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, self.options, strict=False)]
         return "\n".join([self.text, *lines, "Answer with the letter of the right option alone."])
 
-    def read(self, answer: str) -> str | None:
-        """The letter that the answer begins with or names as its choice, or that of the option which it repeats."""
+    def parse(self, answer: str) -> str | None:
+        """Return the letter that the answer begins with or names, or the letter of the option that it repeats."""
         body = _LEAD.sub("", answer, count=1) if _LEAD.match(answer) else answer
         body = _LEAD.sub("", body, count=1) if _LEAD.match(body) else body  # "The answer is option B"
         if letter := _LETTER.match(body):
@@ -90,17 +90,17 @@ class MultipleChoice:
 
 @dataclass(frozen=True)
 class YesNo:
-    """A question to be answered with yes or no; the truth is one of these words."""
+    """A yes-or-no question; the truth is ``yes`` or ``no``."""
 
     text: str
 
     @property
     def prompt(self) -> str:
-        """The question, and in what form to answer."""
+        """The question and the form of the answer."""
         return f"{self.text}\nAnswer with Yes or No alone."
 
-    def read(self, answer: str) -> str | None:
-        """``yes`` or ``no``, by the word that the answer begins with."""
+    def parse(self, answer: str) -> str | None:
+        """Return ``yes`` or ``no``, the word that the answer begins with."""
         match = _YES_NO.match(_LEAD.sub("", answer, count=1) if _LEAD.match(answer) else answer)
         if not match or re.match(r"\W*(?:and|or|/)\W*(?:yes|no)\b", answer[match.end() :], re.IGNORECASE):
             return None
@@ -109,17 +109,17 @@ class YesNo:
 
 @dataclass(frozen=True)
 class Count:
-    """A question to be answered with a number; the truth is a whole number in digits."""
+    """A question about a number; the truth is an integer in digits."""
 
     text: str
 
     @property
     def prompt(self) -> str:
-        """The question, and in what form to answer."""
+        """The question and the form of the answer."""
         return f"{self.text}\nAnswer with one whole number alone."
 
-    def read(self, answer: str) -> str | None:
-        """The one number that the answer holds, in digits or as a word up to twelve."""
+    def parse(self, answer: str) -> str | None:
+        """Return the only number in the answer, in digits or as a word up to twelve."""
         numbers = set(_NUMBER.findall(answer))
         numbers |= {str(_NUMBER_WORDS[word]) for word in re.findall(r"[a-z]+", answer.lower()) if word in _NUMBER_WORDS}
         number = numbers.pop() if len(numbers) == 1 else ""
@@ -134,46 +134,46 @@ def _plain(text: str) -> str:
 class Item:
     """A question of a benchmark.
 
-    name: unique in the benchmark; task, category: as its tables call them; clip: ends when the question is asked;
-    truth: the right answer, in the form that the question reads.
+    name: unique in the benchmark; task, category: as in its tables; clip: ends when the question is asked; truth: the
+    correct answer, in the form that `QuestionFormat.parse` returns.
     """
 
     name: str
     task: str
     category: str
     clip: Clip
-    question: Question
+    question: QuestionFormat
     truth: str
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An item and what was answered; ``read`` is None for an answer that cannot be read."""
+class AnsweredItem:
+    """An item and its answer."""
 
     item: Item
     answer: str
 
     @property
-    def read(self) -> str | None:
-        """The answer in the form of the truth; None where it cannot be read."""
-        return self.item.question.read(self.answer)
+    def parsed(self) -> str | None:
+        """The answer in the form of the truth, None if it is invalid."""
+        return self.item.question.parse(self.answer)
 
     @property
-    def is_right(self) -> bool:
-        """Whether it was read as the truth."""
-        return self.read == self.item.truth
+    def is_correct(self) -> bool:
+        """Return True if the parsed answer is the truth."""
+        return self.parsed == self.item.truth
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many questions were answered rightly.
+    """The accuracy on a set of questions.
 
-    share: of all that were asked, invalid answers among them, or a mean of such shares; low, high: its 95 % interval
-    by the bootstrap over videos, NaN where there are fewer than two.
+    share: correct answers over all questions, those with an invalid answer included, or a mean of such shares; low,
+    high: the 95 % interval of the bootstrap over videos, NaN for fewer than two videos.
     """
 
     name: str
-    num_asked: int
+    num_questions: int
     num_invalid: int
     share: float
     low: float
@@ -182,15 +182,15 @@ class Accuracy:
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f"  [{100 * self.low:.1f}, {100 * self.high:.1f}]"
         invalid = f", {self.num_invalid} invalid" if self.num_invalid else ""
-        return f"{self.name:<28} {100 * self.share:6.2f} %{interval}  of {self.num_asked}{invalid}"
+        return f"{self.name:<28} {100 * self.share:6.2f} %{interval}  of {self.num_questions}{invalid}"
 
 
 @dataclass(frozen=True)
-class QuestionResult:
+class AccuracyTable:
     """A table of accuracies by task and category.
 
-    candidate, path: who answered, and how; tasks: by category; categories, overall: averages.
-    rule: what an average is taken over.
+    candidate, path: of the answers; tasks: by category; categories, overall: averages; rule: the set that an average is
+    taken over.
     """
 
     benchmark: str
@@ -208,7 +208,7 @@ class QuestionResult:
         return "\n".join([*lines, str(self.overall), f"{self.overall.name} is {self.rule}"])
 
     def as_document(self) -> dict[str, Any]:
-        """The table as JSON; an interval that is not known is null."""
+        """Return the table as JSON; an unknown interval is null."""
         return {
             "benchmark": self.benchmark,
             "candidate": self.candidate,
@@ -224,9 +224,9 @@ def _row(accuracy: Accuracy) -> dict[str, Any]:
     return {name: None if value != value else value for name, value in vars(accuracy).items()}
 
 
-def _categories(answered: Sequence[Answered]) -> dict[str, dict[str, list[Answered]]]:
-    """All that was answered, by category and task, in the order in which they come."""
-    by_category: dict[str, dict[str, list[Answered]]] = {}
+def _categories(answered: Sequence[AnsweredItem]) -> dict[str, dict[str, list[AnsweredItem]]]:
+    """Group answers by category and task, in order of appearance."""
+    by_category: dict[str, dict[str, list[AnsweredItem]]] = {}
     for one in answered:
         by_category.setdefault(one.item.category, {}).setdefault(one.item.task, []).append(one)
     return by_category
@@ -236,21 +236,21 @@ def tabulate(
     benchmark: str,
     candidate: str,
     path: str,
-    answered: Sequence[Answered],
+    answered: Sequence[AnsweredItem],
     *,
     average_over: Literal["categories", "questions"],
     num_resamples: int = 2000,
-) -> QuestionResult:
-    """Make the table of at least one answer.
+) -> AccuracyTable:
+    """Tabulate at least one answer.
 
-    average_over: ``categories``: a category's figure is the mean over its tasks, the overall one the mean over
-        categories, as OVO-Bench has it; ``questions``: each is the share of all its questions, as in StreamingBench.
+    average_over: ``categories``: a category is the mean over its tasks, the overall figure the mean over categories, as
+        in OVO-Bench; ``questions``: each is the share of all its questions, as in StreamingBench.
     """
     by_category = _categories(answered)
     accuracy = partial(_accuracy, average_over=average_over, num_resamples=num_resamples)
     names = ", ".join(by_category)
     unit = "the mean over the categories" if average_over == "categories" else "the share of all questions of"
-    return QuestionResult(
+    return AccuracyTable(
         benchmark=benchmark,
         candidate=candidate,
         path=path,
@@ -261,28 +261,33 @@ def tabulate(
     )
 
 
-def _accuracy(name: str, answered: Sequence[Answered], *, average_over: str, num_resamples: int) -> Accuracy:
-    """The bootstrap draws rows of (category, task, whether right), so that a mean of means is one in every draw."""
+def _accuracy(name: str, answered: Sequence[AnsweredItem], *, average_over: str, num_resamples: int) -> Accuracy:
+    """Bootstrap over rows of (category, task, is_correct), so that every draw yields a mean of means."""
     is_nested = average_over == "categories"
     categories = {one.item.category: number for number, one in enumerate(answered)}
     tasks = {one.item.task: number for number, one in enumerate(answered)}
     rows, by_video = [], {}
     for one in answered:
-        row = (categories[one.item.category], tasks[one.item.task], one.is_right) if is_nested else (0, 0, one.is_right)
+        row = (
+            (categories[one.item.category], tasks[one.item.task], one.is_correct)
+            if is_nested
+            else (0, 0, one.is_correct)
+        )
         rows.append(row)
         by_video.setdefault(str(one.item.clip.video), []).append(row)
     low, high = bootstrap_interval(by_video, mean_of_means, num_resamples=num_resamples)
-    num_invalid = sum(one.read is None for one in answered)
+    num_invalid = sum(one.parsed is None for one in answered)
     return Accuracy(name, len(rows), num_invalid, mean_of_means(np.array(rows, dtype=float)), low, high)
 
 
 def mean_of_means(rows: np.ndarray) -> float:
-    """The mean over categories of the mean over their tasks of the share of right answers.
+    """Return the mean over categories of the mean over their tasks of the share of correct answers.
 
-    rows: [N, 3], a category's number, a task's, and 1 where the answer was right.
+    rows: [N, 3], the index of the category, the index of the task, and 1 for a correct answer.
     """
     by_category = []
     for category in np.unique(rows[:, 0]):
-        here = rows[rows[:, 0] == category]
-        by_category.append(np.mean([here[here[:, 1] == task, 2].mean() for task in np.unique(here[:, 1])]))
+        of_category = rows[rows[:, 0] == category]
+        tasks = np.unique(of_category[:, 1])
+        by_category.append(np.mean([of_category[of_category[:, 1] == task, 2].mean() for task in tasks]))
     return float(np.mean(by_category))

@@ -1,1 +1,1 @@
-"""One page a run, to look at: what was there, what was said, and what it cost."""
+"""An HTML report of a stream: its commentary, its cache and its latency."""

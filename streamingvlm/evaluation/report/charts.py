@@ -1,7 +1,7 @@
-"""The geometry of the report's charts: paths of SVG in units of the data, ticks as shares of the width and height.
+"""The geometry of the report's charts: SVG paths in a fixed viewport, ticks in percent of the width and height.
 
-The page stretches a chart to whatever width there is, so that no text is part of a drawing: ticks are told as
-percentages, and the template writes them.
+The page stretches a chart to the available width, which would distort text in the drawing. Ticks are therefore given in
+percent, and the template renders their labels as HTML.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil, floor, log10
 
-from streamingvlm.evaluation.report.watched import CacheFill, WatchedSecond
+from streamingvlm.evaluation.report.stream_report import CacheFill, ReportTurn
 from streamingvlm.inference.stats import percentile
 
 WIDTH, HEIGHT = 1000, 200
 _NUM_BINS = 250
 _NUM_TICKS = 6
 _STEPS_S = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)
-# From the bottom of the pile to its top.
+# From the bottom of the stack to its top.
 _LAYERS = (
     ("sink", "text sink", "sink_tokens"),
     ("window", "text window", "window_tokens"),
@@ -27,7 +27,7 @@ _LAYERS = (
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where, in percent from the left or from the top, and what it says."""
+    """A tick on an axis: its position in percent from the left or the top, and its label."""
 
     percent: float
     label: str
@@ -35,7 +35,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Area:
-    """A filled shape or a line, with the name of its class and of its entry in the legend."""
+    """A filled shape or a line, with its CSS class (kind) and its entry in the legend."""
 
     kind: str
     label: str
@@ -45,7 +45,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart in WIDTH x HEIGHT units. line: a bound with its name; summary: what is to be seen, in words."""
+    """A chart of WIDTH x HEIGHT units. line: a labelled bound; summary: the content in words."""
 
     summary: str
     areas: Sequence[Area]
@@ -56,91 +56,91 @@ class Chart:
     height: int = field(default=HEIGHT, init=False)
 
 
-def strip(seconds: Iterable[WatchedSecond], start_s: float, turn_s: float) -> dict[str, str]:
-    """A minute of the timeline, 60 units wide: the true events above, what was called below them, by verdict."""
+def strip(turns: Iterable[ReportTurn], start_s: float, turn_s: float) -> dict[str, str]:
+    """Draw a minute of the timeline, 60 units wide: true events above, the commentary below, by verdict."""
     marks: dict[str, list[str]] = {}
-    for second in seconds:
-        for kind, top, height in _marks_of(second):
-            x, width = second.start_s - start_s, 0.82 * turn_s
+    for turn in turns:
+        for kind, top, height in _marks_of(turn):
+            x, width = turn.start_s - start_s, 0.82 * turn_s
             marks.setdefault(kind, []).append(f"M{x:g} {top:g}h{width:g}v{height:g}h{-width:g}z")
     return {kind: "".join(paths) for kind, paths in marks.items()}
 
 
-def _marks_of(second: WatchedSecond) -> Iterable[tuple[str, float, float]]:
-    if second.truth:
+def _marks_of(turn: ReportTurn) -> Iterable[tuple[str, float, float]]:
+    if turn.truth:
         yield "truth", 0, 5
-    if second.said is None:
+    if turn.said is None:
         yield "unwatched", 6, 5
-    elif second.said:
-        yield {None: "said", 0.0: "right", 1.0: "wrong"}.get(second.fault, "partly"), 6, 5
-    elif second.fault:
+    elif turn.said:
+        yield {None: "said", 0.0: "right", 1.0: "wrong"}.get(turn.fault, "partly"), 6, 5
+    elif turn.fault:
         yield "missed", 9.6, 1.4
 
 
 def fault_chart(minutes: Sequence[tuple[float, int, int]]) -> Chart | None:
-    """Of each minute (start_s, faulty turns, turns) the share that was not right, as bars; None of fewer than three."""
+    """Draw the share of faulty turns per minute (start_s, num_faulty, num_turns) as bars; None below three minutes."""
     if len(minutes) < 3:
         return None
     end_s = minutes[-1][0] + 60
-    shares = [faulty / turns for _, faulty, turns in minutes]
+    shares = [num_faulty / num_turns for _, num_faulty, num_turns in minutes]
     top = max(0.05, *shares)
     bars = [
         f"M{_x(start_s, end_s)} {HEIGHT}h{_n(0.86 * 60 / end_s * WIDTH)}V{_y(share, top)}H{_x(start_s, end_s)}z"
         for (start_s, _, _), share in zip(minutes, shares, strict=True)
         if share
     ]
-    total = sum(faulty for _, faulty, _ in minutes) / sum(turns for _, _, turns in minutes)
+    overall = sum(num_faulty for _, num_faulty, _ in minutes) / sum(num_turns for _, _, num_turns in minutes)
     return Chart(
-        f"Share of each minute that was not right: {total:.1%} in all, {max(shares):.0%} in the worst minute.",
+        f"Turns that are not right, by minute: {overall:.1%} in all, {max(shares):.0%} in the worst minute.",
         [Area("wrong", "not right", "".join(bars))],
         _time_ticks(end_s),
         [Tick(100 * (1 - share / top), f"{share:.0%}") for share in (0, top)],
     )
 
 
-def cache_chart(seconds: Sequence[WatchedSecond], turn_s: float, capacity_tokens: int | None = None) -> Chart | None:
-    """What the cache held, piled up by kind and to scale; None where nobody counted."""
-    filled = [second for second in seconds if second.fill is not None and second.said is not None]
+def cache_chart(turns: Sequence[ReportTurn], turn_s: float, capacity_tokens: int | None = None) -> Chart | None:
+    """Draw the tokens in the cache, stacked by kind; None without counts."""
+    filled = [turn for turn in turns if turn.fill is not None and turn.said is not None]
     if not filled:
         return None
-    end_s = _end_s(seconds, turn_s)
-    # Of each stretch its fullest second is shown: a peak is what memory must be there for.
-    bins = [max(part, key=lambda second: second.fill.num_tokens) for part in _binned(filled)]
-    most = max(second.fill.num_tokens for second in filled)
+    end_s = _end_s(turns, turn_s)
+    # The fullest turn of each bin is shown, because memory must suffice for the peak.
+    bins = [max(part, key=lambda turn: turn.fill.num_tokens) for part in _binned(filled)]
+    most = max(turn.fill.num_tokens for turn in filled)
     top = max(most, capacity_tokens or 0) or 1
     last = filled[-1].fill
     return Chart(
-        f"Tokens in the cache, at most {most:,}; at the end {_told(last)}.",
+        f"Tokens in the cache, at most {most:,}; at the end {_counts(last)}.",
         _layers(bins, end_s, turn_s, top),
         _time_ticks(end_s),
         _count_ticks(top),
-        Tick(100 * (1 - capacity_tokens / top), f"room for {capacity_tokens:,}") if capacity_tokens else None,
+        Tick(100 * (1 - capacity_tokens / top), f"capacity {capacity_tokens:,}") if capacity_tokens else None,
     )
 
 
-def _layers(bins: Sequence[WatchedSecond], end_s: float, turn_s: float, top: float) -> list[Area]:
-    xs = [_x(second.start_s, end_s) for second in bins] + [_x(bins[-1].start_s + turn_s, end_s)]
+def _layers(bins: Sequence[ReportTurn], end_s: float, turn_s: float, top: float) -> list[Area]:
+    xs = [_x(turn.start_s, end_s) for turn in bins] + [_x(bins[-1].start_s + turn_s, end_s)]
     areas, below = [], [0] * len(bins)
     for kind, label, name in _LAYERS:
-        above = [base + getattr(second.fill, name) for base, second in zip(below, bins, strict=True)]
+        above = [base + getattr(turn.fill, name) for base, turn in zip(below, bins, strict=True)]
         upper, lower = ([_y(value, top) for value in (*edge, edge[-1])] for edge in (above, below))
-        there = [f"{x} {y}" for x, y in zip(xs, upper, strict=True)]
+        outward = [f"{x} {y}" for x, y in zip(xs, upper, strict=True)]
         back = [f"{x} {y}" for x, y in zip(reversed(xs), reversed(lower), strict=True)]
-        areas.append(Area(kind, label, f"M{'L'.join(there + back)}z", f"{getattr(bins[-1].fill, name):,}"))
+        areas.append(Area(kind, label, f"M{'L'.join(outward + back)}z", f"{getattr(bins[-1].fill, name):,}"))
         below = above
     return areas
 
 
-def _told(fill: CacheFill) -> str:
+def _counts(fill: CacheFill) -> str:
     return ", ".join(f"{getattr(fill, name):,} of {label}" for _, label, name in _LAYERS)
 
 
-def latency_chart(seconds: Sequence[WatchedSecond], turn_s: float) -> Chart | None:
-    """The work on each turn, median and slowest of each stretch, against the time that it may take; None of none."""
-    timed = [second for second in seconds if second.latency_s > 0]
+def latency_chart(turns: Sequence[ReportTurn], turn_s: float) -> Chart | None:
+    """Draw the latency of turns, median and slowest of each bin, with the real-time line; None without latencies."""
+    timed = [turn for turn in turns if turn.latency_s > 0]
     if not timed:
         return None
-    end_s, latencies_s = _end_s(seconds, turn_s), [second.latency_s for second in timed]
+    end_s, latencies_s = _end_s(turns, turn_s), [turn.latency_s for turn in timed]
     low, high = floor(log10(min(latencies_s))), log10(max(*latencies_s, turn_s)) + 0.12
     p50, p95 = (percentile(latencies_s, share) for share in (0.5, 0.95))
 
@@ -149,14 +149,14 @@ def latency_chart(seconds: Sequence[WatchedSecond], turn_s: float) -> Chart | No
 
     parts = list(_binned(timed))
     lines = {
-        "slowest": [max(second.latency_s for second in part) for part in parts],
-        "median": [percentile([second.latency_s for second in part], 0.5) for part in parts],
+        "slowest": [max(turn.latency_s for turn in part) for part in parts],
+        "median": [percentile([turn.latency_s for turn in part], 0.5) for part in parts],
     }
     xs = [_x(part[0].start_s, end_s) for part in parts]
     late = sum(latency_s > turn_s for latency_s in latencies_s)
     return Chart(
         f"Work on a turn: median {duration(p50)}, 95th percentile {duration(p95)}, slowest "
-        f"{duration(max(latencies_s))}; {late:,} of {len(timed):,} took longer than the {turn_s:g} s that they show.",
+        f"{duration(max(latencies_s))}; {late:,} of {len(timed):,} took longer than the {turn_s:g} s of a turn.",
         [
             Area(kind, kind, "M" + "L".join(f"{x} {_n(y(v) * HEIGHT)}" for x, v in zip(xs, values, strict=True)))
             for kind, values in lines.items()
@@ -167,14 +167,14 @@ def latency_chart(seconds: Sequence[WatchedSecond], turn_s: float) -> Chart | No
     )
 
 
-def _binned(seconds: Sequence[WatchedSecond]) -> Iterable[Sequence[WatchedSecond]]:
-    num_bins = min(_NUM_BINS, len(seconds))
-    cuts = [len(seconds) * number // num_bins for number in range(num_bins + 1)]
-    return [seconds[a:b] for a, b in pairwise(cuts)]
+def _binned(turns: Sequence[ReportTurn]) -> Iterable[Sequence[ReportTurn]]:
+    num_bins = min(_NUM_BINS, len(turns))
+    cuts = [len(turns) * number // num_bins for number in range(num_bins + 1)]
+    return [turns[a:b] for a, b in pairwise(cuts)]
 
 
-def _end_s(seconds: Sequence[WatchedSecond], turn_s: float) -> float:
-    return seconds[-1].start_s + turn_s
+def _end_s(turns: Sequence[ReportTurn], turn_s: float) -> float:
+    return turns[-1].start_s + turn_s
 
 
 def _time_ticks(end_s: float) -> list[Tick]:
@@ -196,7 +196,7 @@ def _count_ticks(top: float) -> list[Tick]:
 
 
 def duration(seconds: float) -> str:
-    """A short time as people read it: 8.5 ms, 85 ms, 1.35 s."""
+    """Format a short time: 8.5 ms, 85 ms, 1.35 s."""
     if seconds >= 0.9995:
         return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.0f} ms" if seconds >= 0.00995 else f"{seconds * 1e3:.2g} ms"

@@ -1,4 +1,4 @@
-"""Candidates on real files: what they say is what the session says, and nothing is seen before its time."""
+"""Candidates on real files: they reply as the session does, and no reply depends on later frames."""
 
 import base64
 import io
@@ -13,14 +13,11 @@ from PIL import Image
 from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.evaluation.candidates.candidates import (
-    Clip,
-    EndpointCandidate,
-    EndpointView,
-    LastFrames,
-    SessionCandidate,
-    candidate_from,
-)
+from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointCandidate, EndpointView
+from streamingvlm.evaluation.candidates.last_frames import LastFrames
+from streamingvlm.evaluation.candidates.opening import candidate_from
+from streamingvlm.evaluation.candidates.session_candidate import SessionCandidate
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.pitch import Match, render
 from streamingvlm.video.encoder import write_video
@@ -90,7 +87,7 @@ def test_the_last_frames_are_all_that_is_remembered(match, last_frames):
 
 def test_the_last_frames_keep_the_text_that_was_given_and_none_of_their_own(match, last_frames):
     session = last_frames.open_session(clip := Clip(match, previous_text="Red against black."))
-    said = [session.step(second).text for second in clip.seconds(last_frames.video_config)]
+    said = [session.step(second).text for second in clip.turns(last_frames.video_config)]
     assert any(said[:-2])
     speech = {s.turn for s in session.layout.segments if s.kind is SegmentKind.SPEECH}
     assert speech <= {len(said) - 1}
@@ -154,7 +151,7 @@ def numbered(body, num_before):
     return f"line {len(images(body))}"
 
 
-def test_an_endpoint_is_asked_turn_by_turn_with_what_it_said(match, endpoint_candidate):
+def test_an_endpoint_gets_a_request_per_turn_with_its_earlier_replies(match, endpoint_candidate):
     with ChatServer(numbered) as server:
         candidate = endpoint_candidate(server, turn_s=4, fps=2)
         clip = Clip(match, 1.0, 10.5, query="Be brief.", previous_text="Red against black.")
@@ -195,7 +192,7 @@ def test_three_dots_are_silence_and_so_is_no_answer(match, endpoint_candidate, r
     assert (line.text, line.is_silent) == (text, not text)
 
 
-def test_what_an_endpoint_said_is_not_asked_for_again_and_its_frames_are_not_kept(match, endpoint_candidate, tmp_path):
+def test_replies_of_an_endpoint_are_stored_without_frames_and_not_requested_again(match, endpoint_candidate, tmp_path):
     failures = {2: 429, 3: None, 4: 500}
 
     def fails_in_between(body, num_before):

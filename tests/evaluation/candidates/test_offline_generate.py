@@ -1,4 +1,4 @@
-"""Ordinary generation against transformers' own whole pass over the same frames and words."""
+"""Offline generation against transformers' full forward pass over the same frames and text."""
 
 from itertools import islice
 
@@ -7,8 +7,9 @@ import torch
 
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import CheckpointError, ConfigError
-from streamingvlm.evaluation.candidates.candidates import Clip, candidate_from
-from streamingvlm.evaluation.candidates.offline_generate import OrdinaryGeneration
+from streamingvlm.evaluation.candidates.offline_generate import OfflineGeneration
+from streamingvlm.evaluation.candidates.opening import candidate_from
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.vision import preprocess
@@ -32,18 +33,18 @@ def match(tmp_path_factory):
     return path
 
 
-def candidate(folder, **settings) -> OrdinaryGeneration:
+def candidate(folder, **settings) -> OfflineGeneration:
     model = load_model(folder, device="cpu")
     model.tokenizer.chat_template = CHAT_TEMPLATE
-    return OrdinaryGeneration(model, **{"video": VIDEO, "num_frames": 4, "max_new_tokens": 6, **settings})
+    return OfflineGeneration(model, **{"video": VIDEO, "num_frames": 4, "max_new_tokens": 6, **settings})
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_answer_is_the_likeliest_after_the_frames_and_the_words(tiny_checkpoint, match, model_type):
     ordinary = candidate(tiny_checkpoint(model_type))
     answer = ordinary.answer(Clip(match, 0.0, 5.0), "Who has the ball?")
-    assert answer == greedy(ordinary, list(Clip(match, 0.0, 5.0).seconds(VIDEO)), "Who has the ball?")
-    assert ordinary.path == "ordinary generation"
+    assert answer == greedy(ordinary, list(Clip(match, 0.0, 5.0).turns(VIDEO)), "Who has the ball?")
+    assert ordinary.path == "offline generation"
 
 
 def greedy(ordinary, seconds, question) -> str:
@@ -79,8 +80,8 @@ def greedy(ordinary, seconds, question) -> str:
 
 def test_frames_are_spread_over_the_clip_and_none_is_after_its_end(tiny_checkpoint, match):
     ordinary = candidate(tiny_checkpoint(), num_frames=3)
-    whole = torch.cat([second.frames for second in Clip(match).seconds(VIDEO)])
-    frames, start_s, end_s = ordinary._watch(Clip(match, 0.0, 3.2))
+    whole = torch.cat([second.frames for second in Clip(match).turns(VIDEO)])
+    frames, start_s, end_s = ordinary._read_frames(Clip(match, 0.0, 3.2))
     assert (start_s, end_s) == (0.0, 4.0)
     assert torch.equal(frames, whole[[2, 6, 6]]), "the newest that was there is held to the end of its turn"
 
@@ -91,7 +92,7 @@ def test_a_clip_of_one_frame_is_answered(tiny_checkpoint, match):
 
 def test_a_checkpoint_without_a_chat_template_is_refused(tiny_checkpoint):
     with pytest.raises(CheckpointError, match="chat template"):
-        OrdinaryGeneration(load_model(tiny_checkpoint(), device="cpu"))
+        OfflineGeneration(load_model(tiny_checkpoint(), device="cpu"))
 
 
 def test_a_chat_template_without_a_place_for_a_video_is_refused(tiny_checkpoint, match):

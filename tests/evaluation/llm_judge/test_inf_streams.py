@@ -1,4 +1,4 @@
-"""Inf-Streams-Eval as it is published: who is told what, which part is watched, which text is judged."""
+"""Inf-Streams-Eval in its published layout: previous text of each side, clips, and judged texts."""
 
 import math
 from itertools import pairwise
@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from published_layouts import candidate_line, inf_streams_line, write_lines
 
 from streamingvlm.errors import ConfigError, DataError
-from streamingvlm.evaluation.llm_judge.commentary_files import CommentedChunk, Piece, read_commentary
+from streamingvlm.evaluation.llm_judge.commentary_files import CommentedClip, Utterance, read_commentary
 from streamingvlm.evaluation.llm_judge.inf_streams import (
     Game,
     InfStreamsConfig,
-    assignments,
     by_base_name,
+    commentary_tasks,
     comparisons,
     read_games,
     read_segments,
@@ -48,7 +48,7 @@ def test_games_and_segments_are_read(published, games, tmp_path):
         ("games/a.mp4", tmp_path / "games" / "a.mp4"),
         ("games/b.mp4", tmp_path / "games" / "b.mp4"),
     ]
-    assert (games[0].end_s, len(games[0].pieces)) == (2398.5, 1200)
+    assert (games[0].end_s, len(games[0].utterances)) == (2398.5, 1200)
     segments = read_segments(published[1], games, start_s=1000.0)
     assert [s.video for s in segments] == ["a.mp4", "a.mp4", "b.mp4", "b.mp4"]
     assert [(s.start_s, s.end_s) for s in segments[:2]] == [(1000.0, 1098.5), (1900.0, 1998.5)]
@@ -63,54 +63,54 @@ def test_the_first_games_alone_may_be_asked_for(published, tmp_path):
 @pytest.mark.parametrize("is_rival", [False, True])
 def test_fair_tells_both_sides_the_same(games, is_rival):
     config = InfStreamsConfig(query="Comment.")
-    found = assignments(games, config, is_rival=is_rival)
+    found = commentary_tasks(games, config, is_rival=is_rival)
     [clip] = found[1].clips
     assert (clip.video, clip.start_s, clip.end_s, clip.query) == (games[1].video, 1000.0, 2399, "Comment.")
     history = clip.previous_text.split()
     assert (history[0], history[-1], len(history)) == ("w0", "w998", 500)
-    assert found == assignments(games, config, is_rival=not is_rival)
+    assert found == commentary_tasks(games, config, is_rival=not is_rival)
 
 
 def test_the_papers_protocol_tells_the_candidate_alone(games):
     config = InfStreamsConfig(protocol="paper")
-    [ours], [theirs] = (assignments(games, config, is_rival=rival)[0].clips for rival in (False, True))
+    [ours], [theirs] = (commentary_tasks(games, config, is_rival=rival)[0].clips for rival in (False, True))
     assert ours.previous_text.startswith("w0 w2") and theirs.previous_text == ""
     assert (ours.start_s, ours.end_s) == (theirs.start_s, theirs.end_s) == (1000.0, 2399)
 
 
-def test_chunks_cover_the_same_part_without_a_gap(games):
-    clips = assignments(games, InfStreamsConfig(mode="chunks"))[0].clips
+def test_clips_cover_the_same_part_without_a_gap(games):
+    clips = commentary_tasks(games, InfStreamsConfig(mode="clips"))[0].clips
     assert len(clips) == 14
     assert [clip.start_s for clip in clips] == [1000.0 + 100 * number for number in range(14)]
     assert [clip.end_s for clip in clips] == [*(clip.start_s for clip in clips[1:]), 2399]
 
 
 def test_the_rival_may_be_asked_in_another_mode(games):
-    config = InfStreamsConfig(rival_mode="chunks")
-    assert [len(assignments(games, config, is_rival=rival)[0].clips) for rival in (False, True)] == [1, 14]
+    config = InfStreamsConfig(rival_mode="clips")
+    assert [len(commentary_tasks(games, config, is_rival=rival)[0].clips) for rival in (False, True)] == [1, 14]
 
 
 @given(st.floats(0, 2390), st.floats(1, 500))
-def test_chunks_are_what_one_stream_is(start_s, chunk_s):
-    config = InfStreamsConfig(mode="chunks", start_s=start_s, chunk_s=chunk_s)
-    game = Game("a.mp4", Path("a.mp4"), (Piece(0.0, 2398.5, "w"),))
-    [whole], [cut] = (assignments([game], InfStreamsConfig(start_s=start_s)), assignments([game], config))
+def test_clips_are_what_one_stream_is(start_s, clip_s):
+    config = InfStreamsConfig(mode="clips", start_s=start_s, clip_s=clip_s)
+    game = Game("a.mp4", Path("a.mp4"), (Utterance(0.0, 2398.5, "w"),))
+    [whole], [cut] = (commentary_tasks([game], InfStreamsConfig(start_s=start_s)), commentary_tasks([game], config))
     [stream] = whole.clips
     assert (cut.clips[0].start_s, cut.clips[-1].end_s) == (stream.start_s, stream.end_s)
     assert all(a.end_s == b.start_s for a, b in pairwise(cut.clips))
-    assert all(0 < clip.end_s - clip.start_s <= chunk_s + 1e-6 for clip in cut.clips)
+    assert all(0 < clip.end_s - clip.start_s <= clip_s + 1e-6 for clip in cut.clips)
 
 
 def test_a_game_that_ends_before_the_start_is_not_watched(games):
-    assert assignments(games, InfStreamsConfig(start_s=2400.0)) == []
+    assert commentary_tasks(games, InfStreamsConfig(start_s=2400.0)) == []
 
 
-def test_each_segment_is_compared_by_what_was_said_in_it(published, games, tmp_path):
+def test_each_segment_is_compared_by_its_own_commentary(published, games, tmp_path):
     segments = read_segments(published[1], games, start_s=1000.0)
-    truth = CommentedChunk(1000.0, 2399.0, tuple(Piece(*word) for word in WORDS))
+    truth = CommentedClip(1000.0, 2399.0, tuple(Utterance(*word) for word in WORDS))
     ours = by_base_name({"a.mp4": [truth], "x/b.mp4": [truth]})
-    pieces = [(1000, 1098.5, "in"), (1098, 1100, "out")]
-    lines = [candidate_line(name, pieces, field="text") for name in ("a.mp4", "b.mp4")]
+    utterances = [(1000, 1098.5, "in"), (1098, 1100, "out")]
+    lines = [candidate_line(name, utterances, field="text") for name in ("a.mp4", "b.mp4")]
     theirs = read_commentary(write_lines(tmp_path / "theirs.jsonl", lines))
     found = list(comparisons(segments, ours, theirs))
     assert [(c.group, c.text_b) for c in found] == [("a.mp4", "in"), ("a.mp4", ""), ("b.mp4", "in"), ("b.mp4", "")]
@@ -158,7 +158,7 @@ def test_segments_of_other_videos_are_named(tmp_path, games):
         read_segments(path, games, start_s=1000.0)
 
 
-def test_names_that_cannot_be_told_apart_or_lead_out_are_refused(tmp_path):
+def test_ambiguous_names_and_paths_outside_the_root_are_refused(tmp_path):
     twice = write_lines(tmp_path / "twice.jsonl", [inf_streams_line(f"{folder}/a.mp4", WORDS) for folder in "xy"])
     with pytest.raises(DataError, match="two videos of one base name"):
         read_games(twice, tmp_path)
@@ -168,7 +168,15 @@ def test_names_that_cannot_be_told_apart_or_lead_out_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"protocol": "kind"}, {"mode": "finite"}, {"rival_mode": "finite"}, {"chunk_s": 0}, {"start_s": math.nan}]
+    "wrong",
+    [
+        {"protocol": "kind"},
+        {"mode": "finite"},
+        {"mode": "chunks"},
+        {"rival_mode": "finite"},
+        {"clip_s": 0},
+        {"start_s": math.nan},
+    ],
 )
 def test_conditions_that_are_none_are_named(wrong):
     [name] = wrong

@@ -1,4 +1,4 @@
-"""Judging by a real server whose rule is known, also one that fails, and by a process that is killed in the middle."""
+"""Judging by a real server with a known rule, by a failing server, and in a process that is killed."""
 
 import hashlib
 import json
@@ -139,7 +139,7 @@ def test_no_answer_is_not_even_no_vote():
         read_vote(" \n")
 
 
-def test_what_is_no_vote_is_counted_and_given_to_nobody(judge):
+def test_an_invalid_vote_is_counted_for_neither_side(judge):
     def undecided_about_the_first(body, num_before):
         return "Both are fine." if shown(body)[0].endswith(" 0") else prefers_common_words(body)
 
@@ -188,7 +188,7 @@ def test_a_judge_that_is_slow_busy_broken_and_cut_off_in_turn_is_outlasted(judge
     assert len(server.answered) == 24
 
 
-def test_an_endpoint_that_is_down_is_told_in_one_line_and_nothing_is_lost(judge):
+def test_an_endpoint_that_is_down_is_reported_in_one_line_and_nothing_is_lost(judge):
     def down_after_the_tenth(body, num_before):
         return prefers_common_words(body) if len(server.requests) <= 10 else 500
 
@@ -253,7 +253,7 @@ def test_after_a_kill_every_item_has_been_judged_exactly_once(tmp_path):
     assert set(Counter(map(shown, server.answered)).values()) == {1}
 
 
-def test_a_win_rate_is_told_with_its_interval_where_there_is_one():
+def test_a_win_rate_is_printed_with_its_interval_if_there_is_one():
     verdicts = [Verdict("1", "a", ("A", "A")), Verdict("2", "b", ("A", "B")), Verdict("3", "b", ("B", None))]
     text = str(win_rate(verdicts))
     assert text.startswith("win rate 60.00% (95 % interval 33.33% to 100.00%): 3 of 5 votes, 3 comparisons")

@@ -1,4 +1,4 @@
-"""LiveSports-3K-CC as it is published: the table, predictions, and what is compared."""
+"""LiveSports-3K-CC in its published layout: the table, predictions and comparisons."""
 
 import json
 
@@ -8,7 +8,7 @@ from published_layouts import livesports_row, write_lines
 from pyarrow import parquet
 
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.llm_judge.commentary_files import CommentedChunk, Piece
+from streamingvlm.evaluation.llm_judge.commentary_files import CommentedClip, Utterance
 from streamingvlm.evaluation.llm_judge.livesports import (
     comparisons,
     predictions,
@@ -48,16 +48,16 @@ def test_the_table_is_read_in_either_form(table, tmp_path):
     assert [event.name for event in read_events(table, tmp_path, num_events=2)] == ["x:0", "x:1"]
 
 
-def test_an_event_is_watched_with_what_was_said_before(events):
-    assignment = events[0].assignment("Comment on {title}, {please}.")
-    [clip] = assignment.clips
+def test_an_event_has_the_commentary_before_it_as_previous_text(events):
+    task = events[0].task("Comment on {title}, {please}.")
+    [clip] = task.clips
     assert (clip.start_s, clip.end_s, clip.previous_text) == (3.0, 9.5, "They attack.")
     assert clip.query == "Comment on event 0, {please}."
 
 
 def test_predictions_are_in_the_published_shape_and_read_back(events, tmp_path):
     said = {
-        event.name: (CommentedChunk(event.begin_s, event.end_s, (Piece(0, 1, "Oh!"), Piece(1, 2, event.name))),)
+        event.name: (CommentedClip(event.begin_s, event.end_s, (Utterance(0, 1, "Oh!"), Utterance(1, 2, event.name))),)
         for event in events
     }
     texts = predictions(events, said)
@@ -79,7 +79,7 @@ def test_event_numbers_may_be_numbers(events, tmp_path):
     assert set(read_predictions(path, events).values()) == {"p"}
 
 
-def test_events_are_compared_with_what_was_said_on_air(events):
+def test_events_are_compared_with_the_commentary_on_air(events):
     ours, theirs = ({event.name: who for event in events} for who in ("ours", "theirs"))
     found = list(comparisons(events, ours, theirs))
     assert [(c.name, c.group, c.reference) for c in found] == [
@@ -93,7 +93,7 @@ def test_events_are_compared_with_what_was_said_on_air(events):
 def test_an_event_without_a_prediction_is_named(events, tmp_path):
     path = tmp_path / "predictions.jsonl"
     write_predictions(path, events[:1], {"x:0": "p"})
-    with pytest.raises(DataError, match=r"no prediction for 2 of 3 events, the first x:1"):
+    with pytest.raises(DataError, match=r"no prediction for 2 of 3 events, first x:1"):
         read_predictions(path, events)
 
 
@@ -129,5 +129,5 @@ def test_another_table_is_named(tmp_path):
     with pytest.raises(DataError, match="cannot be read as parquet"):
         read_events(tmp_path / "no.parquet", tmp_path)
     (tmp_path / "empty.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match="holds no event"):
+    with pytest.raises(DataError, match="has no event"):
         read_events(tmp_path / "empty.jsonl", tmp_path)

@@ -1,4 +1,4 @@
-"""The record of a stream: what is measured while it runs, what can be read from it later, and where it ends early."""
+"""The record of a stream: its measurements, its file, and streams that end early."""
 
 import json
 from dataclasses import replace
@@ -8,9 +8,9 @@ import pytest
 
 from streamingvlm.errors import DataError
 from streamingvlm.evaluation.pitch.match import evaluate_pitch
-from streamingvlm.evaluation.pitch.page import as_watched, worst_seconds
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, fault_of, read_run, right_share, write_run
-from streamingvlm.evaluation.report.page import render_report
+from streamingvlm.evaluation.pitch.run_report import report_of, worst_seconds
+from streamingvlm.evaluation.report.rendering import render_report
 from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
@@ -66,7 +66,7 @@ def test_a_stream_past_its_limit_is_scored_as_silent_from_there_on(model):
     told = [line for line in (second.truth for second in run.seconds[1:]) if line]
     assert run.report.num_seconds == 10
     assert all(second.fault == (1.0 if second.truth else 0.0) for second in run.seconds[1:])
-    assert told and "ended early" in str(run) and "ended early" in render_report(as_watched(run))
+    assert told and "ended early" in str(run) and "ended early" in render_report(report_of(run))
 
 
 def test_memory_is_a_limit_too(model):
@@ -81,7 +81,7 @@ def test_a_blindfolded_model_sees_black(model, monkeypatch):
     session = StreamingSession(model)
     step = session.step
     monkeypatch.setattr(session, "step", lambda frames: seen.append(frames) or step(frames))
-    evaluate_pitch(session, seed=SEED, duration_s=2, blindfold=True)
+    evaluate_pitch(session, seed=SEED, duration_s=2, black_frames=True)
     assert [frames.sum().item() for frames in seen] == [0, 0]
 
 
@@ -123,8 +123,8 @@ def test_the_summary_of_a_run_is_plain_json(run):
 
 def test_pictures_are_of_the_worst_seconds(run):
     seconds = tuple(replace(second, fault=1.0 if second.start_s in (3, 17) else 0.0) for second in run.seconds)
-    watched = as_watched(replace(run, seconds=seconds))
+    watched = report_of(replace(run, seconds=seconds))
     assert [thumbnail.start_s for thumbnail in watched.thumbnails] == [3, 17]
     assert watched.thumbnails[0].picture.shape == (3, 224, 224)
     assert "1007" in render_report(watched)
-    assert worst_seconds(as_watched(run, num_thumbnails=0).seconds, 0) == []
+    assert worst_seconds(report_of(run, num_thumbnails=0).turns, 0) == []

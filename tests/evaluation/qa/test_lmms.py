@@ -1,4 +1,4 @@
-"""The adapter to lmms-eval, on a stand-in of what it documents, and on its real registry where it is installed."""
+"""The adapter to lmms-eval, on a stand-in for its documented interface, and on its registry if it is installed."""
 
 import abc
 import logging
@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.candidates.clips import Clip
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.evaluation.qa import lmms as adapter
 from streamingvlm.evaluation.qa.lmms_manifest import manifest
 from streamingvlm.pitch import Match, render

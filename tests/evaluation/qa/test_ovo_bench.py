@@ -1,4 +1,4 @@
-"""OVO-Bench as it is published: what is asked, when, and what is told of another layout."""
+"""OVO-Bench in its published layout: questions, their times, and errors for other layouts."""
 
 import json
 from pathlib import Path

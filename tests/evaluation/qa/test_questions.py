@@ -1,4 +1,4 @@
-"""How answers are read, and how many are right: by hand, against plain means, and over all that a model may write."""
+"""Parsing of answers and accuracy: by hand, against plain means, and over arbitrary text."""
 
 import math
 import string
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.evaluation.candidates.clips import Clip
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.evaluation.qa.questions import (
-    Answered,
+    AnsweredItem,
     Count,
     Item,
     MultipleChoice,
@@ -56,7 +56,7 @@ CHOICE = MultipleChoice("Who scores?", ("The red team.", "A blue player", "Nobod
     ],
 )
 def test_an_answer_that_names_an_option_is_read(answer, letter):
-    assert CHOICE.read(answer) == letter
+    assert CHOICE.parse(answer) == letter
 
 
 @pytest.mark.parametrize(
@@ -91,27 +91,27 @@ def test_an_answer_that_names_an_option_is_read(answer, letter):
     ],
 )
 def test_anything_else_is_invalid_and_no_letter(answer):
-    assert CHOICE.read(answer) is None
+    assert CHOICE.parse(answer) is None
 
 
 def test_an_option_that_stands_twice_is_known_by_its_letter_alone():
     twice = MultipleChoice("Which?", ("A bridge.", "A bridge.", "A house."))
-    assert twice.read("A bridge") is None
-    assert twice.read("B. A bridge.") == "B"
-    assert twice.read("A house") == "C"
-    assert twice.read("D") is None
+    assert twice.parse("A bridge") is None
+    assert twice.parse("B. A bridge.") == "B"
+    assert twice.parse("A house") == "C"
+    assert twice.parse("D") is None
 
 
 def test_options_that_are_yes_and_no_or_numbers_are_read_as_their_letters():
-    assert MultipleChoice("Is it?", ("yes", "no")).read("No.") == "B"
-    assert MultipleChoice("How many?", ("0", "1", "2", "3")).read("2") == "C"
+    assert MultipleChoice("Is it?", ("yes", "no")).parse("No.") == "B"
+    assert MultipleChoice("How many?", ("0", "1", "2", "3")).parse("2") == "C"
 
 
 @given(st.text(max_size=60))
 def test_whatever_is_written_is_one_of_the_options_or_invalid(answer):
-    assert CHOICE.read(answer) in (*"ABCD", None)
-    assert YesNo("Is it?").read(answer) in ("yes", "no", None)
-    count = Count("How many?").read(answer)
+    assert CHOICE.parse(answer) in (*"ABCD", None)
+    assert YesNo("Is it?").parse(answer) in ("yes", "no", None)
+    count = Count("How many?").parse(answer)
     assert count is None or str(int(count)) == count
 
 
@@ -125,7 +125,7 @@ def test_each_option_is_read_by_its_letter_in_every_form(options, data):
         st.sampled_from(["{}", "({})", "{}.", "{})", "The answer is {}.", "Option {}", "{}: " + options[index]])
     )
     letter = string.ascii_uppercase[index]
-    assert MultipleChoice("Which?", tuple(options)).read(form.format(letter)) == letter
+    assert MultipleChoice("Which?", tuple(options)).parse(form.format(letter)) == letter
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_each_option_is_read_by_its_letter_in_every_form(options, data):
         ("", None),
     ],
 )
-def test_yes_and_no_are_read_where_they_are_said(answer, word):
-    assert YesNo("Is it?").read(answer) == word
+def test_yes_and_no_are_parsed(answer, word):
+    assert YesNo("Is it?").parse(answer) == word
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_yes_and_no_are_read_where_they_are_said(answer, word):
     ],
 )
 def test_a_count_is_the_one_number_of_an_answer(answer, number):
-    assert Count("How many?").read(answer) == number
+    assert Count("How many?").parse(answer) == number
 
 
 def test_a_prompt_tells_the_options_and_the_form_of_the_answer():
@@ -184,12 +184,12 @@ def test_a_prompt_tells_the_options_and_the_form_of_the_answer():
     assert "number" in Count("How many?").prompt
 
 
-def answered(task: str, category: str, video: str, answer: str, truth: str = "A") -> Answered:
+def answered(task: str, category: str, video: str, answer: str, truth: str = "A") -> AnsweredItem:
     item = Item(f"{task}{video}{answer}", task, category, Clip(Path(video), 0.0, 1.0), CHOICE, truth)
-    return Answered(item, answer)
+    return AnsweredItem(item, answer)
 
 
-def mixed() -> list[Answered]:
+def mixed() -> list[AnsweredItem]:
     return [
         answered("EPM", "backward", "1.mp4", "A"),
         answered("EPM", "backward", "2.mp4", "B"),
@@ -202,7 +202,7 @@ def mixed() -> list[Answered]:
 
 def test_averages_are_over_tasks_then_categories():
     table = tabulate("ovo", "ours", "streaming cache", mixed(), average_over="categories", num_resamples=200)
-    assert [(task.name, task.share, task.num_asked, task.num_invalid) for task in table.tasks["backward"]] == [
+    assert [(task.name, task.share, task.num_questions, task.num_invalid) for task in table.tasks["backward"]] == [
         ("EPM", pytest.approx(1 / 3), 3, 1),
         ("HLD", 1.0, 1, 0),
     ]
@@ -220,8 +220,8 @@ def test_averages_are_over_questions_where_the_benchmark_has_it_so():
 
 @pytest.mark.parametrize("average_over", ["categories", "questions"])
 def test_the_table_says_how_it_was_answered_and_what_is_in_the_average(average_over):
-    text = str(tabulate("ovo", "ours", "ordinary generation", mixed(), average_over=average_over, num_resamples=50))
-    assert "ours (ordinary generation)" in text.splitlines()[0]
+    text = str(tabulate("ovo", "ours", "offline generation", mixed(), average_over=average_over, num_resamples=50))
+    assert "ours (offline generation)" in text.splitlines()[0]
     assert text.splitlines()[-1].endswith("backward, real-time")
     assert "1 invalid" in text
 
@@ -230,14 +230,14 @@ def test_one_video_has_no_interval_and_the_document_says_null():
     table = tabulate("ovo", "ours", "x", [answered("EPM", "backward", "1.mp4", "A")] * 3, average_over="categories")
     assert math.isnan(table.overall.low)
     assert table.as_document()["overall"] == {
-        "name": "all", "num_asked": 3, "num_invalid": 0, "share": 1.0, "low": None, "high": None
+        "name": "all", "num_questions": 3, "num_invalid": 0, "share": 1.0, "low": None, "high": None
     }  # fmt: skip
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=30))
 def test_a_mean_of_means_is_that_of_plain_lists(rows):
     by_task = {}
-    for category, task, is_right in rows:
-        by_task.setdefault(category, {}).setdefault(task, []).append(is_right)
+    for category, task, is_correct in rows:
+        by_task.setdefault(category, {}).setdefault(task, []).append(is_correct)
     means = [sum(sum(t) / len(t) for t in tasks.values()) / len(tasks) for tasks in by_task.values()]
     assert mean_of_means(np.array(rows, dtype=float)) == pytest.approx(sum(means) / len(means))

@@ -1,4 +1,4 @@
-"""StreamingBench's real-time part in both layouts in which it is published."""
+"""StreamingBench's real-time part in both published layouts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page of a stream: whole, alone, and deaf to what a commentary might try."""
+"""The report of a stream: well-formed, self-contained, and safe against hostile commentary."""
 
 import base64
 import hashlib
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from streamingvlm.errors import DataError
-from streamingvlm.evaluation.report.page import clock, minutes_of, render_report, write_report
-from streamingvlm.evaluation.report.watched import CacheFill, Thumbnail, Watched, WatchedSecond
+from streamingvlm.evaluation.report.rendering import clock, minutes_of, render_report, write_report
+from streamingvlm.evaluation.report.stream_report import CacheFill, ReportTurn, StreamReport, Thumbnail
 
 HOSTILE = "</td><script>alert('said')</script><img src=x onerror=alert(1)>{{ 7*7 }}\"'&"
 VOID = {"meta", "img", "path", "link", "br"}
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 
 def _second(start_s, said, truth, fault, latency_s=0.1):
-    return WatchedSecond(float(start_s), said, truth, latency_s, CacheFill(20, 10, 30, 40), fault)
+    return ReportTurn(float(start_s), said, truth, latency_s, CacheFill(20, 10, 30, 40), fault)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def judged():
     seconds[70] = _second(70, HOSTILE, "pass by red", 1.0)
     seconds[71] = _second(71, "pass by <b>blue", "pass by red", 0.5)
     seconds[130] = _second(130, "", "shot", 1.0)
-    seconds[185:] = [WatchedSecond(float(at), None, HOSTILE, fault=1.0) for at in range(185, 190)]
-    return Watched(
+    seconds[185:] = [ReportTurn(float(at), None, HOSTILE, fault=1.0) for at in range(185, 190)]
+    return StreamReport(
         f"A match {HOSTILE}",
         seconds,
         subtitle=HOSTILE,
@@ -79,8 +79,8 @@ def judged():
 @pytest.fixture(scope="module")
 def plain():
     """A video that nobody judged: no truth, no cache."""
-    seconds = [WatchedSecond(float(at), f"words {at}", None, 2.5 if at == 65 else 0.2) for at in range(100)]
-    return Watched("Any video", seconds)
+    seconds = [ReportTurn(float(at), f"words {at}", None, 2.5 if at == 65 else 0.2) for at in range(100)]
+    return StreamReport("Any video", seconds)
 
 
 @pytest.fixture(params=["judged", "plain"])
@@ -131,29 +131,29 @@ def test_the_worst_minute_comes_first_and_says_why(judged):
     page = Page(render_report(judged))
     first = next(a["href"] for a in page.all("a") if a["href"].startswith("#m") and a["href"] != "#minutes")
     assert first == "#m3"
-    minutes = minutes_of(judged.seconds, 1.0)
+    minutes = minutes_of(judged.turns, 1.0)
     assert [minute.rank for minute in minutes] == [3, 1, 2, 0]
     assert [minute.verdict for minute in minutes] == ["all right", "1 wrong, 1 partly", "1 wrong", "5 wrong"]
 
 
-def test_a_stream_that_nobody_judged_shows_its_slowest_minute_first(plain):
+def test_a_stream_without_verdicts_shows_its_slowest_minute_first(plain):
     text = render_report(plain)
     page = Page(text)
     assert "Slowest minutes first" in text and "Truth" not in text and "Verdict" not in text
-    assert [minute.rank for minute in minutes_of(plain.seconds, 1.0)] == [1, 0]
+    assert [minute.rank for minute in minutes_of(plain.turns, 1.0)] == [1, 0]
     assert "slowest 2.5 s" in "".join(page.texts)
 
 
 def test_every_second_is_there_with_what_became_of_it(judged):
     page = Page(render_report(judged))
     rows = [a for a in page.all("tr") if "data-second" in a]
-    assert [float(a["data-second"]) for a in rows] == [second.start_s for second in judged.seconds]
+    assert [float(a["data-second"]) for a in rows] == [second.start_s for second in judged.turns]
     marks = [a["class"] for a in page.all("td") if a.get("class", "").startswith("mark ")]
     counts = {mark: marks.count(f"mark {mark}") for mark in ("right", "wrong", "partly", "missed", "not watched")}
     assert counts == {"right": 182, "wrong": 1, "partly": 1, "missed": 1, "not watched": 5}
 
 
-def test_what_is_drawn_is_told_in_words_too(judged):
+def test_drawings_have_descriptions_in_words(judged):
     page = Page(render_report(judged))
     drawings = [a for a in page.elements if a[1].get("role") == "img"]
     assert len(drawings) == 3 and all(a["aria-label"] for _, a in drawings)
@@ -169,8 +169,8 @@ def test_a_page_is_the_same_each_time(tmp_path, judged):
 
 
 def test_a_stream_of_no_second_is_refused():
-    with pytest.raises(DataError, match="no second was watched"):
-        render_report(Watched("Nothing", []))
+    with pytest.raises(DataError, match="the stream has no turns"):
+        render_report(StreamReport("Nothing", []))
 
 
 def test_a_clock_has_hours_only_where_there_are_some():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamingvlm.evaluation.report.charts import HEIGHT, WIDTH, cache_chart, fault_chart, latency_chart, strip
-from streamingvlm.evaluation.report.watched import CacheFill, WatchedSecond
+from streamingvlm.evaluation.report.stream_report import CacheFill, ReportTurn
 
 COUNTS = st.integers(0, 5000)
 FILLS = st.builds(CacheFill, COUNTS, COUNTS, COUNTS, COUNTS).filter(lambda fill: fill.num_tokens)
@@ -18,7 +18,7 @@ def _points(path):
 
 
 def _seconds(fills):
-    return [WatchedSecond(float(at), "", None, 0.1, fill) for at, fill in enumerate(fills)]
+    return [ReportTurn(float(at), "", None, 0.1, fill) for at, fill in enumerate(fills)]
 
 
 @given(st.lists(FILLS, min_size=1, max_size=40))
@@ -50,7 +50,7 @@ def test_the_room_of_the_cache_is_part_of_the_scale():
 
 
 def test_the_real_time_line_has_the_slow_turns_above_it():
-    seconds = [WatchedSecond(float(at), "", None, latency_s) for at, latency_s in enumerate((0.1, 2.0, 0.5, 4.0))]
+    seconds = [ReportTurn(float(at), "", None, latency_s) for at, latency_s in enumerate((0.1, 2.0, 0.5, 4.0))]
     chart = latency_chart(seconds, 1.0)
     line = chart.line.percent / 100 * HEIGHT
     slowest = next(area for area in chart.areas if area.kind == "slowest")
@@ -60,8 +60,8 @@ def test_the_real_time_line_has_the_slow_turns_above_it():
     assert ticks["1 s"] == pytest.approx(chart.line.percent) and ticks["100 ms"] > ticks["1 s"]
 
 
-def test_there_is_no_chart_of_what_nobody_measured():
-    unwatched = [WatchedSecond(0.0, None, "shot")]
+def test_there_is_no_chart_without_measurements():
+    unwatched = [ReportTurn(0.0, None, "shot")]
     assert cache_chart(unwatched, 1.0) is None and latency_chart(unwatched, 1.0) is None
     assert fault_chart([(0.0, 1, 60), (60.0, 2, 60)]) is None
 
@@ -74,13 +74,13 @@ def test_faults_are_bars_of_their_share():
 
 def test_a_strip_puts_what_was_called_below_what_happened():
     seconds = [
-        WatchedSecond(60.0, "shot", "shot", fault=0.0),
-        WatchedSecond(61.0, "", "pass", fault=1.0),
-        WatchedSecond(62.0, "pass", "", fault=1.0),
-        WatchedSecond(63.0, "", "", fault=0.0),
-        WatchedSecond(64.0, None, "shot", fault=1.0),
-        WatchedSecond(65.0, "goal for red", "goal for blue", fault=0.5),
-        WatchedSecond(66.0, "well", None),
+        ReportTurn(60.0, "shot", "shot", fault=0.0),
+        ReportTurn(61.0, "", "pass", fault=1.0),
+        ReportTurn(62.0, "pass", "", fault=1.0),
+        ReportTurn(63.0, "", "", fault=0.0),
+        ReportTurn(64.0, None, "shot", fault=1.0),
+        ReportTurn(65.0, "goal for red", "goal for blue", fault=0.5),
+        ReportTurn(66.0, "well", None),
     ]
     marks = strip(seconds, 60.0, 1.0)
     places = {kind: [float(x) for x in re.findall(r"M([\d.]+) ", path)] for kind, path in marks.items()}

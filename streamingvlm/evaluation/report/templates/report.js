@@ -1,9 +1,9 @@
 "use strict";
-// The page reads without this: it opens a minute that was jumped to, sorts the minutes, and says what a mark stands for.
+// The page works without this script. It opens the minute of a link, sorts the minutes, and shows tooltips on the timeline.
 const minutes = document.getElementById("minutes");
 const tip = document.querySelector(".tip");
 
-function open_(details, startS) {
+function openMinute(details, startS) {
   details.open = true;
   for (const row of minutes.querySelectorAll(".found")) row.classList.remove("found");
   const row = startS && details.querySelector(`tr[data-second="${startS}"]`);
@@ -18,12 +18,12 @@ document.addEventListener("click", (event) => {
   if (!details || details.tagName !== "DETAILS") return;
   event.preventDefault();
   history.replaceState(null, "", link.getAttribute("href"));
-  open_(details, link.dataset.second);
+  openMinute(details, link.dataset.second);
 });
 
 function openNamed() {
   const details = /^#m\d+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
-  if (details) open_(details);
+  if (details) openMinute(details);
 }
 window.addEventListener("hashchange", openNamed);
 openNamed();

@@ -1,7 +1,4 @@
-"""A stream that was watched, second by second: what a report shows, whatever the benchmark.
-
-Nothing here knows a match from any other video: a benchmark fills these rows with what it has.
-"""
+"""The content of a report: a stream, turn by turn, independent of the benchmark that fills it in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +14,10 @@ _PROLOGUE = (SegmentKind.SYSTEM, SegmentKind.PREVIOUS_OPEN, SegmentKind.PREVIOUS
 
 @dataclass(frozen=True, slots=True)
 class CacheFill:
-    """Tokens in the cache by what they are there for; together they are all of it.
+    """Tokens in the cache by kind; their sum is the whole cache.
 
-    sink_tokens: the system prompt, and what the text sink keeps; window_tokens: the text after it, which has left its
-    turn; turn_tokens: words and markup of the turns that are still whole, and the query; vision_tokens: the pictures.
+    sink_tokens: system prompt and text sink; window_tokens: text window; turn_tokens: replies and markup of the turns
+    that are kept whole, and the query; vision_tokens: vision tokens and their delimiters.
     """
 
     sink_tokens: int = 0
@@ -30,7 +27,7 @@ class CacheFill:
 
     @classmethod
     def of(cls, layout: CacheLayout, config: CacheConfig) -> "CacheFill":
-        """Count what a cache with this policy holds; without a sink's size all previous text is the window's."""
+        """Count the tokens of a cache with this policy; without a sink size all previous text counts as window."""
         previous, vision, prologue = (
             layout.count(SegmentKind.PREVIOUS),
             layout.count(*_VISION),
@@ -42,17 +39,17 @@ class CacheFill:
 
     @property
     def num_tokens(self) -> int:
-        """All tokens."""
+        """The sum of all kinds."""
         return self.sink_tokens + self.window_tokens + self.turn_tokens + self.vision_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedSecond:
+class ReportTurn:
     """One turn of a stream.
 
-    said: the words, "" for silence, None where nobody watched any more.
-    truth: what was to be said, "" for silence, None where nobody knows.
-    latency_s: seconds of work; fill: of the cache afterwards; fault: from 0 (right) to 1 (wrong), None if unjudged.
+    said: the commentary, "" for silence, None after the stream ended; truth: the true line, "" for silence, None if
+    unknown; latency_s: seconds of work; fill: the cache after the turn; fault: from 0 (right) to 1 (wrong), None if
+    unjudged.
     """
 
     start_s: float
@@ -65,23 +62,23 @@ class WatchedSecond:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of a second: uint8 [3, H, W], RGB."""
+    """A frame of the turn that starts at ``start_s``: uint8 [3, H, W], RGB."""
 
     start_s: float
     picture: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A stream, with what a report says of it.
+class StreamReport:
+    """A stream with its figures and settings.
 
-    figures: short names to short values, the most important first; settings: groups of names and values.
-    turn_s: seconds of video a turn, the line that latency must stay below; capacity_tokens: the cache's bound.
-    note: a sentence that the reader must not miss (the stream ended early, say).
+    figures: short names to short values, the most important first; settings: groups of names and values; turn_s:
+    seconds of video per turn, the real-time bound of latency; capacity_tokens: the bound of the cache; note: a
+    sentence at the top, for example that the stream ended early.
     """
 
     title: str
-    seconds: Sequence[WatchedSecond]
+    turns: Sequence[ReportTurn]
     subtitle: str = ""
     figures: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

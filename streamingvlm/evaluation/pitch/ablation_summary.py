@@ -1,4 +1,4 @@
-"""From runs to a table: what is measured, its mean over seeds with an interval, as Markdown and as JSON."""
+"""Tables of runs: measures, means over seeds with intervals, as Markdown and as JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,15 +6,16 @@ from math import isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+from streamingvlm.evaluation.pitch.ablation_tables import FIFTHS, AblationRow, AblationTable
 from streamingvlm.evaluation.pitch.run import PitchRun, none_if_nan
-from streamingvlm.evaluation.pitch.tables import FIFTHS, Row, Table
 
 CONFIDENCE = 0.95
+_MAX_COLUMNS = 6
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a run, and how many digits of it are shown."""
+    """A figure of a run, and its digits in a table."""
 
     of: Callable[[PitchRun], float]
     digits: int = 3
@@ -33,10 +34,10 @@ MEASURES: Mapping[str, Measure] = {
     "score at goals": Measure(lambda run: run.report.goal_score_accuracy),
     "silence": Measure(lambda run: run.report.silence_f1),
     "late": Measure(lambda run: run.report.late_share),
-    "delay s": Measure(lambda run: run.report.mean_delay_s, 1),
-    "ms a token": Measure(lambda run: 1e3 * run.token_s, 1),
-    "cache tokens": Measure(lambda run: run.max_cache_tokens, 0),
-    "watched s": Measure(lambda run: len(run.watched), 0),
+    "delay, s": Measure(lambda run: run.report.mean_delay_s, 1),
+    "time per token, ms": Measure(lambda run: 1e3 * run.token_s, 1),
+    "cache, tokens": Measure(lambda run: run.max_cache_tokens, 0),
+    "stream, s": Measure(lambda run: len(run.watched), 0),
     **{name: _fifth(number) for number, name in enumerate(FIFTHS[:5])},
     FIFTHS[5]: Measure(lambda run: _ratio(run.fifths[4].macro_f1, run.fifths[0].macro_f1)),
 }
@@ -44,13 +45,13 @@ MEASURES: Mapping[str, Measure] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, and half its interval: nan where one seed tells nothing of the spread."""
+    """A mean over seeds and half the width of its interval, NaN for fewer than two seeds."""
 
     mean: float
     half_width: float
 
     def text(self, digits: int) -> str:
-        """As a cell of a table: "–" where no seed had anything to judge."""
+        """Format as a cell of a table: "–" if no seed has a value."""
         if isnan(self.mean):
             return "–"
         spread = "" if isnan(self.half_width) else f" ± {self.half_width:,.{digits}f}"
@@ -58,56 +59,64 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of one value a seed, with Student's interval over the seeds; seeds that have none are left out.
+    """Return the mean of one value per seed with Student's interval; seeds without a value (NaN) are left out.
 
-    Not a bootstrap: three seeds can be drawn again in ten ways only, and the interval would be too narrow.
+    Not a bootstrap: three seeds have only ten resamples, and the interval would be too narrow.
     """
     known = [float(value) for value in values if not isnan(value)]
     if not known:
         return Estimate(nan, nan)
     if len(known) == 1:
         return Estimate(known[0], nan)
-    from scipy.stats import t as student  # an extra: whoever scores a single stream needs it not
+    from scipy.stats import t as student  # an optional dependency; a single stream is scored without it
 
     quantile = float(student.ppf((1 + confidence) / 2, len(known) - 1))
     return Estimate(fmean(known), quantile * stdev(known) / sqrt(len(known)))
 
 
 @dataclass(frozen=True)
-class Result:
+class AblationResult:
     """A table with the runs of each row, in the order of the rows and of the seeds."""
 
-    table: Table
+    table: AblationTable
     runs: Mapping[str, Sequence[PitchRun]]
 
-    def estimates(self, row: Row) -> dict[str, Estimate]:
-        """The figures of a row, column by column."""
+    def estimates(self, row: AblationRow) -> dict[str, Estimate]:
+        """Return the figures of a row by column."""
         return {name: estimate([MEASURES[name].of(run) for run in self.runs[row.name]]) for name in self.table.columns}
 
     def markdown(self) -> str:
-        """The table for people, without a heading."""
-        heads = ["", *self.table.columns, *([self.table.paper] if self.table.paper else [])]
-        rows = [heads, ["---"] * len(heads), *(self._cells(row) for row in self.table.rows)]
-        lines = [f"| {' | '.join(cells)} |" for cells in rows]
-        return "\n".join([*lines, "", *self._notes()])
+        """Return the tables in Markdown, without a heading: one per group of columns, the paper's figures last."""
+        estimates = {row.name: self.estimates(row) for row in self.table.rows}
+        blocks = [
+            {name: [estimates[row.name][name].text(MEASURES[name].digits) for row in self.table.rows] for name in group}
+            for group in self.table.column_groups
+        ]
+        if paper := self._paper_columns():
+            fits = 1 + len(blocks[-1]) + len(paper) <= _MAX_COLUMNS
+            blocks = [*blocks[:-1], blocks[-1] | paper] if fits else [*blocks, paper]
+        names = [row.name for row in self.table.rows]
+        return "\n\n".join([*(_markdown_table(names, block) for block in blocks), "\n".join(self._notes())])
 
-    def _cells(self, row: Row) -> list[str]:
-        figures = [figure.text(MEASURES[name].digits) for name, figure in self.estimates(row).items()]
-        return [row.name, *figures, *([row.paper or "–"] if self.table.paper else [])]
+    def _paper_columns(self) -> dict[str, list[str]]:
+        return {
+            heading: [row.paper[index] if row.paper else "–" for row in self.table.rows]
+            for index, heading in enumerate(self.table.paper)
+        }
 
     def _notes(self) -> list[str]:
         runs = self.runs[self.table.rows[0].name]
         seeds = ", ".join(str(run.seed) for run in runs)
         spread = f"; mean ± half the {CONFIDENCE:.0%} interval of Student's t over the seeds" if len(runs) > 1 else ""
         matches = "Matches of seeds" if len(runs) > 1 else "Match of seed"
-        facts = f"{matches} {seeds}, {len(runs[0].seconds):,} s each{spread}."
+        setup = f"{matches} {seeds}, {len(runs[0].seconds):,} s each{spread}."
         ended = [
             f"{run.name}, seed {run.seed}: {run.stopped}." for row in self.runs.values() for run in row if run.stopped
         ]
-        return [line for line in (f"{facts} {self.table.note}".strip(), " ".join(ended)) if line]
+        return [line for line in (f"{setup} {self.table.note}".strip(), " ".join(ended)) if line]
 
     def document(self) -> dict[str, Any]:
-        """The same for programs: every value, seeds, commits and settings."""
+        """Return the table as JSON: every value, seeds, commits and settings."""
         runs = [run for row in self.runs.values() for run in row]
         return {
             "table": self.table.name,
@@ -118,11 +127,11 @@ class Result:
             "rows": [self._row_document(row) for row in self.table.rows],
         }
 
-    def _row_document(self, row: Row) -> dict[str, Any]:
+    def _row_document(self, row: AblationRow) -> dict[str, Any]:
         runs = self.runs[row.name]
         return {
             "name": row.name,
-            "paper": row.paper or None,
+            "paper": list(row.paper) or None,
             "settings": runs[0].settings,
             "figures": {
                 name: {
@@ -134,6 +143,13 @@ class Result:
             },
             "stopped": [run.stopped for run in runs],
         }
+
+
+def _markdown_table(row_names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> str:
+    """Format a table of columns of equal length, with the names of the rows first."""
+    heads = ["", *columns]
+    rows = [heads, ["---"] * len(heads), *zip(row_names, *columns.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,4 +1,4 @@
-"""Figures of the tables, by matplotlib: how a stream holds up, or one row beside another."""
+"""Figures of the ablation tables: measures along the stream, or rows beside each other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,22 +7,22 @@ from math import isnan
 from pathlib import Path
 from statistics import fmean
 
+from streamingvlm.evaluation.pitch.ablation_summary import AblationResult
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, right_share
-from streamingvlm.evaluation.pitch.summary import Result
 from streamingvlm.plotting import COLOURS, dressed, new_figure, save_figure
 
-Measure = Callable[[PitchRun, int], list[float]]
+SeriesMeasure = Callable[[PitchRun, int], list[float]]
 
 _NUM_PARTS = 20
 _COMPARED = ("macro-F1", "lines right", "side", "club", "score", "silence")
 
 
-def draw(result: Result, path: Path):
-    """Draw a table as a PNG. Raises ConfigError where matplotlib is not installed, OSError."""
+def draw(result: AblationResult, path: Path):
+    """Draw a table as a PNG. Raises ConfigError if matplotlib is not installed, OSError."""
     save_figure(_along_the_stream(result) if result.table.by_time else _row_by_row(result), path)
 
 
-def _along_the_stream(result: Result):
+def _along_the_stream(result: AblationResult):
     from matplotlib.ticker import LogFormatter
 
     figure = new_figure(figsize=(11, 3.6))
@@ -33,14 +33,14 @@ def _along_the_stream(result: Result):
         cost.plot(*_by_part(runs, _token_ms), color=colour)
     quality.set(xlabel="stream, s", ylabel="macro-F1", ylim=(0, 1.03))
     lines.set(xlabel="stream, s", ylabel="lines right", ylim=(0, 1.03))
-    cost.set(xlabel="stream, s", ylabel="ms a token", yscale="log")
+    cost.set(xlabel="stream, s", ylabel="time per token, ms", yscale="log")
     cost.yaxis.set_major_formatter(LogFormatter())
     cost.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return dressed(figure, result.table.title)
 
 
-def _row_by_row(result: Result):
+def _row_by_row(result: AblationResult):
     rows = result.table.rows
     figure = new_figure(figsize=(11, 1 + 0.42 * len(rows)))
     names = [name for name in _COMPARED if name in result.table.columns]
@@ -53,8 +53,8 @@ def _row_by_row(result: Result):
     return dressed(figure, result.table.title)
 
 
-def _by_part(runs: Sequence[PitchRun], measure: Measure) -> tuple[list[float], list[float]]:
-    """The middle of each part of the stream, and the mean of a measure over the runs that have it there."""
+def _by_part(runs: Sequence[PitchRun], measure: SeriesMeasure) -> tuple[list[float], list[float]]:
+    """Return the middle of each part of the stream, and the mean of a measure over the runs that have a value there."""
     num_seconds = len(runs[0].seconds)
     num_parts = min(_NUM_PARTS, max(1, num_seconds // 10))
     by_run = [measure(run, num_parts) for run in runs]
@@ -71,13 +71,13 @@ def _macro_f1(run: PitchRun, num_parts: int) -> list[float]:
 
 
 def _right_share(run: PitchRun, num_parts: int) -> list[float]:
-    return [right_share(part) for part in _cut(run, num_parts)]
+    return [right_share(part) for part in _split(run, num_parts)]
 
 
 def _token_ms(run: PitchRun, num_parts: int) -> list[float]:
-    return [1e3 * replace(run, seconds=part).token_s for part in _cut(run, num_parts)]
+    return [1e3 * replace(run, seconds=part).token_s for part in _split(run, num_parts)]
 
 
-def _cut(run: PitchRun, num_parts: int) -> list[tuple[RunSecond, ...]]:
+def _split(run: PitchRun, num_parts: int) -> list[tuple[RunSecond, ...]]:
     cuts = [len(run.seconds) * part // num_parts for part in range(num_parts + 1)]
     return [run.seconds[a:b] for a, b in pairwise(cuts)]

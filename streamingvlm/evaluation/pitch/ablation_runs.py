@@ -1,7 +1,7 @@
-"""The runs that tables are made from: each is watched once, kept as a file, and found there the next time.
+"""The runs behind the ablation tables: each is streamed once and stored in a file.
 
-A run is known by all that decides what is said in it (weights, settings, seed, length), not by the table that asks for
-it: what two tables share is watched once, and a table that was interrupted goes on with the run that is missing.
+The file name is a digest of everything that determines the commentary (weights, settings, seed, length), not of the
+table. Tables therefore share runs, and an interrupted table resumes with the first missing run.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ import torch
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
 from streamingvlm.errors import StreamingVLMError
+from streamingvlm.evaluation.pitch.ablation_tables import AblationRow
 from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.evaluation.pitch.run import PitchRun, read_run, write_run
-from streamingvlm.evaluation.pitch.tables import Row
 from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.checkpoint import find_checkpoint, read_config_json
@@ -34,11 +34,11 @@ from streamingvlm.pitch.styles import STYLES
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What the runs of a table share.
+class RunSetup:
+    """The settings that all runs of a table share.
 
-    model: name, device, dtype and quantization, as ``load_model`` takes them; cache, video, sampling: settings of the
-    session, None for the checkpoint's own; commit: of the code, for the record.
+    model: name, device, dtype and quantization, the arguments of ``load_model``; cache, video, sampling: settings of
+    the session, None for the checkpoint's own; commit: of the code, for the record.
     """
 
     model: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Setup:
     commit: str | None = None
 
     def session_settings(self, checkpoint: str | None = None) -> dict[str, CacheConfig | VideoConfig | SamplingConfig]:
-        """The settings of a session on a checkpoint (None: the setup's), nothing loaded but its config."""
+        """Return the settings of a session on a checkpoint (None: the setup's); only its config is loaded."""
         folder = find_checkpoint(checkpoint or self.model["name"])
         trained = read_stream_settings(read_config_json(folder), folder)
         kinds = {"cache": CacheConfig, "video": VideoConfig, "sampling": SamplingConfig}
@@ -59,67 +59,67 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: a row of a table, on the match of a seed.
+class AblationRun:
+    """One run: a row of a table on the match of a seed.
 
-    settings: those of the session, the row's own among them. Raises ConfigError for a row that they do not allow.
+    settings: the settings of the session, including the row's own. Raises ConfigError if they exclude each other.
     """
 
-    row: Row
+    row: AblationRow
     seed: int
-    setup: Setup
+    setup: RunSetup
     settings: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
         settings = self.setup.session_settings(self.row.checkpoint)
         cache = replace(settings["cache"], **self.row.cache)
-        object.__setattr__(self, "settings", settings | {"cache": cache})  # frozen for all but itself
+        object.__setattr__(self, "settings", settings | {"cache": cache})  # the class is frozen
 
     @property
     def model(self) -> dict[str, Any]:
-        """What ``load_model`` is given."""
+        """The arguments of ``load_model``."""
         return dict(self.setup.model) | ({"name": self.row.checkpoint} if self.row.checkpoint else {})
 
     @property
     def path(self) -> Path:
-        """The file of its record, in a folder of runs: the same for every job that would say the same."""
-        decides = {
+        """The file of its record: the same for all runs with the same commentary."""
+        determinants = {
             "model": {**self.model, "name": fingerprint(self.model["name"])},
             "settings": {name: asdict(config) for name, config in self.settings.items()},
             "limits": asdict(self.setup.limits),
-            "blindfold": self.row.blindfold,
+            "black_frames": self.row.black_frames,
             "style": self.setup.style,
             "duration_s": self.setup.duration_s,
         }
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps(determinants, sort_keys=True).encode()).hexdigest()[:12]
         return Path(f"{digest}-seed{self.seed}.jsonl")
 
 
-def watch_missing(
-    jobs: Sequence[Job], folder: Path, *, workers: int = 1, on_done: Callable[[int, int], None] | None = None
+def run_missing(
+    runs: Sequence[AblationRun], folder: Path, *, workers: int = 1, on_done: Callable[[int, int], None] | None = None
 ):
-    """Watch every run that is not yet in ``folder``, in so many processes of one thread each.
+    """Stream every run that is not in ``folder``, in ``workers`` processes of one thread each.
 
-    on_done: called with the number of runs that are there and the number of all, at first and after every one.
-    A run is kept as soon as it is complete. Raises StreamingVLMError for the first that failed.
+    on_done: called with the number of finished runs and of all runs, at first and after every run.
+    A run is stored as soon as it is complete. Raises StreamingVLMError for the first failure.
     """
-    by_path = {job.path: job for job in jobs}
-    missing = [(job, folder / path) for path, job in by_path.items() if not (folder / path).exists()]
-    finished = _watch_here(missing) if workers == 1 else _watch_in_processes(missing, workers)
+    by_path = {run.path: run for run in runs}
+    missing = [(run, folder / path) for path, run in by_path.items() if not (folder / path).exists()]
+    finished = _run_here(missing) if workers == 1 else _run_in_processes(missing, workers)
     for num_missing in range(len(missing), -1, -1):
         if on_done:
             on_done(len(by_path) - num_missing, len(by_path))
         next(finished, None)
 
 
-def read_runs(jobs: Sequence[Job], folder: Path) -> list[PitchRun]:
-    """The runs of these jobs, under the names of their rows. Raises DataError for a file that is no record."""
-    return [replace(read_run(folder / job.path), name=job.row.name) for job in jobs]
+def read_runs(runs: Sequence[AblationRun], folder: Path) -> list[PitchRun]:
+    """Read the records of these runs, under the names of their rows. Raises DataError for a damaged record."""
+    return [replace(read_run(folder / run.path), name=run.row.name) for run in runs]
 
 
 @lru_cache
 def fingerprint(checkpoint: str) -> str:
-    """A digest of a checkpoint's files: weights that were trained anew under the same name are other weights."""
+    """Return a digest of a checkpoint's files, which tells apart two trainings under the same name."""
     digest = hashlib.sha256()
     for path in sorted(find_checkpoint(checkpoint).iterdir()):
         if path.suffix in (".json", ".safetensors", ".txt"):
@@ -129,22 +129,22 @@ def fingerprint(checkpoint: str) -> str:
     return digest.hexdigest()
 
 
-def _watch_here(missing: Sequence[tuple[Job, Path]]) -> Iterator[None]:
+def _run_here(missing: Sequence[tuple[AblationRun, Path]]) -> Iterator[None]:
     with _one_thread():
-        for job, path in missing:
-            yield _watch(job, path)
+        for run, path in missing:
+            yield _run(run, path)
 
 
-def _watch_in_processes(missing: Sequence[tuple[Job, Path]], workers: int) -> Iterator[None]:
-    # A process that is forked after torch has started its threads can hang.
+def _run_in_processes(missing: Sequence[tuple[AblationRun, Path]], workers: int) -> Iterator[None]:
+    # A fork of a process with torch threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         try:
-            for future in as_completed([pool.submit(_watch, job, path) for job, path in missing]):
+            for future in as_completed([pool.submit(_run, run, path) for run, path in missing]):
                 yield future.result()
         except BrokenProcessPool as error:
             raise StreamingVLMError(
-                "a worker was killed, perhaps for its memory; what is complete is kept: run it again with fewer workers"
+                "a worker was killed, perhaps out of memory; finished runs are stored; run it again with fewer workers"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -152,18 +152,18 @@ def _watch_in_processes(missing: Sequence[tuple[Job, Path]], workers: int) -> It
 
 def _begin_worker():
     torch.set_num_threads(1)
-    # A worker waits for ever on a queue that nobody fills any more where its parent was killed.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # If the parent is killed, a worker would wait forever on its queue.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent():
+def _exit_with_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a worker, so that times can be compared whatever the number of workers."""
+    """Use one thread, as a worker does, so that times are comparable for any number of workers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -172,17 +172,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _watch(job: Job, path: Path):
-    session = StreamingSession(_loaded(**job.model), **job.settings)
-    run = evaluate_pitch(
+def _run(run: AblationRun, path: Path):
+    session = StreamingSession(_loaded(**run.model), **run.settings)
+    record = evaluate_pitch(
         session,
-        seed=job.seed,
-        duration_s=job.setup.duration_s,
-        style=STYLES[job.setup.style],
-        limits=job.setup.limits,
-        blindfold=job.row.blindfold,
+        seed=run.seed,
+        duration_s=run.setup.duration_s,
+        style=STYLES[run.setup.style],
+        limits=run.setup.limits,
+        black_frames=run.row.black_frames,
     )
-    write_run(path, replace(run, name=job.row.name, commit=job.setup.commit))
+    write_run(path, replace(record, name=run.row.name, commit=run.setup.commit))
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Means and intervals over seeds, and the table that is made of them."""
+"""Means and intervals over seeds, and their tables."""
 
 import json
 from math import isnan, nan
@@ -6,13 +6,13 @@ from math import isnan, nan
 import pytest
 from scipy import stats
 
-from streamingvlm.evaluation.pitch.figures import draw
+from streamingvlm.evaluation.pitch.ablation_figures import draw
+from streamingvlm.evaluation.pitch.ablation_summary import AblationResult, estimate
+from streamingvlm.evaluation.pitch.ablation_tables import AblationRow, AblationTable
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond
-from streamingvlm.evaluation.pitch.summary import Result, estimate
-from streamingvlm.evaluation.pitch.tables import Row, Table
-from streamingvlm.evaluation.report.watched import CacheFill
+from streamingvlm.evaluation.report.stream_report import CacheFill
 
-ROWS = (Row("streaming", paper="66.18"), Row("silent"))
+ROWS = (AblationRow("streaming", paper=("66.18",)), AblationRow("silent"))
 
 
 def _run(name, seed, said, stopped=""):
@@ -24,12 +24,14 @@ def _run(name, seed, said, stopped=""):
 
 
 def _result(by_time=False):
-    table = Table("modes", "Ways", ROWS, ("macro-F1", "club", "ms a token"), "paper: wins, %", by_time, "A note.")
+    table = AblationTable(
+        "modes", "Ways", ROWS, (("macro-F1", "club", "time per token, ms"),), ("paper: wins, %",), by_time, "A note."
+    )
     runs = {
         "streaming": [_run("streaming", 1, "shot"), _run("streaming", 3, "shot")],
         "silent": [_run("silent", 1, ""), _run("silent", 3, "", "the work took 9 s")],
     }
-    return Result(table, runs)
+    return AblationResult(table, runs)
 
 
 def test_the_interval_is_students():
@@ -48,7 +50,7 @@ def test_seeds_that_have_nothing_to_judge_are_left_out():
 def test_the_table_has_the_papers_figures_in_a_column_of_their_own():
     lines = _result().markdown().splitlines()
     assert lines[:4] == [
-        "|  | macro-F1 | club | ms a token | paper: wins, % |",
+        "|  | macro-F1 | club | time per token, ms | paper: wins, % |",
         "| --- | --- | --- | --- | --- |",
         "| streaming | 1.000 ± 0.000 | – | 20.0 ± 127.1 | 66.18 |",
         "| silent | 0.000 ± 0.000 | – | 20.0 ± 127.1 | – |",
@@ -63,8 +65,8 @@ def test_the_document_holds_every_value_with_seeds_settings_and_commit():
     document = json.loads(json.dumps(_result().document(), allow_nan=False))
     assert (document["seeds"], document["commits"], document["duration_s"]) == ([1, 3], ["abc"], 40)
     streaming, silent = document["rows"]
-    assert streaming["paper"] == "66.18" and streaming["settings"] == {"model": "pitch"}
-    assert streaming["figures"]["ms a token"]["by_seed"] == pytest.approx([10, 30])
+    assert streaming["paper"] == ["66.18"] and streaming["settings"] == {"model": "pitch"}
+    assert streaming["figures"]["time per token, ms"]["by_seed"] == pytest.approx([10, 30])
     assert silent["figures"]["club"] == {"mean": None, "half_width": None, "by_seed": [None, None]}
     assert silent["stopped"] == ["", "the work took 9 s"]
 

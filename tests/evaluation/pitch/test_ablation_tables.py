@@ -1,24 +1,24 @@
-"""The rows of the tables: each is a setting that a session takes, and holds what its name says."""
+"""The rows of the tables are valid settings of a session and do what their names say."""
 
 import pytest
 
 from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError
-from streamingvlm.evaluation.pitch.jobs import Job, Setup
-from streamingvlm.evaluation.pitch.summary import MEASURES
-from streamingvlm.evaluation.pitch.tables import TABLE_NAMES, table_named
+from streamingvlm.evaluation.pitch.ablation_runs import AblationRun, RunSetup
+from streamingvlm.evaluation.pitch.ablation_summary import MEASURES
+from streamingvlm.evaluation.pitch.ablation_tables import TABLE_NAMES, ablation_table
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render
 
-SETUP = Setup(model={"name": "pitch", "device": "cpu", "dtype": None}, duration_s=4)
+SETUP = RunSetup(model={"name": "pitch", "device": "cpu", "dtype": None}, duration_s=4)
 MODELS = {"overlapped": "pitch", "apart": "pitch"}
 
 
 def _table(name, checkpoints=MODELS):
     settings = SETUP.session_settings()
-    return table_named(name, base=settings["cache"], fps=settings["video"].fps, checkpoints=checkpoints)
+    return ablation_table(name, base=settings["cache"], fps=settings["video"].fps, checkpoints=checkpoints)
 
 
 @pytest.mark.parametrize("name", TABLE_NAMES)
@@ -26,7 +26,7 @@ def test_every_row_is_a_setting_of_the_session_and_every_column_a_measure(name):
     table = _table(name)
     names = [row.name for row in table.rows]
     assert len(set(names)) == len(names) > 1
-    assert all(isinstance(Job(row, 1, SETUP).settings["cache"], CacheConfig) for row in table.rows)
+    assert all(isinstance(AblationRun(row, 1, SETUP).settings["cache"], CacheConfig) for row in table.rows)
     assert set(table.columns) <= set(MEASURES)
     assert bool(table.paper) == any(row.paper for row in table.rows)
 
@@ -43,11 +43,17 @@ def test_the_rows_of_text_are_ways_to_divide_what_the_checkpoint_keeps():
 
 
 def test_rows_of_two_tables_that_would_say_the_same_are_one_run():
-    streaming = {_table(name).rows[-1].name: Job(_table(name).rows[-1], 1, SETUP).path for name in ("modes", "fifths")}
+    streaming = {
+        _table(name).rows[-1].name: AblationRun(_table(name).rows[-1], 1, SETUP).path for name in ("modes", "fifths")
+    }
     rows = {row.name: row for row in (*_table("vision").rows, *_table("positions").rows)}
-    window = Job(rows["16 s"], 1, SETUP).path
-    assert {*streaming.values(), window, Job(rows["contiguous"], 1, SETUP).path} == {window}
-    paths = {Job(rows[name], seed, SETUP).path for name in ("0 s (black pictures)", "16 s", "32 s") for seed in (1, 2)}
+    window = AblationRun(rows["16 s"], 1, SETUP).path
+    assert {*streaming.values(), window, AblationRun(rows["contiguous"], 1, SETUP).path} == {window}
+    paths = {
+        AblationRun(rows[name], seed, SETUP).path
+        for name in ("0 s (black pictures)", "16 s", "32 s")
+        for seed in (1, 2)
+    }
     assert len(paths) == 6
 
 
@@ -57,8 +63,8 @@ def model():
 
 
 @pytest.mark.parametrize("row", _table("simple_stream").rows[1:], ids=lambda row: row.name)
-def test_simple_stream_reads_the_newest_frames_anew_and_nothing_else(model, row):
-    session = StreamingSession(model, **Job(row, 1, SETUP).settings)
+def test_simple_stream_prefills_the_newest_frames_again_and_nothing_else(model, row):
+    session = StreamingSession(model, **AblationRun(row, 1, SETUP).settings)
     match = Match(3)
     session.previous_text = match.intro
     session.reset()

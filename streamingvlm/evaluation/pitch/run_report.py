@@ -1,4 +1,4 @@
-"""A run on Pitch as the report shows it: its figures, and pictures of the seconds that went worst."""
+"""The report of a run on Pitch: its figures and frames of its worst seconds."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,49 +6,49 @@ from itertools import islice
 from math import isnan
 
 from streamingvlm.evaluation.pitch.run import PitchRun
-from streamingvlm.evaluation.report.watched import Thumbnail, Watched, WatchedSecond
+from streamingvlm.evaluation.report.stream_report import ReportTurn, StreamReport, Thumbnail
 from streamingvlm.pitch import Match, render
 
 _NUM_THUMBNAILS = 12
 
 
-def as_watched(run: PitchRun, *, num_thumbnails: int = _NUM_THUMBNAILS) -> Watched:
-    """What the report shows of a run; the pictures are drawn anew from the seed."""
-    seconds = [
-        WatchedSecond(second.start_s, second.said, second.truth, second.latency_s, second.fill, second.fault)
+def report_of(run: PitchRun, *, num_thumbnails: int = _NUM_THUMBNAILS) -> StreamReport:
+    """Return the report of a run; the thumbnails are rendered again from the seed."""
+    turns = [
+        ReportTurn(second.start_s, second.said, second.truth, second.latency_s, second.fill, second.fault)
         for second in run.seconds
     ]
-    return Watched(
+    return StreamReport(
         title=f"Pitch, the match of seed {run.seed}",
         subtitle=_subtitle(run),
-        seconds=seconds,
+        turns=turns,
         figures=_figures(run),
         settings=_settings(run),
-        thumbnails=tuple(_thumbnails(run, worst_seconds(seconds, num_thumbnails))),
+        thumbnails=tuple(_thumbnails(run, worst_seconds(turns, num_thumbnails))),
         note=f"The stream ended early: {run.stopped}." if run.stopped else "",
     )
 
 
-def worst_seconds(seconds: Sequence[WatchedSecond], num_seconds: int) -> list[int]:
-    """Places of the most faulty seconds, of the worst minutes first, in the order of the stream; all have a fault."""
+def worst_seconds(turns: Sequence[ReportTurn], num_seconds: int) -> list[int]:
+    """Return the indices of the most faulty seconds, in stream order; ties go to the worse minute."""
     by_minute: Counter[int] = Counter()
-    for place, second in enumerate(seconds):
-        by_minute[place // 60] += second.fault or 0
-    watched = [place for place, second in enumerate(seconds) if second.said is not None and second.fault]
-    worst_first = sorted(watched, key=lambda place: (-seconds[place].fault, -by_minute[place // 60], place))
+    for index, turn in enumerate(turns):
+        by_minute[index // 60] += turn.fault or 0
+    faulty = [index for index, turn in enumerate(turns) if turn.said is not None and turn.fault]
+    worst_first = sorted(faulty, key=lambda index: (-turns[index].fault, -by_minute[index // 60], index))
     return sorted(worst_first[:num_seconds])
 
 
 def _subtitle(run: PitchRun) -> str:
     cache = run.settings.get("cache", {})
-    held = {
+    formats = {
         "policy": "{} cache",
         "positions": "{} positions",
         "text_sink_tokens": "sink {} tokens",
         "text_window_tokens": "window {} tokens",
         "vision_window_s": "vision {:g} s",
     }
-    parts = [text.format(cache[name]) for name, text in held.items() if cache.get(name) is not None]
+    parts = [text.format(cache[name]) for name, text in formats.items() if cache.get(name) is not None]
     return ", ".join(filter(None, (run.name, f"{len(run.seconds):,} s of stream", *parts)))
 
 
@@ -63,26 +63,26 @@ def _figures(run: PitchRun) -> dict[str, str]:
         "silence F1": report.silence_f1,
         "called late": report.late_share,
     }
-    told = {name: "–" if isnan(value) else f"{value:.3f}" for name, value in shares.items()}
-    return told | {
+    figures = {name: "–" if isnan(value) else f"{value:.3f}" for name, value in shares.items()}
+    return figures | {
         "real time": f"{run.realtime_factor:.1f}×",
-        "a token": f"{run.token_s * 1e3:.0f} ms",
-        "cache tokens": f"{run.max_cache_tokens:,}",
+        "time per token": f"{run.token_s * 1e3:.0f} ms",
+        "cache, tokens": f"{run.max_cache_tokens:,}",
     }
 
 
 def _settings(run: PitchRun) -> dict[str, dict[str, object]]:
-    """The run's settings in groups; single values stand in a group of their own."""
+    """Return the run's settings in groups; single values form a group of their own."""
     groups = {name: dict(value) for name, value in run.settings.items() if isinstance(value, dict)}
     single = {name: value for name, value in run.settings.items() if not isinstance(value, dict)}
     return {"run": {**single, "seed": run.seed, "style": run.style, "commit": run.commit or "–"}, **groups}
 
 
-def _thumbnails(run: PitchRun, places: Sequence[int]) -> Iterator[Thumbnail]:
-    if not places:
+def _thumbnails(run: PitchRun, indices: Sequence[int]) -> Iterator[Thumbnail]:
+    if not indices:
         return
-    wanted = set(places)
-    for second in islice(Match(run.seed).seconds(), places[-1] + 1):
+    wanted = set(indices)
+    for second in islice(Match(run.seed).seconds(), indices[-1] + 1):
         if second.index in wanted:
-            # The middle of the second, when what happens in it is under way.
+            # The middle of the second, while its event is under way.
             yield Thumbnail(run.seconds[second.index].start_s, render(second, size=224)[1])

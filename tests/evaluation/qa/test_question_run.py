@@ -1,4 +1,4 @@
-"""Asking through the session and keeping answers: nothing after the question is seen, nothing is asked twice."""
+"""Answers through the session and their log: no frame after the question is used, no question is asked twice."""
 
 import json
 import subprocess
@@ -14,9 +14,10 @@ import torch
 
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import ConfigError, DataError, VideoError
-from streamingvlm.evaluation.candidates.candidates import LastFrames, SessionCandidate
-from streamingvlm.evaluation.candidates.clips import Clip
-from streamingvlm.evaluation.qa.asking import AnswerBook, Kept, ask_all
+from streamingvlm.evaluation.candidates.last_frames import LastFrames
+from streamingvlm.evaluation.candidates.session_candidate import SessionCandidate
+from streamingvlm.evaluation.candidates.video_clip import Clip
+from streamingvlm.evaluation.qa.question_run import AnswerLog, LoggedAnswer, answer_all
 from streamingvlm.evaluation.qa.questions import Item, MultipleChoice
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
@@ -88,7 +89,7 @@ def watched(monkeypatch):
         (0.03, [[0, 0]]),
     ],
 )
-@pytest.mark.parametrize("before_question", ["listen", "comment"])
+@pytest.mark.parametrize("before_question", ["silent", "comment"])
 def test_no_frame_after_the_question_is_seen_and_the_newest_before_it_is(
     model, stairs, watched, end_s, shown, before_question
 ):
@@ -113,18 +114,18 @@ def test_the_last_frames_of_a_file_of_unknown_length_are_its_last(model, stairs,
     assert [frames for _, frames, _ in watched] == [[16, 17], [18, 19]]
 
 
-def test_a_session_that_listens_says_nothing_and_one_that_comments_does(model, match, monkeypatch):
+def test_a_silent_session_generates_nothing_before_a_question_and_a_commenting_one_does(model, match, monkeypatch):
     texts = {}
     original = StreamingSession.step
 
     def step(session, second, **kwargs):
         if kwargs.get("question"):
-            texts[session.listens] = session.model.tokenizer.decode(session.decoder.ids)
+            texts[session.is_silent_before] = session.model.tokenizer.decode(session.decoder.ids)
         return original(session, second, **kwargs)
 
     monkeypatch.setattr(StreamingSession, "step", step)
-    for before_question in ("listen", "comment"):
-        monkeypatch.setattr(StreamingSession, "listens", before_question == "listen", raising=False)
+    for before_question in ("silent", "comment"):
+        monkeypatch.setattr(StreamingSession, "is_silent_before", before_question == "silent", raising=False)
         candidate = SessionCandidate(model, video=VIDEO, sampling=GREEDY, before_question=before_question)
         assert isinstance(candidate.answer(Clip(match, 0.0, 3.0), "Who?"), str)
     assert texts[True].count("<|im_start|>assistant\n ...<|im_end|>") == 2
@@ -142,12 +143,12 @@ def test_an_answer_may_be_longer_than_a_turn_of_commentary(model, match, monkeyp
 
 
 def test_a_clip_without_a_frame_is_named(model, match):
-    with pytest.raises(VideoError, match="shows nothing"):
+    with pytest.raises(VideoError, match="has no frame"):
         SessionCandidate(model, video=VIDEO).answer(Clip(match, 0.0, 0.0), "Who?")
 
 
 def test_what_it_does_before_a_question_must_be_known(model):
-    with pytest.raises(ConfigError, match="listen, comment"):
+    with pytest.raises(ConfigError, match="silent, comment"):
         SessionCandidate(model, before_question="sleep")
 
 
@@ -178,60 +179,60 @@ def test_every_question_is_asked_once_however_often_the_run_is_repeated(tmp_path
     fake, told = Fake(), []
     fake.num_parallel = num_parallel
     for _ in range(2):
-        asked = ask_all(items, lambda: fake, AnswerBook(tmp_path / "book.jsonl", {}), on_answer=told.append)
-        assert [one.answer for one in asked.answered] == ["A"] * 3
-        assert (asked.candidate, asked.path, asked.failures) == ("fake", "no path at all", {})
+        run = answer_all(items, lambda: fake, AnswerLog(tmp_path / "book.jsonl", {}), on_answer=told.append)
+        assert [one.answer for one in run.answered] == ["A"] * 3
+        assert (run.candidate, run.path, run.failures) == ("fake", "no path at all", {})
     assert sorted(fake.asked) == [("1.mp4", 2.0), ("2.mp4", 2.0), ("3.mp4", 2.0)]
     assert len(told) == 3
 
 
-def test_no_model_is_loaded_where_every_answer_is_kept(tmp_path):
+def test_no_model_is_loaded_if_every_answer_is_logged(tmp_path):
     items = [item(videos(tmp_path, "1.mp4")[0])]
-    ask_all(items, Fake, AnswerBook(tmp_path / "book.jsonl", {}))
-    asked = ask_all(items, lambda: pytest.fail("opened"), AnswerBook(tmp_path / "book.jsonl", {}))
-    assert asked.answered[0].is_right
+    answer_all(items, Fake, AnswerLog(tmp_path / "book.jsonl", {}))
+    run = answer_all(items, lambda: pytest.fail("opened"), AnswerLog(tmp_path / "book.jsonl", {}))
+    assert run.answered[0].is_correct
 
 
 def test_missing_and_broken_videos_fail_alone_and_are_named(tmp_path):
     paths = [*videos(tmp_path, "1.mp4", "broken.mp4"), tmp_path / "absent.mp4", *videos(tmp_path, "4.mp4")]
-    asked = ask_all([item(video, n) for n, video in enumerate(paths)], Fake, AnswerBook(tmp_path / "book.jsonl", {}))
-    assert [one.item.name for one in asked.answered] == ["q0", "q3"]
-    assert set(asked.failures) == {"q1", "q2"}
-    assert "absent.mp4: no such file" in asked.failures["q2"]
-    assert all("\n" not in line for line in asked.failures.values())
+    run = answer_all([item(video, n) for n, video in enumerate(paths)], Fake, AnswerLog(tmp_path / "book.jsonl", {}))
+    assert [one.item.name for one in run.answered] == ["q0", "q3"]
+    assert set(run.failures) == {"q1", "q2"}
+    assert "absent.mp4: no such file" in run.failures["q2"]
+    assert all("\n" not in line for line in run.failures.values())
 
 
 def test_other_settings_another_time_or_other_words_are_other_questions(tmp_path):
     first = item(videos(tmp_path, "1.mp4")[0])
-    book = AnswerBook(tmp_path / "book.jsonl", {"model": "a"})
-    book.keep_(first, Kept("A", "a", "x"))
-    assert book.find(first).answer == "A"
-    assert book.find(replace(first, clip=replace(first.clip, end_s=3.0))) is None
-    assert book.find(replace(first, question=MultipleChoice("What?", ("red", "blue")))) is None
-    assert AnswerBook(tmp_path / "book.jsonl", {"model": "b"}).find(first) is None
+    answers = AnswerLog(tmp_path / "book.jsonl", {"model": "a"})
+    answers.append(first, LoggedAnswer("A", "a", "x"))
+    assert answers.find(first).answer == "A"
+    assert answers.find(replace(first, clip=replace(first.clip, end_s=3.0))) is None
+    assert answers.find(replace(first, question=MultipleChoice("What?", ("red", "blue")))) is None
+    assert AnswerLog(tmp_path / "book.jsonl", {"model": "b"}).find(first) is None
     moved = replace(first, clip=replace(first.clip, video=tmp_path / "elsewhere" / "1.mp4"))
-    assert book.find(moved).answer == "A", "a folder of videos may move"
+    assert answers.find(moved).answer == "A", "a folder of videos may move"
 
 
-def test_an_answer_that_broke_off_is_asked_again_and_the_rest_is_kept(tmp_path):
+def test_an_incomplete_answer_is_asked_again_and_the_others_are_not(tmp_path):
     items = [item(video, n) for n, video in enumerate(videos(tmp_path, "1.mp4", "2.mp4"))]
     path = tmp_path / "book.jsonl"
-    ask_all(items, Fake, AnswerBook(path, {}))
+    answer_all(items, Fake, AnswerLog(path, {}))
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     fake = Fake()
-    ask_all(items, lambda: fake, AnswerBook(path, {}))
+    answer_all(items, lambda: fake, AnswerLog(path, {}))
     assert fake.asked == [("2.mp4", 2.0)]
     assert path.read_bytes() == whole
 
 
-def test_an_empty_answer_is_kept_as_an_answer(tmp_path):
+def test_an_empty_answer_is_logged_as_an_answer(tmp_path):
     first = item(videos(tmp_path, "1.mp4")[0])
     silent = Fake()
     silent.answer = lambda clip, question: ""
-    asked = ask_all([first], lambda: silent, AnswerBook(tmp_path / "book.jsonl", {}))
-    assert asked.answered[0].read is None
-    ask_all([first], lambda: pytest.fail("asked again"), AnswerBook(tmp_path / "book.jsonl", {}))
+    run = answer_all([first], lambda: silent, AnswerLog(tmp_path / "book.jsonl", {}))
+    assert run.answered[0].parsed is None
+    answer_all([first], lambda: pytest.fail("asked again"), AnswerLog(tmp_path / "book.jsonl", {}))
 
 
 @pytest.mark.parametrize("line", ["{}", "no json", '{"key": 1}', "[]"])
@@ -239,21 +240,21 @@ def test_a_file_that_is_no_book_is_refused_and_left_alone(tmp_path, line):
     path = tmp_path / "book.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(DataError, match=r"book.jsonl:1 .*work_folder"):
-        AnswerBook(path, {})
+        AnswerLog(path, {})
     assert path.read_text() == line + "\n"
 
 
 def test_a_folder_that_takes_no_answers_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot keep answers"):
-        AnswerBook(tmp_path / "file" / "book.jsonl", {}).keep_(item(tmp_path / "1.mp4"), Kept("A", "a", "x"))
+    with pytest.raises(DataError, match="cannot store answers"):
+        AnswerLog(tmp_path / "file" / "book.jsonl", {}).append(item(tmp_path / "1.mp4"), LoggedAnswer("A", "a", "x"))
 
 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from streamingvlm.evaluation.qa.asking import AnswerBook, ask_all
-from streamingvlm.evaluation.candidates.clips import Clip
+from streamingvlm.evaluation.qa.question_run import AnswerLog, answer_all
+from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.evaluation.qa.questions import Item, YesNo
 
 class Slow:
@@ -266,12 +267,12 @@ class Slow:
 
 video = Path(__file__)
 items = [Item(str(n), "CRR", "forward", Clip(video, 0.0, 1.0), YesNo(f"{n} is?"), "yes") for n in range(6)]
-asked = ask_all(items, Slow, AnswerBook(sys.argv[1], {}))
-print(len(asked.answered))
+run = answer_all(items, Slow, AnswerLog(sys.argv[1], {}))
+print(len(run.answered))
 """
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path):
+def test_a_killed_run_resumes(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SLOW_RUN)
     command = [sys.executable, str(script), str(tmp_path / "book.jsonl"), str(tmp_path / "log")]
