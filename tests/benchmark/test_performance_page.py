@@ -3,11 +3,11 @@
 import json
 
 import pytest
-
 from streamingvlm.benchmark.figures import STAGES, spread
-from streamingvlm.benchmark.goals import GOALS, goals_table
 from streamingvlm.benchmark.page import read_records, write_page
 from streamingvlm.benchmark.tables import lighter_table, tables_of
+
+from streamingvlm.benchmark.goals import GOALS, goals_table
 from streamingvlm.errors import DataError
 
 LARGE = {"name": "7b", "dtype": "bfloat16", "quantization": None}

@@ -1,4 +1,4 @@
-"""The command itself, on the bundled match with the embedded model."""
+"""The command itself, on the embedded match with the embedded model."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import stream
-import watching
+import stream_runner
 
 ROOT = Path(__file__).parents[2]
 MATCH = ROOT / "streamingvlm" / "assets" / "pitch" / "match.mp4"
@@ -68,7 +68,7 @@ def assert_whole(stem):
     return rows
 
 
-def test_one_command_watches_the_bundled_match_and_writes_nothing(folder):
+def test_one_command_watches_the_embedded_match_and_writes_nothing(folder):
     process = start("duration_s=20")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -102,8 +102,10 @@ def test_any_file_name_is_a_plain_argument(name, folder, stream_here):
 def test_options_reach_the_session(stream_here, folder, monkeypatch):
     shutil.copy(MATCH, folder / "match.mp4")
     opened = []
-    open_session = watching.open_session
-    monkeypatch.setattr(watching, "open_session", lambda options: opened.append(open_session(options)) or opened[0])
+    open_session = stream_runner.open_session
+    monkeypatch.setattr(
+        stream_runner, "open_session", lambda options: opened.append(open_session(options)) or opened[0]
+    )
     words = ["cache=full", "cache.positions=native", "video.prefetch=3", "sampling=greedy", "output=none"]
     code, _, err = stream_here(
         "match.mp4", *words, "query=Who's on, then?", "previous_text=Reds = home", "duration_s=2"
@@ -247,7 +249,7 @@ def test_a_wrong_option_is_named_in_one_line(word, stream_here):
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_model_loads(folder, stream_here, monkeypatch):
     (folder / "file").touch()
-    monkeypatch.setattr(watching, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stream_runner, "open_session", lambda options: pytest.fail("the model was loaded"))
     assert_one_line(*stream_here("output.path=file/below"), "file")
 
 

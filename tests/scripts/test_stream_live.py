@@ -68,9 +68,9 @@ def test_what_cannot_be_watched_is_told_in_one_line_without_the_password(words, 
 
 
 def test_a_policy_that_is_unknown_is_named_before_the_model_loads(stream_here, monkeypatch):
-    import watching
+    import stream_runner
 
-    monkeypatch.setattr(watching, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stream_runner, "open_session", lambda options: pytest.fail("the model was loaded"))
     code, _, err = stream_here("webcam", "live.policy=hurry")
     assert code == 2 and "live.policy=hurry" in err
 
