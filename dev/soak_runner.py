@@ -122,7 +122,7 @@ def match_turns(match: Match, session: StreamingSession, num_turns: int) -> Iter
     """Render the match turn by turn, on demand. Raises ConfigError if ``turn_s`` is not 1."""
     fps, turn_s = session.video_config.fps, session.video_config.turn_s
     if turn_s != 1.0:
-        raise ConfigError(f"video.turn_s={turn_s:g}, but a match is rendered in turns of 1 s; leave it at 1")
+        raise ConfigError(f"video.turn_s={turn_s:g}, but a match has turns of 1 s; leave it at 1")
     for index, second in zip(range(num_turns), match.seconds(), strict=False):
         yield VideoTurn(index, float(index), index + 1.0, render(second, fps=fps))
 

@@ -102,7 +102,7 @@ class CommandLine:
         return f"{mark}{key}={quote(value)}" if is_text else word
 
     def _checkpoint(self, value: str) -> str:
-        """Return the override for a choice of the group, by its name or its checkpoint; else for a checkpoint's name."""
+        """Return the override for a choice of the group, found by its name or checkpoint, else for a checkpoint."""
         files = sorted((CONFIGS / self.checkpoints).glob("*.yaml"))
         for file in files:
             if value == file.stem or value == OmegaConf.select(OmegaConf.load(file), f"{self.checkpoints}.name"):
@@ -160,7 +160,7 @@ def explain(error: HydraException, config_name: str, words: Sequence[str]) -> st
         hint = _renamed(f"{group}={choice}") or f"choose one of {', '.join(sorted(error.options))}"
         return f"{group}={choice} is unknown; {hint}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: {_first_line(error)}; put a value with special characters in quotes of its own"
+        return f"{error.override} cannot be parsed: {_first_line(error)}; quote values with special characters"
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", str(error)):
         word = next((word for word in words if word.lstrip("+~").startswith(match[1])), match[1])
         return _unknown_option(match[1], word, _options(config_name))

@@ -43,9 +43,7 @@ def _sessions_folder(serving: dict[str, Any]) -> Iterator[Path]:
         yield Path(str(serving["folder"])).expanduser().resolve()
         return
     if serving["address"] is not None:
-        raise ConfigError(
-            "serving.folder=null with serving.address set; name a folder that all machines of the cluster share"
-        )
+        raise ConfigError("serving.folder is null but serving.address is set; name a folder shared by the cluster")
     with tempfile.TemporaryDirectory(prefix="streamingvlm-sessions-") as folder:
         yield Path(folder)
 

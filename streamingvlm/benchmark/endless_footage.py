@@ -47,9 +47,7 @@ def load_turns(source: str, video: VideoConfig, *, height: int, width: int) -> l
         return [torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(_NUM_NOISE_TURNS)]
     if source == MATCH:
         if video.turn_s != 1:
-            raise ConfigError(
-                f"video.turn_s={video.turn_s:g}, but a match is rendered in turns of 1 s; use source=noise"
-            )
+            raise ConfigError(f"video.turn_s={video.turn_s:g}, but a match has turns of 1 s; use source=noise")
         num_turns = max(_MIN_MATCH_TURNS, _NUM_MATCH_FRAMES // video.num_frames)
         return [render(second, fps=video.fps) for second in islice(Match(_MATCH_SEED).seconds(), num_turns)]
     with _open_file(source, video) as reader:

@@ -90,7 +90,7 @@ def _batching_goal(num_threads: int) -> Goal:
     """A goal of the embedded model on a CPU, with this many threads."""
     threads = f"{num_threads} {'thread' if num_threads == 1 else 'threads'}"
     return Goal(
-        f"embedded model, {threads}: speedup of one engine with {_NUM_BATCHED_STREAMS} streams over sequential sessions",
+        f"embedded model, {threads}: {_NUM_BATCHED_STREAMS} streams, speedup of one engine over sequential sessions",
         "≥ 1.8",
         "python scripts/bench.py parts=[batching]",
         "batching",

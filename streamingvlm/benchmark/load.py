@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice, pairwise
 from typing import Any, Literal
 
@@ -89,9 +90,8 @@ def max_frames_per_s(
         video = replace(base_video, fps=float(frames_per_s))
         share = base_video.fps / frames_per_s if window == "tokens" else 1.0
         scaled = replace(full_cache, vision_window_s=max(1.0, full_cache.vision_window_s * share))
-        trial = _run_trial(
-            lambda: _stream_back_to_back(model, scaled, video, settings, trial_s), frames_per_s, video.turn_s
-        )
+        measure = partial(_stream_back_to_back, model, scaled, video, settings, trial_s)
+        trial = _run_trial(measure, frames_per_s, video.turn_s)
         if on_trial:
             on_trial(trial)
         return trial
@@ -167,7 +167,7 @@ def max_streams(
 
         def try_number(num_streams: int) -> Trial:
             give_up_s = _GIVE_UP_FACTOR * p95_s
-            trial = _run_trial(lambda: generator.run(num_streams, trial_s, give_up_s), num_streams, p95_s)
+            trial = _run_trial(partial(generator.run, num_streams, trial_s, give_up_s), num_streams, p95_s)
             if on_trial:
                 on_trial(trial)
             return trial

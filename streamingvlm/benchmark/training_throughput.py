@@ -102,9 +102,7 @@ def measure_training(
     Raises ConfigError for an architecture that cannot stream, and if no step is left after the warm-up.
     """
     if fit.num_steps is None or fit.num_steps <= num_warmup_steps:
-        raise ConfigError(
-            f"num_steps={fit.num_steps} leaves nothing to measure after {num_warmup_steps} warm-up steps; give more steps"
-        )
+        raise ConfigError(f"num_steps={fit.num_steps} leaves nothing to measure; give more than {num_warmup_steps}")
     torch.manual_seed(0)
     torch_device = torch.device(device)
     model = random_model(

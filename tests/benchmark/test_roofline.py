@@ -61,10 +61,8 @@ def test_the_operations_of_prefill_equal_the_count_of_torch(tiny_checkpoint):
         model.lm_head(states[:, -1])
     costs = Costs.of(model)
     # torch counts both halves of the causal square
-    masked_flop = num_tokens * (num_tokens - 1) // 2 * costs.pair_flop
-    assert costs.prefill_flop(num_tokens, num_tokens) + masked_flop == pytest.approx(
-        counter.get_total_flops(), rel=0.01
-    )
+    masked = num_tokens * (num_tokens - 1) // 2 * costs.pair_flop
+    assert costs.prefill_flop(num_tokens, num_tokens) + masked == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_cached_tokens_are_attended_to_but_not_prefilled():

@@ -128,7 +128,7 @@ def test_a_model_is_a_choice_a_folder_or_a_name_on_the_hub(value, name, monkeypa
         (["x=y.mp4"], ["x=y.mp4", "nor a file"]),
         (["video.fps.x=1"], ["video.fps.x", "video.fps is a value"]),
         (["~cahce"], ["cahce", "did you mean cache?"]),
-        (["video.fps=[1"], ["video.fps=[1", "cannot be read"]),
+        (["video.fps=[1"], ["video.fps=[1", "cannot be parsed"]),
         (["video.chunk_s=2"], ["video.chunk_s is unknown", "renamed to video.turn_s"]),
         (["cache.reread_text=true"], ["cache.reread_text is unknown", "renamed to cache.recompute_text"]),
         (["--fps", "2"], ["--fps", "fps=VALUE"]),
