@@ -28,7 +28,7 @@ def model(tiny_checkpoint):
     return load_model(tiny_checkpoint(), device="cpu")
 
 
-def test_a_search_keeps_its_trials_and_says_whether_it_came_to_its_end():
+def test_a_search_returns_its_trials_and_whether_it_reached_its_limit():
     found = search_load(lambda n: Trial(n, (0.1,) * n, n <= 5, "" if n <= 5 else "spent"), step=1, limit=16)
     assert found["highest"] == 5 and not found["is_limit_of_search"]
     assert [trial["load"] for trial in found["trials"]] == [1, 2, 4, 8, 6, 5]
@@ -37,7 +37,7 @@ def test_a_search_keeps_its_trials_and_says_whether_it_came_to_its_end():
 
 
 @pytest.mark.parametrize("window", ["tokens", "seconds"])
-def test_the_window_keeps_its_tokens_or_its_seconds_at_every_rate(model, monkeypatch, window):
+def test_the_window_has_constant_tokens_or_seconds_at_every_rate(model, monkeypatch, window):
     windows = {}
 
     def turn_times(_model, cache, video, _settings, _trial_s):
@@ -59,14 +59,14 @@ def test_a_rate_is_tried_once_the_window_is_full(model):
     assert all(trial["turn"]["n"] >= 1 for trial in found["trials"])
 
 
-def test_streams_are_added_until_they_wait_too_long(model):
+def test_streams_are_added_until_they_are_too_slow(model):
     found = max_streams(model, SMALL, SETTINGS, search_limit=3, trial_s=0.3, p95_s=60.0)
     assert found["highest"] == 3 and found["is_limit_of_search"]
     assert [trial["turn"]["n"] for trial in found["trials"]] == [3, 6, 9]
     assert max_streams(model, SMALL, SETTINGS, search_limit=3, trial_s=0.3, p95_s=1e-9)["highest"] == 0
 
 
-def test_an_engine_that_is_full_is_the_end_of_a_search(model, monkeypatch):
+def test_a_full_engine_fails_the_trial(model, monkeypatch):
     admitted = Engine.admit_
 
     def admit_two(engine, *args):

@@ -44,7 +44,7 @@ def test_recompute_prefills_the_whole_context(model):
     assert all(turn.num_prefill_tokens == turn.num_context_tokens for turn in run.turns)
 
 
-def test_the_figures_tell_the_first_minute_from_the_last(model):
+def test_the_summary_has_the_first_and_the_last_minute(model):
     summary = summarize_mode(measure_mode(model, SMALL, SETTINGS, duration_s=64))
     assert summary["num_turns"] == len(summary["token_s_by_turn"]) == 64
     assert [summary[part]["turn"]["n"] for part in ("whole", "first_minute", "last_minute")] == [64, 60, 60]
@@ -75,7 +75,7 @@ def test_out_of_memory_stops_a_mode_with_the_turns_measured_so_far(model, monkey
     assert summarize_mode(run)["stop_reason"] == run.stop_reason
 
 
-def test_a_mode_that_never_began_has_a_reason_alone(model, monkeypatch):
+def test_a_mode_without_turns_has_only_a_reason(model, monkeypatch):
     def full(*_, **__):
         raise EngineFull("no room for a stream")
 

@@ -59,7 +59,7 @@ def measured(records):
     return [row[2] for row in goals_table(records).rows]
 
 
-def test_what_was_not_measured_says_so_with_its_command():
+def test_a_goal_that_was_not_measured_shows_its_command():
     assert measured([]) == ["not measured"] * len(GOALS)
     other = record(device="NVIDIA L4", **modes()), record(model={**LARGE, "quantization": "int8"}, **modes())
     assert measured(other) == ["not measured"] * len(GOALS)
@@ -102,7 +102,7 @@ def test_the_speedup_of_an_engine_has_a_goal_per_number_of_threads():
     assert measured([embedded])[-2:] == ["2.00", "2.00"]
 
 
-def test_the_page_has_a_section_a_machine_and_model_with_the_newest_of_each_part(tmp_path):
+def test_the_page_has_a_section_per_machine_and_model_with_the_newest_of_each_part(tmp_path):
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     for number, kept in enumerate(
@@ -131,7 +131,7 @@ def test_a_file_that_is_not_a_record_is_named(tmp_path, content):
         read_records(tmp_path)
 
 
-def test_a_mode_that_never_began_has_a_row_with_its_reason():
+def test_a_mode_without_turns_has_a_row_with_its_reason():
     table = next(iter(tables_of({"modes": {"full": {"stop_reason": "out of memory after 0 turns: x"}}})))
     assert table.rows == [["full", *["-"] * 4, "out of memory after 0 turns: x"]]
     assert table.markdown().splitlines()[1] == "| --- " * 6 + "|"

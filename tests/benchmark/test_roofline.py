@@ -68,7 +68,7 @@ def test_the_operations_of_prefill_equal_the_count_of_torch(tiny_checkpoint):
 def test_cached_tokens_are_attended_to_but_not_prefilled():
     model = random_model(architecture_named("tiny"), device=CPU, dtype=torch.float32)
     costs = Costs.of(model)
-    one_by_one = sum(costs.prefill_flop(1, seen) - costs.head_flop for seen in range(11, 21))
+    one_by_one = sum(costs.prefill_flop(1, num_context) - costs.head_flop for num_context in range(11, 21))
     assert costs.prefill_flop(10, 20) - costs.head_flop == one_by_one
 
 

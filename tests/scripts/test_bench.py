@@ -73,12 +73,12 @@ def test_a_size_brings_its_footage_unless_another_is_chosen(words, architecture,
         (("architecture=9b",), "architecture=9b is unknown; choose one of 3b, 7b, tiny"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(run_script, words, message):
+def test_invalid_options_are_refused_before_a_model_is_loaded(run_script, words, message):
     code, output, error = run_script(bench, *words)
     assert (code, output) == (2, "") and message in error
 
 
-def test_the_page_is_written_from_what_was_measured(run_script, folder):
+def test_the_page_is_written_from_the_records(run_script, folder):
     words = (*TINY, "parts=[modes]", "duration_s=2")
     assert run_script(bench, *words)[0] == 0
     (folder / "page.md").write_text("# Performance\n\nBefore.\n")

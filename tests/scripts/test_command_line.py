@@ -90,12 +90,12 @@ def test_without_a_word_there_is_no_video(monkeypatch):
     assert options_of([], monkeypatch)["source"] is None
 
 
-def test_the_video_may_stand_anywhere_and_after_a_double_dash_all_is_a_path(monkeypatch):
+def test_the_video_may_be_anywhere_and_words_after_a_double_dash_are_paths(monkeypatch):
     assert options_of(["cache=full", "match.mp4"], monkeypatch)["source"] == "match.mp4"
     assert options_of(["cache=full", "--", "-cache=full"], monkeypatch)["source"] == "-cache=full"
 
 
-def test_an_option_goes_before_a_file_of_the_same_name(monkeypatch, tmp_path):
+def test_an_option_takes_precedence_over_a_file_of_the_same_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache=full").touch()
     options = options_of(["cache=full"], monkeypatch)
@@ -161,18 +161,18 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (StreamingVLMError("a.mp4: no such file"), 2, "stream.py: a.mp4: no such file\n"),
         (ConfigError("video.fps=-1"), 2, "stream.py: video.fps=-1\n"),
         (KeyboardInterrupt(), 130, "stream.py: stopped\n"),
     ],
 )
-def test_what_a_user_can_cause_ends_in_one_line(error, code, said, monkeypatch, capsys):
+def test_user_errors_end_in_one_line(error, code, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         run_task(raising(error), monkeypatch)
     assert exit_.value.code == code
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -189,7 +189,7 @@ def test_help_shows_the_choices_and_the_options(monkeypatch, capsys):
     assert "vision_window_s: null" in out
 
 
-def test_what_hydra_says_otherwise_is_cut_to_its_first_line():
+def test_other_hydra_errors_are_cut_to_their_first_line():
     assert explain(HydraException("\nfirst\nsecond"), "stream", []) == "first"
 
 
@@ -221,7 +221,7 @@ def test_new_names_of_renamed_settings_exist():
             assert group.split(".")[-1] in options[group.split(".")[0]]
 
 
-def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys):
+def test_a_full_disk_is_reported_in_one_line(monkeypatch, capsys):
     def write_to_full_disk(options):
         with open("/dev/full", "w") as file:
             file.write("a result")
