@@ -1,17 +1,17 @@
-# make demo    make .venv if it is not there, then watch the bundled match with the embedded model, live in the terminal
-# make test    the same environment, then every test
-# make test-slow  the tests that stream for minutes, left out above
-# make lint    ruff, as pre-commit runs it
+# make demo    create .venv if needed, then stream the embedded match with the embedded model to the terminal
+# make test    create .venv if needed, then run the tests, except the slow ones
+# make test-slow  run the slow tests, which stream for minutes
+# make lint    run ruff, as pre-commit does
 # make clean   remove .venv
 #
 # Settings, given as `make demo NAME=value`:
-#   PYTHON       the interpreter that makes .venv: Python 3.11 or newer, with pip
-#   TORCH        the torch to install. On Linux it is a CPU build by name, so that no gigabytes of CUDA ever come along;
-#                with a GPU say TORCH='torch>=2.11,<2.14'
-#   TORCH_INDEX  an index that serves torch's CPU builds, where pip's own settings name none
-#   ARGS         more words for the command: make demo ARGS="cache=window"
-#   WORKERS      processes that share the tests, each with one thread for torch; 0 runs them all in one
-#   TESTS        what pytest runs: make test TESTS="tests/cache -x"
+#   PYTHON       the interpreter for .venv: Python 3.11 or newer, with pip
+#   TORCH        the torch to install; on Linux the CPU build by default, without gigabytes of CUDA libraries.
+#                With a GPU: TORCH='torch>=2.11,<2.14'
+#   TORCH_INDEX  an index with torch's CPU builds, if pip is not configured with one
+#   ARGS         options of the demo: make demo ARGS="cache=window"
+#   WORKERS      processes for the tests, with one torch thread each; 0 runs all tests in this process
+#   TESTS        arguments of pytest: make test TESTS="tests/cache -x"
 
 PYTHON ?= python3
 TORCH_VERSION := 2.13.0
@@ -48,8 +48,8 @@ lint: $(READY)
 clean:
 	rm -rf $(VENV)
 
-# The stamp is written last: an interrupted installation is taken up again, a finished one costs nothing.
-# torch comes first and alone, so that nothing else can choose another build of it.
+# The stamp file is written last, so that an interrupted installation runs again.
+# torch is installed first, so that no other package can choose another build.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)" || { \

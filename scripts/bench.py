@@ -1,4 +1,4 @@
-"""How fast streams run on this machine: ``python scripts/bench.py model=7b``, ``--help`` for more."""
+"""Measure the speed of streaming on this machine: ``python scripts/bench.py model=7b``, ``--help`` for more."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from command_line import CommandLine, run
 
 
 class BenchCommandLine(CommandLine):
-    """Takes the name of an architecture for a model: one with random weights."""
+    """A command line where ``model=`` also takes the name of an architecture, for random weights."""
 
     def _checkpoint(self, value: str) -> str:
         return f"architecture={value}" if value in architecture_names() else super()._checkpoint(value)
@@ -17,8 +17,8 @@ COMMAND_LINE = BenchCommandLine("bench", plain="footage.source", text=("footage.
 
 
 def main(options: dict[str, Any]):
-    """Measure. What is imported here takes seconds, which ``--help`` or a misspelt option shall not cost."""
-    from benching import bench
+    """Run the benchmark. The import takes seconds, so that it waits until the command line has been checked."""
+    from bench_runner import bench
 
     bench(options)
 

@@ -1,4 +1,4 @@
-"""What every benchmark's record says beside its figures: when, on what, by which code; and the file that keeps it."""
+"""The record of a benchmark: its results with date, machine and commit, saved as a JSON file."""
 
 import json
 import os
@@ -10,19 +10,19 @@ from typing import Any
 from checkout import commit
 
 
-def record_of(benchmark: str, device, **figures: Any) -> dict[str, Any]:
-    """A record of figures that were measured just now."""
+def make_record(benchmark: str, device, **results: Any) -> dict[str, Any]:
+    """Return a record with the current time, this machine and this commit."""
     return {
         "benchmark": benchmark,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(device),
         "commit": commit(),
-        **figures,
+        **results,
     }
 
 
 def machine(device) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return the hardware and the versions that results depend on."""
     import torch
     import transformers
 
@@ -37,8 +37,8 @@ def machine(device) -> dict[str, Any]:
     }
 
 
-def keep(record: dict[str, Any], folder: Path, name: str = "") -> Path:
-    """Write the record to a file of its own, and return its path; ``name``: of what was measured."""
+def save_record(record: dict[str, Any], folder: Path, name: str = "") -> Path:
+    """Save a record as a new file and return its path. name: of the model, for the name of the file."""
     from streamingvlm.atomic import write_text
 
     device = "-".join(record["machine"]["device"].lower().split())

@@ -1,4 +1,4 @@
-"""The checkout that a script runs from, for the record beside a figure."""
+"""The git commit of the checkout, for the records of benchmarks."""
 
 import subprocess
 from pathlib import Path
@@ -7,12 +7,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with a + where files differ from it; None where there is no checkout."""
+    """Return the commit of the checkout, with a + if tracked files have changed; None outside a checkout."""
     try:
-        said = [
+        head, changes = (
             subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said[0] + ("+" if said[1] else "")
+    return head + ("+" if changes else "")

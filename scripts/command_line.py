@@ -1,8 +1,8 @@
-"""What the scripts share: a command line that takes plain paths and free text, and errors in one line.
+"""The command line of the scripts: plain paths, free text, and errors in one line.
 
-Hydra's grammar gives meaning to spaces, commas, ``=``, quotes and braces. A path or a question has them too, so it is
-not left to that grammar: values of text options are quoted before Hydra reads them, and a word that is no
-``name=value`` is the script's plain argument.
+Spaces, commas, ``=``, quotes and braces have a meaning in Hydra's grammar but also occur in paths and questions. Values
+of text options are therefore quoted before Hydra parses them, and a word that is not ``name=value`` is the script's
+plain argument.
 """
 
 import difflib
@@ -21,11 +21,12 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from streamingvlm.config import RENAMED_SETTINGS
 from streamingvlm.errors import ConfigError, StreamingVLMError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _FLAGS = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i"}
 _FLAGS_WITH_VALUE = {
@@ -47,11 +48,11 @@ _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 @dataclass(frozen=True)
 class CommandLine:
-    """How the words of a script's command line are to be read.
+    """Rules to translate the words of a script's command line into Hydra overrides.
 
-    config_name: the configuration in ``configs/`` that the script opens.
-    plain: the option that a plain word, one that is not ``name=value``, stands for.
-    text: options whose value is free text, taken as it is typed.
+    config_name: the script's configuration in ``configs/``.
+    plain: the option that a plain word, one that is not ``name=value``, sets.
+    text: options with free text as their value.
     checkpoints: the group whose choices are checkpoints; any other value is a folder or a name on the hub.
     """
 
@@ -61,7 +62,7 @@ class CommandLine:
     checkpoints: str = "model"
 
     def overrides(self, words: Sequence[str]) -> list[str]:
-        """The words as Hydra is to see them. Raises ConfigError for a second plain word and for an unknown flag."""
+        """Return the words as Hydra overrides. Raises ConfigError for a second plain word or an unknown flag."""
         kept, plain = [], []
         words = iter(words)
         for word in words:
@@ -77,16 +78,16 @@ class CommandLine:
             else:
                 plain.append(word)
         if len(plain) > 1:
-            from streamingvlm.video.address import redacted  # takes a second to import, and only this needs it
+            from streamingvlm.video.address import redacted  # only errors need it, and its import takes a second
 
             first, second = (redacted(word) for word in plain[:2])
             raise ConfigError(
-                f"{second}: a second {self.plain} beside {first}; give one, in quotes where it has spaces"
+                f"{second} is a second {self.plain} after {first}; give one, in quotes if it contains spaces"
             )
         return kept + [f"{self.plain}={quote(word)}" for word in plain]
 
     def _is_override(self, word: str) -> bool:
-        """``name=value``, where the name is an option's or else no file is called so; ``~name`` deletes an option."""
+        """Return True for ``name=value``, unless a file has that name and no option does, and for ``~name``."""
         if not (match := _OVERRIDE.fullmatch(word)):
             return word.startswith("~") and not Path(os.path.expanduser(word)).exists()
         return re.split(r"[./@:]", match["key"])[0] in self._names() or not Path(word).exists()
@@ -101,7 +102,7 @@ class CommandLine:
         return f"{mark}{key}={quote(value)}" if is_text else word
 
     def _checkpoint(self, value: str) -> str:
-        """The choice in the group that has this name or loads this checkpoint; else the name of a checkpoint."""
+        """Return the override for a choice of the group, found by its name or checkpoint, else for a checkpoint."""
         files = sorted((CONFIGS / self.checkpoints).glob("*.yaml"))
         for file in files:
             if value == file.stem or value == OmegaConf.select(OmegaConf.load(file), f"{self.checkpoints}.name"):
@@ -114,15 +115,15 @@ class CommandLine:
 
 
 def run(task: Callable[[dict[str, Any]], None], line: CommandLine):
-    """Run ``task`` with the options of ``sys.argv``: what a user can cause ends in one line, a bug in its traceback."""
+    """Run ``task`` with the options of ``sys.argv``. User errors print one line, bugs their traceback."""
 
-    # The task's own errors end here: Hydra would put a line of its own before them.
+    # Errors of the task are caught inside the job, because Hydra would print a line before them.
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=line.config_name)
     def job(config: DictConfig):
         with _one_line_errors(line):
             task(OmegaConf.to_container(config, resolve=True))
 
-    # Hydra prints its errors in several lines and exits by itself, unless told to let them through.
+    # With this variable Hydra raises its errors instead of printing several lines and exiting.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with _one_line_errors(line):
         sys.argv[1:] = line.overrides(sys.argv[1:])
@@ -140,25 +141,26 @@ def _one_line_errors(line: CommandLine) -> Iterator[None]:
     except KeyboardInterrupt:
         _exit("stopped", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read the output has left (`| head`): end quietly, and keep Python from flushing into the void.
+        # The reader of the pipe has closed it (`| head`). Redirect stdout, as Python flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _DISK_ERRORS:
             raise
         _exit(
-            f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room and run it again",
+            f"{error.filename or 'a file'} cannot be written ({error.strerror}); free some space and run it again",
             EXIT_BAD_INPUT,
         )
 
 
 def explain(error: HydraException, config_name: str, words: Sequence[str]) -> str:
-    """One line for what Hydra says of these words in several, naming the option and what it could be."""
+    """Return one line for an error of Hydra, with the option, its new name or its possible values."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice} is unknown; choose one of {', '.join(sorted(error.options))}"
+        hint = _renamed(f"{group}={choice}") or f"choose one of {', '.join(sorted(error.options))}"
+        return f"{group}={choice} is unknown; {hint}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: {_first_line(error)}; put a value with signs in quotes of its own"
+        return f"{error.override} cannot be parsed: {_first_line(error)}; quote values with special characters"
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", str(error)):
         word = next((word for word in words if word.lstrip("+~").startswith(match[1])), match[1])
         return _unknown_option(match[1], word, _options(config_name))
@@ -166,7 +168,7 @@ def explain(error: HydraException, config_name: str, words: Sequence[str]) -> st
 
 
 def quote(text: str) -> str:
-    """Free text as a value in Hydra's grammar; ``null`` and what is in quotes already are left to Hydra."""
+    """Quote free text as a value of Hydra's grammar; ``null`` and text in quotes are returned unchanged."""
     if text == "null" or _QUOTED.fullmatch(text):
         return text
     text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
@@ -186,11 +188,21 @@ def _options(config_name: str) -> DictConfig:
         return compose(config_name)
 
 
+def _renamed(key: str) -> str:
+    """Return the hint for a setting with an old name, alone or inside another group; "" for any other."""
+    for old, new in RENAMED_SETTINGS.items():
+        if key == old or key.endswith(f".{old}"):
+            return f"it was renamed to {key.removesuffix(old)}{new}"
+    return ""
+
+
 def _unknown_option(key: str, word: str, options: DictConfig) -> str:
+    if hint := _renamed(key):
+        return f"{key} is unknown; {hint}"
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(options, parent) if parent else options
     if not isinstance(siblings, DictConfig):
-        return f"{key} is unknown; there is nothing below {parent}"
+        return f"{key} is unknown; {parent} is a value and has no options"
     names = [str(sibling) for sibling in siblings]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {key.removesuffix(name)}{close[0]}?)" if close else ""

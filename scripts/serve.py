@@ -1,4 +1,4 @@
-"""Serve live commentary over HTTP, and a page: ``python scripts/serve.py``, ``--help`` for more."""
+"""Serve live commentary over HTTP, with a page for browsers: ``python scripts/serve.py``, ``--help`` for more."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ COMMAND_LINE = CommandLine("serve", plain="folder", text=("api_key_file", "host"
 
 
 def main(options: dict[str, Any]):
-    """Serve. What is imported here takes seconds, which ``--help`` or a misspelt option shall not cost."""
-    from hosting import host
+    """Serve. The import takes seconds, so that it waits until the command line has been checked."""
+    from serve_runner import serve
 
-    host(options)
+    serve(options)
 
 
 if __name__ == "__main__":

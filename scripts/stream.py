@@ -1,4 +1,4 @@
-"""Watch a video and say what happens, second by second: ``python scripts/stream.py match.mp4``, ``--help`` for more."""
+"""Stream a video to live commentary: ``python scripts/stream.py match.mp4``, ``--help`` for more."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ COMMAND_LINE = CommandLine(
 
 
 def main(options: dict[str, Any]):
-    """Watch. What is imported here takes seconds, which ``--help`` or a misspelt option shall not cost."""
-    from watching import watch
+    """Stream. The import takes seconds, so that it waits until the command line has been checked."""
+    from stream_runner import stream
 
-    watch(options)
+    stream(options)
 
 
 if __name__ == "__main__":

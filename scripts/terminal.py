@@ -1,6 +1,6 @@
-"""The stream in a terminal: commentary that scrolls, and below it a bar with the pace and the fill of the cache.
+"""Terminal output of a stream: scrolling commentary above a bar with the speed and the size of the cache.
 
-Where nobody watches (a pipe, a file), it is one plain line a spoken second, each flushed at once.
+If standard output is a pipe or a file, each line of commentary is printed as plain text and flushed.
 """
 
 import sys
@@ -17,7 +17,7 @@ from streamingvlm.inference.stats import SessionStats
 
 
 class PlainView:
-    """Lines of commentary on standard output, notes on standard error."""
+    """Commentary on standard output, notes on standard error."""
 
     def __enter__(self) -> Self:
         return self
@@ -26,19 +26,19 @@ class PlainView:
         pass
 
     def show(self, line: Commentary, session: StreamingSession):
-        """One second: a line if something was said."""
+        """Print the commentary of a turn, unless it is silent."""
         if line.text:
             print(_one_line(line), flush=True)
 
     def note(self, text: str):
-        """A line about the run, apart from the commentary."""
+        """Print a line about the run to standard error."""
         print(text, file=sys.stderr, flush=True)
 
 
 class LiveView:
-    """Lines that scroll above a bar.
+    """Scrolling commentary above a progress bar.
 
-    duration_s: seconds of stream there will be, None where nobody knows.
+    duration_s: length of the stream; None if unknown.
     """
 
     def __init__(self, console: Console, duration_s: float | None):
@@ -63,7 +63,7 @@ class LiveView:
         self._bar.stop()
 
     def show(self, line: Commentary, session: StreamingSession):
-        """One second: the bar moves, and what was said scrolls by."""
+        """Update the bar and print the commentary of a turn, unless it is silent."""
         stats = session.stats
         self._bar.update(
             self._task,
@@ -71,26 +71,26 @@ class LiveView:
             clock=_clock(line.end_s) + self._duration,
             pace=f"{stats.realtime_factor:.1f}x real time",
             lag=_lag(line, stats),
-            cache=_fill(stats.cache_tokens, stats.capacity_tokens),
+            cache=_cache_size(stats.cache_tokens, stats.capacity_tokens),
         )
         if line.text:
             stamp, _, words = _one_line(line).partition(" ")
             self._bar.console.print(Text.assemble((stamp, "cyan"), " ", words))
 
     def note(self, text: str):
-        """A line about the run, below the commentary."""
+        """Print a line about the run below the commentary."""
         self._bar.console.print(text, style="dim", markup=False, highlight=False)
 
 
 def open_view(duration_s: float | None) -> LiveView | PlainView:
-    """The view that suits standard output."""
+    """Open the live view if standard output is a terminal, else the plain view."""
     console = Console(highlight=False)
     return LiveView(console, duration_s) if console.is_terminal else PlainView()
 
 
 def _one_line(line: Commentary) -> str:
-    """What a terminal can show on one line, whatever signs a model comes up with."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in str(line)).split())
+    """Return the line without control characters and line breaks."""
+    return " ".join("".join(char if char.isprintable() else " " for char in str(line)).split())
 
 
 def _clock(time_s: float) -> str:
@@ -100,12 +100,12 @@ def _clock(time_s: float) -> str:
 
 
 def _lag(line: Commentary, stats: SessionStats) -> str:
-    """Of a live stream: how old the newest picture is, and what the model was too late for; else nothing."""
+    """Return the age of the newest frame of a live stream and the seconds it dropped; "" for a file."""
     if line.age_s is None:
         return ""
     counts = {"dropped": stats.dropped_s, "coalesced": stats.coalesced_s}
-    return ", ".join([f"{line.age_s:.1f} s behind", *(f"{s:.0f} s {what}" for what, s in counts.items() if s)])
+    return ", ".join([f"{line.age_s:.1f} s behind", *(f"{s:.0f} s {name}" for name, s in counts.items() if s)])
 
 
-def _fill(num_tokens: int, capacity: int | None) -> str:
+def _cache_size(num_tokens: int, capacity: int | None) -> str:
     return f"cache {num_tokens:,} of {capacity:,} tokens" if capacity else f"cache {num_tokens:,} tokens"

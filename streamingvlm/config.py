@@ -14,6 +14,13 @@ TIME_SLACK_S = 1e-6
 # was trained on. turns.py says what they look like.
 TURN_FORMATS = ("time-range-1", "patch-seconds-1")
 
+# Old names of settings, as a command line spells them; an error about an old name gives the new one.
+RENAMED_SETTINGS = {
+    "video.chunk_s": "video.turn_s",
+    "cache.reread_text": "cache.recompute_text",
+    "candidate=ordinary": "candidate=offline_generate",
+}
+
 
 @dataclass(frozen=True)
 class CacheConfig:

@@ -17,7 +17,7 @@ from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointView
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-COMMAND = re.compile(r"# .*?\bscripts/(?P<script>\w+)\.py(?P<words>.*)")
+COMMAND = re.compile(r"# .*?\b(?P<folder>scripts|dev)/(?P<script>\w+)\.py(?P<words>.*)")
 
 
 def compose_command(script, words):
@@ -40,7 +40,7 @@ def name_of(file):
 def test_a_file_opens_with_the_command_that_runs_it(file):
     match = COMMAND.match(first_comment(file))
     assert match, f"{name_of(file)} opens with {first_comment(file)!r}"
-    assert (ROOT / "scripts" / f"{match['script']}.py").is_file()
+    assert (ROOT / match["folder"] / f"{match['script']}.py").is_file()
     group, choice = file.parent.name, file.stem
     if file.parent == CONFIGS:
         assert match["script"] == choice

@@ -1,1 +1,1 @@
-"""How fast streams run on a machine, beside what the machine could do: scripts/bench.py is its command."""
+"""Benchmarks: the speed of streaming next to the machine's roofline, and the throughput of training."""

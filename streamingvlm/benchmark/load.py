@@ -1,4 +1,4 @@
-"""How much a machine bears: frames a second of one stream, and streams at once in one engine."""
+"""The highest load a machine sustains: frames per second of one stream, and concurrent streams of one engine."""
 
 import math
 import time
@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice, pairwise
 from typing import Any, Literal
 
 import torch
 
-from streamingvlm.benchmark.figures import spread
-from streamingvlm.benchmark.footage import numbered, turns_of
+from streamingvlm.benchmark.endless_footage import load_turns, loop_from, with_timestamps
+from streamingvlm.benchmark.mode_summary import percentiles
 from streamingvlm.benchmark.modes import StreamSettings
-from streamingvlm.benchmark.search import highest
+from streamingvlm.benchmark.search import highest_passing
 from streamingvlm.config import CacheConfig, VideoConfig, resolve
 from streamingvlm.errors import EngineFull
 from streamingvlm.inference.engine import Engine
@@ -24,262 +25,220 @@ from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.video.clock import VideoTurn
 
-Given = Mapping[str, Any] | None
-# Turns handed over ahead: while one is spoken to, the next can be seen.
+CacheSettings = CacheConfig | Mapping[str, Any] | None
+# Turns submitted ahead, so that the vision of the next turn can overlap with the decoding of this one.
 _NUM_IN_FLIGHT = 2
-# A trial that is this much behind is given up: it only would take longer to fail.
-_HOPELESS = 3.0
+# A trial stops once it is this many times slower than allowed: it cannot pass any more.
+_GIVE_UP_FACTOR = 3.0
+# Streams of one engine start their loops this many turns apart.
+LOOP_OFFSET_TURNS = 7
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one load; times_s: of each turn; ended: why it could not be tried to its end, "" if it could."""
+    """The result of one load.
+
+    latencies_s: of each turn. stop_reason: why the trial stopped early, "" if it did not.
+    """
 
     load: int
-    times_s: tuple[float, ...]
+    latencies_s: tuple[float, ...]
     passed: bool
-    ended: str = ""
+    stop_reason: str = ""
 
-    def figures(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {"load": self.load, "passed": self.passed, "ended": self.ended, "turn": spread(self.times_s)}
+    def summary(self) -> dict[str, Any]:
+        """Return the trial as values that JSON can hold."""
+        return {
+            "load": self.load,
+            "passed": self.passed,
+            "stop_reason": self.stop_reason,
+            "turn": percentiles(self.latencies_s),
+        }
 
 
-def search(try_load: Callable[[int], Trial], *, step: int, most: int) -> dict[str, Any]:
-    """The highest load that passes, with the trials in their order."""
+def search_load(try_load: Callable[[int], Trial], *, step: int, limit: int) -> dict[str, Any]:
+    """Search the highest load that passes; return it with all trials, in the order in which they ran."""
     trials: list[Trial] = []
 
     def passes(load: int) -> bool:
         trials.append(try_load(load))
         return trials[-1].passed
 
-    found = highest(passes, step=step, most=most)
-    return {"highest": found, "is_limit_of_search": found + step > most, "trials": [t.figures() for t in trials]}
+    found = highest_passing(passes, step=step, limit=limit)
+    return {"highest": found, "is_limit_of_search": found + step > limit, "trials": [t.summary() for t in trials]}
 
 
-def most_frames_per_s(
+def max_frames_per_s(
     model: StreamingModel,
-    cache: CacheConfig | Given,
+    cache: CacheSettings,
     settings: StreamSettings,
     *,
-    most: int,
+    search_limit: int,
     trial_s: float,
     window: Literal["tokens", "seconds"] = "tokens",
     on_trial: Callable[[Trial], None] | None = None,
 ) -> dict[str, Any]:
-    """Search the most frames a second at which one stream keeps up: the p95 of a turn is no longer than the turn.
+    """Search the highest frame rate at which the p95 latency of one stream is at most the duration of a turn.
 
-    The turns follow each other without a break, one of them handed over ahead.
-    window: what of the vision window stays the same at every rate, its tokens or its seconds.
+    Turns follow each other without a pause, one of them submitted ahead.
+    window: what the vision window keeps constant at every rate, its tokens or its seconds.
     """
-    kept = resolve(CacheConfig, cache, model.stream_defaults)
-    usual = resolve(VideoConfig, settings.video, model.stream_defaults)
+    full_cache = resolve(CacheConfig, cache, model.stream_defaults)
+    base_video = resolve(VideoConfig, settings.video, model.stream_defaults)
 
     def try_rate(frames_per_s: int) -> Trial:
-        video = replace(usual, fps=float(frames_per_s))
-        share = usual.fps / frames_per_s if window == "tokens" else 1.0
-        narrowed = replace(kept, vision_window_s=max(1.0, kept.vision_window_s * share))
-        trial = _reported(lambda: _keep_pace(model, narrowed, video, settings, trial_s), frames_per_s, video.turn_s)
+        video = replace(base_video, fps=float(frames_per_s))
+        share = base_video.fps / frames_per_s if window == "tokens" else 1.0
+        scaled = replace(full_cache, vision_window_s=max(1.0, full_cache.vision_window_s * share))
+        measure = partial(_stream_back_to_back, model, scaled, video, settings, trial_s)
+        trial = _run_trial(measure, frames_per_s, video.turn_s)
         if on_trial:
             on_trial(trial)
         return trial
 
-    step = math.ceil(model.family.temporal_patch_size / usual.turn_s)  # a turn has whole temporal patches
-    return search(try_rate, step=step, most=most) | {"window": window}
+    step = math.ceil(model.family.temporal_patch_size / base_video.turn_s)  # a turn has whole temporal patches
+    return search_load(try_rate, step=step, limit=search_limit) | {"window": window}
 
 
-def _keep_pace(
+def _stream_back_to_back(
     model: StreamingModel, cache: CacheConfig, video: VideoConfig, settings: StreamSettings, trial_s: float
 ) -> list[float]:
-    """Seconds from the end of each turn to the end of the next, once the window is full."""
-    frames = turns_of(settings.source, video, height=settings.height, width=settings.width)
-    num_fill = math.ceil(cache.vision_window_s / video.turn_s) + 1
+    """Return the seconds from the end of each turn to the end of the next, once the window is full."""
+    frames = load_turns(settings.source, video, height=settings.height, width=settings.width)
+    num_fill = turns_to_fill(cache, video)
     num_turns = num_fill + max(2, round(trial_s / video.turn_s))
     with Engine(model, num_slots=1, cache_dtype=cache.dtype) as engine:
         session = engine.open(cache=cache, video=video, sampling=settings.sampling)
-        seconds = islice(numbered(cycle(frames), video.turn_s), num_turns)
-        in_flight = deque(session.submit(second) for second in islice(seconds, _NUM_IN_FLIGHT))
-        ended_at: list[float] = []
-        while in_flight and not _is_hopeless(ended_at[num_fill - 1 :], video.turn_s):
+        footage = islice(with_timestamps(cycle(frames), video.turn_s), num_turns)
+        in_flight = deque(session.submit(video_turn) for video_turn in islice(footage, _NUM_IN_FLIGHT))
+        finished_at: list[float] = []
+        while in_flight and not _cannot_pass(finished_at[num_fill - 1 :], video.turn_s):
             in_flight.popleft().result()
-            ended_at.append(time.perf_counter())
-            in_flight.extend(session.submit(second) for second in islice(seconds, 1))
-    return [later - earlier for earlier, later in pairwise(ended_at[num_fill - 1 :])]
+            finished_at.append(time.perf_counter())
+            in_flight.extend(session.submit(video_turn) for video_turn in islice(footage, 1))
+    return [later - earlier for earlier, later in pairwise(finished_at[num_fill - 1 :])]
 
 
-def _is_hopeless(ended_at: Sequence[float], turn_s: float) -> bool:
-    return len(ended_at) > 2 and ended_at[-1] - ended_at[0] > _HOPELESS * turn_s * (len(ended_at) - 1)
+def turns_to_fill(cache: CacheConfig, video: VideoConfig) -> int:
+    """Return the number of turns after which the vision window is full and evicts."""
+    return math.ceil(cache.vision_window_s / video.turn_s) + 1
 
 
-def _reported(measure: Callable[[], list[float]], load: int, limit_s: float) -> Trial:
-    """Run a trial; memory that is spent is what it found out."""
+def _cannot_pass(finished_at: Sequence[float], turn_s: float) -> bool:
+    num_turns = len(finished_at) - 1
+    return num_turns > 1 and finished_at[-1] - finished_at[0] > _GIVE_UP_FACTOR * turn_s * num_turns
+
+
+def _run_trial(measure: Callable[[], list[float]], load: int, limit_s: float) -> Trial:
+    """Run a trial; running out of memory fails the trial instead of the benchmark."""
     try:
-        times_s = measure()
+        latencies_s = measure()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return Trial(load, (), False, str(error).splitlines()[0])
-    return Trial(load, tuple(times_s), spread(times_s)["p95"] <= limit_s)
+    return Trial(load, tuple(latencies_s), percentiles(latencies_s)["p95"] <= limit_s)
 
 
-def most_streams(
+def max_streams(
     model: StreamingModel,
-    cache: CacheConfig | Given,
+    cache: CacheSettings,
     settings: StreamSettings,
     *,
-    most: int,
+    search_limit: int,
     trial_s: float,
     p95_s: float,
     memory_share: float = 0.9,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> dict[str, Any]:
-    """Search the most live streams of one engine with the p95 of all their turns below ``p95_s``.
+    """Search the highest number of live streams of one engine with the p95 latency of all turns below ``p95_s``.
 
-    Each stream brings a turn every ``turn_s`` seconds of the wall clock, at a moment of its own, whether or not the
-    one before is done. memory_share: of what a CUDA device has free, for the caches.
+    Each stream submits a turn every ``turn_s`` seconds of wall-clock time, whether or not its previous turn has
+    finished; the streams are spread evenly over the turn. memory_share: of the free memory of a CUDA device, for the
+    caches.
     """
     memory_bytes = None
     if model.device.type == "cuda":
         memory_bytes = int(torch.cuda.mem_get_info(model.device)[0] * memory_share)
 
-    kept = resolve(CacheConfig, cache, model.stream_defaults)
-    with Engine(model, num_slots=most, memory_bytes=memory_bytes, cache_dtype=kept.dtype) as engine:
-        crowd = Crowd(engine, kept, settings)
+    cache = resolve(CacheConfig, cache, model.stream_defaults)
+    with Engine(model, num_slots=search_limit, memory_bytes=memory_bytes, cache_dtype=cache.dtype) as engine:
+        generator = LoadGenerator(engine, cache, settings)
 
         def try_number(num_streams: int) -> Trial:
-            give_up_s = _HOPELESS * p95_s
-            trial = _reported(lambda: crowd.watch_(num_streams, trial_s, give_up_s), num_streams, p95_s)
+            give_up_s = _GIVE_UP_FACTOR * p95_s
+            trial = _run_trial(partial(generator.run, num_streams, trial_s, give_up_s), num_streams, p95_s)
             if on_trial:
                 on_trial(trial)
             return trial
 
-        return search(try_number, step=1, most=most) | {"p95_limit_s": p95_s}
+        return search_load(try_number, step=1, limit=search_limit) | {"p95_limit_s": p95_s}
 
 
-class Crowd:
-    """Live streams of one engine."""
+class LoadGenerator:
+    """A variable number of live streams on one engine."""
 
     def __init__(self, engine: Engine, cache: CacheConfig, settings: StreamSettings):
         self.engine, self.cache, self.settings = engine, cache, settings
         self.video = resolve(VideoConfig, settings.video, engine.model.stream_defaults)
-        self.frames = turns_of(settings.source, self.video, height=settings.height, width=settings.width)
+        self.frames = load_turns(settings.source, self.video, height=settings.height, width=settings.width)
         self.streams: list[tuple[StreamingSession, Iterator[VideoTurn]]] = []
 
-    def watch_(self, num_streams: int, duration_s: float, give_up_s: float) -> list[float]:
-        """Seconds from when each turn was there to its last word; a turn that was given up counts as it stands."""
-        self.resize_(num_streams)
-        turn_s, times_s = self.video.turn_s, []
+    def run(self, num_streams: int, duration_s: float, give_up_s: float) -> list[float]:
+        """Return the latency of each turn, from its scheduled start to its end.
+
+        A turn that exceeds ``give_up_s`` ends the run; pending turns then count with the time they have waited.
+        """
+        self.resize(num_streams)
+        turn_s, latencies_s = self.video.turn_s, []
         first_at = time.perf_counter()
-        turns: dict[Future, float] = {}
+        due_at_of: dict[Future, float] = {}
         for turn in range(max(1, round(duration_s / turn_s))):
-            for place, (session, seconds) in enumerate(self.streams):
-                due_at = first_at + (turn + place / num_streams) * turn_s
+            for index, (session, footage) in enumerate(self.streams):
+                due_at = first_at + (turn + index / num_streams) * turn_s
                 time.sleep(max(0.0, due_at - time.perf_counter()))
-                future = session.submit(next(seconds))
-                turns[future] = due_at
-                future.add_done_callback(lambda _, due_at=due_at: times_s.append(time.perf_counter() - due_at))
-            if any(time.perf_counter() - due_at > give_up_s for future, due_at in turns.items() if not future.done()):
-                self.leave_()
+                future = session.submit(next(footage))
+                due_at_of[future] = due_at
+                future.add_done_callback(lambda _, due_at=due_at: latencies_s.append(time.perf_counter() - due_at))
+            if _any_late(due_at_of, give_up_s):
+                self.close()
                 break
-        for future in turns:
+        for future in due_at_of:
             with suppress(CancelledError):
                 future.result()
-        return times_s
+        return latencies_s
 
-    def resize_(self, num_streams: int):
-        """Open streams and fill their windows, or close some. Raises EngineFull, with as many as before."""
-        self._close_but(num_streams)
+    def resize(self, num_streams: int):
+        """Open streams and fill their windows, or close some. Raises EngineFull and keeps the number of streams."""
+        self._close_from(num_streams)
         num_open = len(self.streams)
         try:
             while len(self.streams) < num_streams:
-                self.streams.append(self._opened())
+                self.streams.append(self._open_stream())
         except EngineFull:
-            self._close_but(num_open)
+            self._close_from(num_open)
             raise
-        num_fill = math.ceil(self.cache.vision_window_s / self.video.turn_s) + 1
-        filling = [
-            session.submit(next(seconds)) for _ in range(num_fill) for session, seconds in self.streams[num_open:]
-        ]
+        opened = self.streams[num_open:]
+        num_fill = turns_to_fill(self.cache, self.video)
+        filling = [session.submit(next(footage)) for _ in range(num_fill) for session, footage in opened]
         for future in filling:
             future.result()
 
-    def _opened(self) -> tuple[StreamingSession, Iterator[VideoTurn]]:
+    def close(self):
+        """Close all streams and cancel their pending turns."""
+        self._close_from(0)
+
+    def _open_stream(self) -> tuple[StreamingSession, Iterator[VideoTurn]]:
         session = self.engine.open(cache=self.cache, video=self.video, sampling=self.settings.sampling)
-        return session, numbered(cycle(_from(self.frames, 7 * len(self.streams))), self.video.turn_s)
+        return session, with_timestamps(
+            loop_from(self.frames, LOOP_OFFSET_TURNS * len(self.streams)), self.video.turn_s
+        )
 
-    def _close_but(self, num_streams: int):
-        for session, _ in self.streams[num_streams:]:
+    def _close_from(self, first: int):
+        for session, _ in self.streams[first:]:
             session.close()
-        del self.streams[num_streams:]
-
-    def leave_(self):
-        """Close all streams, with what they wait for."""
-        self._close_but(0)
+        del self.streams[first:]
 
 
-def _from(frames: Sequence[torch.Tensor], first: int) -> list[torch.Tensor]:
-    """The same turns, begun at another: streams do not speak at the same time."""
-    first %= len(frames)
-    return [*frames[first:], *frames[:first]]
-
-
-def measure_batching(
-    model: StreamingModel,
-    cache: CacheConfig | Given,
-    settings: StreamSettings,
-    *,
-    num_streams: int,
-    num_turns: int,
-    num_repeats: int,
-) -> dict[str, Any]:
-    """Measure an engine of so many streams against as many sessions in turn, by turns, their windows full.
-
-    Returns the seconds of work that a turn of all streams takes on either side, and the ratio in each repeat.
-    """
-    video = resolve(VideoConfig, settings.video, model.stream_defaults)
-    frames = turns_of(settings.source, video, height=settings.height, width=settings.width)
-    kept = resolve(CacheConfig, cache, model.stream_defaults)
-    opening = {"cache": kept, "video": video, "sampling": settings.sampling}
-    engine = Engine(model, num_slots=num_streams, cache_dtype=kept.dtype)
-    together = [engine.open(**opening) for _ in range(num_streams)]
-    alone = [StreamingSession(model, **opening) for _ in range(num_streams)]
-    footage = [
-        [numbered(cycle(_from(frames, 7 * place)), video.turn_s) for place in range(num_streams)] for _ in range(2)
-    ]
-    num_fill = math.ceil(together[0].cache_config.vision_window_s / video.turn_s) + 1
-    repeats = []
-    for turns in (num_fill, *[num_turns] * num_repeats):
-        in_turn_s = _timed(lambda turns=turns: _in_turn(alone, footage[0], turns))
-        batched_s = _timed(lambda turns=turns: _batched(engine, together, footage[1], turns))
-        repeats.append((in_turn_s / turns, batched_s / turns))
-    measured = repeats[1:]
-    return {
-        "num_streams": num_streams,
-        "num_threads": torch.get_num_threads(),
-        "in_turn_s": [round(in_turn_s, 6) for in_turn_s, _ in measured],
-        "batched_s": [round(batched_s, 6) for _, batched_s in measured],
-        "ratio": spread(in_turn_s / batched_s for in_turn_s, batched_s in measured),
-        "ratios": [round(in_turn_s / batched_s, 4) for in_turn_s, batched_s in measured],
-    }
-
-
-def _timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _in_turn(sessions: Sequence[StreamingSession], footage: Sequence[Iterator[VideoTurn]], num_turns: int):
-    for _ in range(num_turns):
-        for session, seconds in zip(sessions, footage, strict=True):
-            session.step(next(seconds))
-
-
-def _batched(
-    engine: Engine, sessions: Sequence[StreamingSession], footage: Sequence[Iterator[VideoTurn]], num_turns: int
-):
-    for _ in range(num_turns):
-        futures = [session.submit(next(seconds)) for session, seconds in zip(sessions, footage, strict=True)]
-        engine.run()
-        for future in futures:
-            future.result()
+def _any_late(due_at_of: Mapping[Future, float], give_up_s: float) -> bool:
+    return any(time.perf_counter() - due_at > give_up_s for future, due_at in due_at_of.items() if not future.done())

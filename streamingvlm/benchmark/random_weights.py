@@ -1,4 +1,4 @@
-"""A model of any size with random weights, drawn on the device itself: for figures of speed, which need no others."""
+"""A model of any size with random weights, initialized on the device: enough for speed, with nothing to download."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import StreamingModel, choose_kernels_
 from streamingvlm.pitch.tokenizer import build_tokenizer
 
-_MARKS = {
+_SPECIAL_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -26,10 +26,10 @@ def random_model(
     dtype: torch.dtype,
     attention: str | None = None,
 ) -> StreamingModel:
-    """Draw a model of a family that can stream, with the small tokenizer of the embedded model.
+    """Build a streaming model with random weights and the tokenizer of the embedded model.
 
-    architecture: a name, and what a config.json says: ``model_type``, ``text_config`` and ``vision_config`` at least.
-    attention: as `load_model` takes it.
+    architecture: ``name``, and the content of a config.json: ``model_type``, ``text_config`` and ``vision_config`` at
+    least. attention: as `load_model` takes it.
     Raises ConfigError for a family that cannot stream.
     """
     parts = dict(architecture)
@@ -38,7 +38,7 @@ def random_model(
         known = ", ".join(FAMILIES)
         raise ConfigError(f"{name} has model_type={model_type}, which cannot stream; choose one of {known}")
     tokenizer = build_tokenizer()
-    ids = {key: tokenizer.convert_tokens_to_ids(mark) for key, mark in _MARKS.items()}
+    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in _SPECIAL_TOKENS.items()}
     config = transformers.AutoConfig.for_model(model_type, **parts, **ids)
     family = FAMILIES[model_type]
     with device:

@@ -1,16 +1,16 @@
-"""The highest load that a machine bears, found in a few trials."""
+"""Find the highest load that a machine sustains, in a few trials."""
 
 from collections.abc import Callable
 
 
-def highest(passes: Callable[[int], bool], *, step: int = 1, most: int) -> int:
-    """The highest multiple of ``step``, up to ``most``, that ``passes``; 0 where none does.
+def highest_passing(passes: Callable[[int], bool], *, step: int = 1, limit: int) -> int:
+    """Return the highest multiple of ``step``, up to ``limit``, that ``passes``; 0 if none does.
 
-    What passes is taken to pass at every lower load. Loads are doubled until one fails, then halved between.
+    Doubles the load until a trial fails, then bisects. Assumes that every load below a passing one passes too.
     """
-    good, bad, load = 0, most // step + 1, 1
+    good, bad, load = 0, limit // step + 1, 1
     while good + 1 < bad:
-        load = min(max(1, 2 * good), bad - 1) if bad > most // step else (good + bad) // 2
+        load = min(max(1, 2 * good), bad - 1) if bad > limit // step else (good + bad) // 2
         if passes(load * step):
             good = load
         else:

@@ -1,4 +1,4 @@
-"""A turn that keeps what the benchmark asks of it: when each token came, and how much was read for it."""
+"""Measure one turn of a stream: when each token arrived, and how many tokens were prefilled."""
 
 import time
 from dataclasses import dataclass
@@ -16,70 +16,74 @@ _BYTES_PER_MB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class TurnFigures:
-    """What was measured of one turn.
+class TurnMetrics:
+    """Measurements of one turn.
 
-    latency_s: from the frames to the last word; stages: seconds by stage; between_tokens_s: from a token to the next.
-    num_fed: tokens prefilled; num_seen: tokens in the cache when the reply began; grid: merged (t, h, w) of the new
-    vision tokens.
+    latency_s: from the frames to the last token. stages: seconds by stage. inter_token_s: from each token to the next.
+    num_tokens: generated. num_prefill_tokens: prefilled in this turn. num_context_tokens: in the cache after prefill.
+    grid: merged (t, h, w) of the new vision tokens.
     """
 
     start_s: float
     latency_s: float
     stages: dict[str, float]
-    between_tokens_s: tuple[float, ...]
+    inter_token_s: tuple[float, ...]
     num_tokens: int
-    num_fed: int
-    num_seen: int
+    num_prefill_tokens: int
+    num_context_tokens: int
     grid: tuple[int, int, int]
     resident_mb: float
 
     @property
     def token_s(self) -> float:
-        """Seconds of work a generated token, vision and prefill included, as the paper counts it."""
+        """Latency of the turn per generated token, vision and prefill included, as in the paper."""
         return self.latency_s / max(1, self.num_tokens)
 
 
 class TimedTurn(SpokenTurn):
-    """A turn of a stream, measured; it is submitted as any other."""
+    """A turn that records its token times and its prefill length; submitted like any other turn."""
 
     def __init__(self, session: StreamingSession, second: VideoTurn):
         super().__init__(session, second, "", session.sampling_config.max_new_tokens)
         self.token_at: list[float] = []
-        self.num_fed = self.num_seen = 0
+        self.num_prefill_tokens = self.num_context_tokens = 0
 
     def open_(self):
         super().open_()
-        self.num_fed = sum(map(len, self.decoder.waiting()))
-        self.num_seen = self.decoder.num_tokens
+        self.num_prefill_tokens = sum(map(len, self.decoder.waiting()))
+        self.num_context_tokens = self.decoder.num_tokens
 
     def take_(self, token: int):
         super().take_(token)
         self.token_at.append(time.perf_counter())
 
 
-class SynchronisedStats(SessionStats):
-    """Counts what a CUDA device does to the stage that asked for it; to wait for it costs what overlap would gain."""
+class SynchronizedStats(SessionStats):
+    """Stage times with a CUDA synchronization at the end of each stage.
+
+    Kernels are then charged to the stage that launched them. The synchronization removes overlap, so total latency is
+    not measured in these turns.
+    """
 
     def spent_(self, name: str, spent_s: float):
-        asked = time.perf_counter()
+        started = time.perf_counter()
         torch.cuda.synchronize()
-        super().spent_(name, spent_s + time.perf_counter() - asked)
+        super().spent_(name, spent_s + time.perf_counter() - started)
 
 
-def watch_turn(session: StreamingSession, second: VideoTurn) -> TurnFigures:
-    """Let a session watch a turn, and measure it."""
-    job = TimedTurn(session, second)
+def measure_turn(session: StreamingSession, video_turn: VideoTurn) -> TurnMetrics:
+    """Run one turn of a session and return its measurements."""
+    job = TimedTurn(session, video_turn)
     session.engine.submit(job)
-    said = session.engine.wait_for(job)
-    return TurnFigures(
-        start_s=said.start_s,
-        latency_s=said.latency_s,
+    line = session.engine.wait_for(job)
+    return TurnMetrics(
+        start_s=line.start_s,
+        latency_s=line.latency_s,
         stages=session.stats.newest,
-        between_tokens_s=tuple(later - earlier for earlier, later in pairwise(job.token_at)),
-        num_tokens=said.num_tokens,
-        num_fed=job.num_fed,
-        num_seen=job.num_seen,
+        inter_token_s=tuple(later - earlier for earlier, later in pairwise(job.token_at)),
+        num_tokens=line.num_tokens,
+        num_prefill_tokens=job.num_prefill_tokens,
+        num_context_tokens=job.num_context_tokens,
         grid=job.turn.grid,
         resident_mb=psutil.Process().memory_info().rss / _BYTES_PER_MB,
     )

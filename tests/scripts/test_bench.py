@@ -1,4 +1,4 @@
-"""The benchmark of streams runs where there is no GPU, on the embedded model, so that it cannot rot."""
+"""The streaming benchmark runs on a CPU, on the embedded model."""
 
 import json
 
@@ -13,24 +13,29 @@ TINY = ("architecture=tiny", "model.device=cpu", "sampling.max_new_tokens=3", "c
 
 
 def test_tables_then_json_and_a_file_with_its_figure(run_script, folder):
-    words = ("duration_s=3", "parts=[modes,frames_per_s,streams]", "frames_per_s.most=2", "frames_per_s.trial_s=1")
+    words = (
+        "duration_s=3",
+        "parts=[modes,frames_per_s,streams]",
+        "frames_per_s.search_limit=2",
+        "frames_per_s.trial_s=1",
+    )
     code, output, error = run_script(
-        bench, "model=pitch", "model.device=cpu", *words, "streams.most=1", "streams.trial_s=1"
+        bench, "model=pitch", "model.device=cpu", *words, "streams.search_limit=1", "streams.trial_s=1"
     )
     assert code == 0, error
     record = json.loads(output.splitlines()[-1])
     assert list(record["modes"]) == ["full", "window", "recompute", "streaming"]
-    for figures in record["modes"].values():
-        assert figures["ended"] == "" and figures["num_turns"] == 3
-        assert {"video", "vision", "evict", "prefill", "decode", "turn", "token", "between_tokens"} <= set(
-            figures["whole"]
+    for summary in record["modes"].values():
+        assert summary["stop_reason"] == "" and summary["num_turns"] == 3
+        assert {"video", "vision", "evict", "prefill", "decode", "turn", "token", "inter_token"} <= set(
+            summary["whole"]
         )
-        assert figures["roofline"]["turn_share"] > 0
+        assert summary["roofline"]["turn_share"] > 0
     assert record["frames_per_s"]["trials"] and record["streams"]["trials"]
     assert record["settings"]["model"] == {"name": "pitch", "dtype": "float32", "quantization": None}
     assert record["machine"]["torch"] == torch.__version__
     assert record["commit"] is None or len(record["commit"].rstrip("+")) == 40
-    for title in ("Modes", "Stages of a turn", "Floor:", "Highest load:"):
+    for title in ("Modes", "Stages of a turn", "Roofline of a turn", "Highest load:"):
         assert title in output
     files = {path.suffix: path for path in (folder / "benchmarks").iterdir()}
     assert json.loads(files[".json"].read_text()) == record
@@ -64,22 +69,22 @@ def test_a_size_brings_its_footage_unless_another_is_chosen(words, architecture,
     [
         (("parts=[speed]",), "parts=speed is unknown; give a list of modes, frames_per_s"),
         (("parts=modes",), "parts=modes is unknown"),
-        (("architecture=tiny", "parts=[lighter]"), "random weights cannot; choose model=pitch"),
+        (("architecture=tiny", "parts=[low_precision]"), "trained weights; choose model=pitch"),
         (("architecture=9b",), "architecture=9b is unknown; choose one of 3b, 7b, tiny"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(run_script, words, message):
+def test_invalid_options_are_refused_before_a_model_is_loaded(run_script, words, message):
     code, output, error = run_script(bench, *words)
     assert (code, output) == (2, "") and message in error
 
 
-def test_the_page_is_written_from_what_was_measured(run_script, folder):
+def test_the_page_is_written_from_the_records(run_script, folder):
     words = (*TINY, "parts=[modes]", "duration_s=2")
     assert run_script(bench, *words)[0] == 0
     (folder / "page.md").write_text("# Performance\n\nBefore.\n")
     code, output, error = run_script(write_performance, "path=page.md")
-    assert (code, output) == (0, "page.md: 1 records of benchmarks\n"), error
+    assert (code, output) == (0, "page.md: 1 records from benchmarks\n"), error
     page = (folder / "page.md").read_text()
     assert page.startswith("# Performance\n\nBefore.\n")
-    assert page.count("not yet measured") == 7 and "`python scripts/bench.py model=7b parts=[modes]`" in page
+    assert page.count("not measured") == 9 and "`python scripts/bench.py model=7b parts=[modes]`" in page
     assert "### tiny, float32, on " in page and "| streaming |" in page and "](benchmarks/streaming-tiny-" in page

@@ -1,13 +1,15 @@
 import re
 
 import pytest
-from command_line import CommandLine, explain, quote, run
+from command_line import CONFIGS, CommandLine, explain, quote, run
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from streamingvlm.config import RENAMED_SETTINGS
 from streamingvlm.errors import ConfigError, StreamingVLMError
 
 LINE = CommandLine("stream", plain="source", text=("query", "previous_text", "output.path"))
@@ -30,7 +32,7 @@ ODD_TEXTS = [
 
 
 def value_of(override):
-    """What a script gets to see of an override: through Hydra's grammar and OmegaConf's interpolation."""
+    """The value of an override after Hydra's grammar and OmegaConf's interpolation."""
     parsed = OverridesParser.create().parse_override(override)
     config = OmegaConf.create({})
     OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
@@ -38,12 +40,12 @@ def value_of(override):
 
 
 def options_of(words, monkeypatch):
-    """The options that a script is run with."""
-    seen = []
+    """The options that the script receives."""
+    received = []
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr("sys.argv", ["stream.py", *words])
-    run(seen.append, LINE)
-    return seen[0]
+    run(received.append, LINE)
+    return received[0]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.text("'\"\\${}=, ab") | st.sampled_from(ODD_TEXTS))
@@ -88,12 +90,12 @@ def test_without_a_word_there_is_no_video(monkeypatch):
     assert options_of([], monkeypatch)["source"] is None
 
 
-def test_the_video_may_stand_anywhere_and_after_a_double_dash_all_is_a_path(monkeypatch):
+def test_the_video_may_be_anywhere_and_words_after_a_double_dash_are_paths(monkeypatch):
     assert options_of(["cache=full", "match.mp4"], monkeypatch)["source"] == "match.mp4"
     assert options_of(["cache=full", "--", "-cache=full"], monkeypatch)["source"] == "-cache=full"
 
 
-def test_an_option_goes_before_a_file_of_the_same_name(monkeypatch, tmp_path):
+def test_an_option_takes_precedence_over_a_file_of_the_same_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache=full").touch()
     options = options_of(["cache=full"], monkeypatch)
@@ -124,9 +126,11 @@ def test_a_model_is_a_choice_a_folder_or_a_name_on_the_hub(value, name, monkeypa
         ),
         (["cahce=full"], ["cahce=full", "did you mean cache?", "query"]),
         (["x=y.mp4"], ["x=y.mp4", "nor a file"]),
-        (["video.fps.x=1"], ["video.fps.x", "nothing below video.fps"]),
+        (["video.fps.x=1"], ["video.fps.x", "video.fps is a value"]),
         (["~cahce"], ["cahce", "did you mean cache?"]),
-        (["video.fps=[1"], ["video.fps=[1", "cannot be read"]),
+        (["video.fps=[1"], ["video.fps=[1", "cannot be parsed"]),
+        (["video.chunk_s=2"], ["video.chunk_s is unknown", "renamed to video.turn_s"]),
+        (["cache.reread_text=true"], ["cache.reread_text is unknown", "renamed to cache.recompute_text"]),
         (["--fps", "2"], ["--fps", "fps=VALUE"]),
         (["a.mp4", "b.mp4"], ["a.mp4", "b.mp4", "quotes"]),
         (["--config-name", "nowhere"], ["nowhere"]),
@@ -157,18 +161,18 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (StreamingVLMError("a.mp4: no such file"), 2, "stream.py: a.mp4: no such file\n"),
         (ConfigError("video.fps=-1"), 2, "stream.py: video.fps=-1\n"),
         (KeyboardInterrupt(), 130, "stream.py: stopped\n"),
     ],
 )
-def test_what_a_user_can_cause_ends_in_one_line(error, code, said, monkeypatch, capsys):
+def test_user_errors_end_in_one_line(error, code, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         run_task(raising(error), monkeypatch)
     assert exit_.value.code == code
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -185,11 +189,39 @@ def test_help_shows_the_choices_and_the_options(monkeypatch, capsys):
     assert "vision_window_s: null" in out
 
 
-def test_what_hydra_says_otherwise_is_cut_to_its_first_line():
+def test_other_hydra_errors_are_cut_to_their_first_line():
     assert explain(HydraException("\nfirst\nsecond"), "stream", []) == "first"
 
 
-def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("candidate=ordinary", "renamed to candidate=offline_generate"),
+        ("candidate.video.chunk_s=2", "renamed to candidate.video.turn_s"),
+    ],
+)
+def test_an_old_name_inside_a_group_is_answered_with_the_new_one(word, hint, monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "benchmark=livesports", word])
+    with pytest.raises(SystemExit) as exit_:
+        run(lambda options: pytest.fail("the script ran"), CommandLine("evaluate", plain="benchmark"))
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert hint in error and error.count("\n") == 1
+
+
+def test_new_names_of_renamed_settings_exist():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        options = compose("stream")
+    for new in RENAMED_SETTINGS.values():
+        group, is_choice, choice = new.partition("=")
+        if is_choice:
+            assert (CONFIGS / group / f"{choice}.yaml").is_file()
+        elif group.split(".")[0] in options:
+            assert group.split(".")[-1] in options[group.split(".")[0]]
+
+
+def test_a_full_disk_is_reported_in_one_line(monkeypatch, capsys):
     def write_to_full_disk(options):
         with open("/dev/full", "w") as file:
             file.write("a result")
@@ -200,5 +232,5 @@ def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys):
         run(write_to_full_disk, LINE)
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        "stream.py: a file cannot be written (No space left on device); make room and run it again\n"
+        "stream.py: a file cannot be written (No space left on device); free some space and run it again\n"
     )

@@ -1,4 +1,4 @@
-"""The command itself, as a process: where it listens, how it ends."""
+"""The command as a process: its address, its errors, its shutdown."""
 
 import contextlib
 import json
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 @contextlib.contextmanager
 def started(*words, **environment):
-    """The server as a process of its own, and its address."""
+    """Start the server as a process; give it with its URL."""
     process = subprocess.Popen(
         [sys.executable, ROOT / "scripts" / "serve.py", "port=0", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        # Children of a background shell ignore SIGINT unless it is reset.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     logs = []
@@ -49,7 +49,7 @@ def started(*words, **environment):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["host=0.0.0.0"], "open to the network, but there is no key"),
         (["host=::"], "open to the network"),
@@ -65,14 +65,14 @@ def started(*words, **environment):
         (["live.policy=hurry"], "live.policy"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_line(run_script, words, told):
+def test_invalid_options_are_reported_in_one_line(run_script, words, message):
     code, out, err = run_script(serve, *words)
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(run_script):
+def test_a_port_in_use_is_reported_in_one_line(run_script):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -81,7 +81,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(run_script):
     assert "cannot be listened on" in err
 
 
-def test_it_drains_at_sigterm_and_every_line_comes_through(match_frames):
+def test_sigterm_drains_and_every_line_is_delivered(match_frames):
     with started(STREAMINGVLM_API_KEY="k" * 20) as (process, url):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
         headers = {"Authorization": "Bearer " + "k" * 20}

@@ -1,4 +1,4 @@
-"""The command itself, on the bundled match with the embedded model."""
+"""The command, on the embedded match with the embedded model."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import stream
-import watching
+import stream_runner
 
 ROOT = Path(__file__).parents[2]
 MATCH = ROOT / "streamingvlm" / "assets" / "pitch" / "match.mp4"
@@ -31,20 +31,20 @@ def stream_here(run_script):
 
 
 def start(*words):
-    """The script as a process of its own."""
+    """Start the script as a process."""
     return subprocess.Popen(
         [sys.executable, ROOT / "scripts" / "stream.py", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        # Children of a background shell ignore SIGINT unless it is reset.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def start_and_wait_for(path, num_lines, *words):
-    """The script, once the file has so many lines."""
+    """Start the script and wait until the file has this many lines."""
     process = start(*words)
     deadline = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < deadline:
@@ -56,7 +56,7 @@ def start_and_wait_for(path, num_lines, *words):
 
 
 def assert_whole(stem):
-    """Each of the three files is whole, and they agree on what was said."""
+    """Check that the three files are complete and have the same lines; return the rows of JSON."""
     rows = [json.loads(row) for row in stem.with_suffix(".jsonl").read_text().split("\n")[:-1]]
     assert [row["start_s"] for row in rows] == list(range(len(rows)))
     spoken = [row for row in rows if row["text"]]
@@ -68,7 +68,7 @@ def assert_whole(stem):
     return rows
 
 
-def test_one_command_watches_the_bundled_match_and_writes_nothing(folder):
+def test_one_command_streams_the_embedded_match_and_writes_no_files(folder):
     process = start("duration_s=20")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -79,7 +79,7 @@ def test_one_command_watches_the_bundled_match_and_writes_nothing(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_files_stand_beside_the_video_and_a_second_run_takes_the_next_number(folder, stream_here):
+def test_files_are_next_to_the_video_and_a_second_run_takes_the_next_number(folder, stream_here):
     shutil.copy(MATCH, folder / "match.mp4")
     for _ in range(2):
         code, _, err = stream_here("match.mp4", "duration_s=5", "sampling=greedy")
@@ -102,8 +102,10 @@ def test_any_file_name_is_a_plain_argument(name, folder, stream_here):
 def test_options_reach_the_session(stream_here, folder, monkeypatch):
     shutil.copy(MATCH, folder / "match.mp4")
     opened = []
-    open_session = watching.open_session
-    monkeypatch.setattr(watching, "open_session", lambda options: opened.append(open_session(options)) or opened[0])
+    open_session = stream_runner.open_session
+    monkeypatch.setattr(
+        stream_runner, "open_session", lambda options: opened.append(open_session(options)) or opened[0]
+    )
     words = ["cache=full", "cache.positions=native", "video.prefetch=3", "sampling=greedy", "output=none"]
     code, _, err = stream_here(
         "match.mp4", *words, "query=Who's on, then?", "previous_text=Reds = home", "duration_s=2"
@@ -147,7 +149,7 @@ def test_a_kill_leaves_whole_files(folder):
     assert len(assert_whole(folder / "match")) >= 3
 
 
-def test_the_reader_of_a_pipe_may_leave():
+def test_a_closed_pipe_ends_the_run_quietly():
     process = start("duration_s=60")
     assert process.stdout.readline().startswith("[")
     process.stdout.close()
@@ -195,7 +197,7 @@ def make_truncated(folder):
     [make_nothing, make_empty, make_text, make_folder, make_audio, make_truncated],
     ids=lambda make: make.__name__,
 )
-def test_what_is_no_video_is_named_in_one_line(make, folder, stream_here):
+def test_an_unreadable_video_is_named_in_one_line(make, folder, stream_here):
     name = make(folder)
     before = {path.name for path in folder.iterdir()}
     assert_one_line(*stream_here(name), name)
@@ -221,7 +223,7 @@ def make_no_model(folder):
 @pytest.mark.parametrize(
     "make", [make_no_weights, make_another_architecture, make_no_model], ids=lambda make: make.__name__
 )
-def test_what_is_no_model_is_named_in_one_line_and_leaves_no_files(make, folder, stream_here):
+def test_an_unusable_model_is_named_in_one_line_and_leaves_no_files(make, folder, stream_here):
     name = make(folder)
     assert_one_line(*stream_here(f"model={name}", "output.path=notes"), name)
     assert list((folder / "notes").iterdir()) == []
@@ -245,9 +247,9 @@ def test_a_wrong_option_is_named_in_one_line(word, stream_here):
     assert_one_line(*stream_here(word, "output.path=notes"), word.partition("=")[0])
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_the_model_loads(folder, stream_here, monkeypatch):
+def test_an_unwritable_folder_is_named_before_the_model_loads(folder, stream_here, monkeypatch):
     (folder / "file").touch()
-    monkeypatch.setattr(watching, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stream_runner, "open_session", lambda options: pytest.fail("the model was loaded"))
     assert_one_line(*stream_here("output.path=file/below"), "file")
 
 
@@ -263,7 +265,7 @@ def lines_of(out):
     return [line for line in out.splitlines() if line.startswith("[")]
 
 
-def test_a_stream_that_was_stopped_is_resumed_where_it_was(stream_here, folder):
+def test_a_stopped_stream_resumes_where_it_was(stream_here, folder):
     words = ["sampling.temperature=1", "output=none"]
     code, whole, err = stream_here("duration_s=6", *words)
     assert code == 0, err
@@ -276,7 +278,7 @@ def test_a_stream_that_was_stopped_is_resumed_where_it_was(stream_here, folder):
     assert (code, lines_of(nothing)) == (0, []), "it had come to its end"
 
 
-def test_a_snapshot_is_not_lost_and_not_contradicted(stream_here, folder):
+def test_a_snapshot_is_neither_overwritten_nor_contradicted(stream_here, folder):
     code, _, err = stream_here("duration_s=2", "autosave=kept")
     assert code == 0, err
     assert_one_line(*stream_here("duration_s=4", "autosave=kept"), "resume=true")
@@ -286,7 +288,7 @@ def test_a_snapshot_is_not_lost_and_not_contradicted(stream_here, folder):
     assert_one_line(*stream_here("duration_s=4", "autosave=kept", "resume=true"), "kept")
 
 
-def test_an_alert_is_silent_and_says_what_the_model_does_not_know(stream_here, folder):
+def test_an_alert_is_silent_and_reports_unanswered_turns(stream_here, folder):
     code, out, err = stream_here("duration_s=3", "alert=a goal is scored, by anyone", "output.path=notes.jsonl")
     assert code == 0, err
     assert out == ""

@@ -1,4 +1,4 @@
-"""The command on what is live: a camera, a pipe; and that no password is ever told."""
+"""The command on live sources, a camera and a pipe; passwords are never shown."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def stream_here(run_script):
 
 @pytest.fixture(scope="module")
 def camera(tmp_path_factory):
-    """A camera that asks for a password, watching a light go on and off."""
+    """A camera with a password that shows a blinking light."""
     images = (np.full((112, 112, 3), 255 * (number // 10 % 2), np.uint8) for number in range(100))
     path = write_camera_file(tmp_path_factory.mktemp("camera") / "light.mp4", images, 10)
     server = RtspServer(path, epoch_s=time.time(), credentials="me:secret").start()
@@ -37,7 +37,7 @@ def camera(tmp_path_factory):
     server.close()
 
 
-def test_a_camera_is_watched_and_its_password_is_nowhere(camera, stream_here, folder):
+def test_a_camera_streams_and_its_password_is_not_shown(camera, stream_here, folder):
     address = f"rtsp://me:secret@127.0.0.1:{camera.port}/garden?key=hidden"
     code, out, err = stream_here(address, "duration_s=3", "sampling=greedy", "live.policy=coalesce")
     assert code == 0, err
@@ -61,27 +61,27 @@ def test_a_camera_is_watched_and_its_password_is_nowhere(camera, stream_here, fo
         ["source=rtsp://me:secret@127.0.0.1:1/a,b"],
     ],
 )
-def test_what_cannot_be_watched_is_told_in_one_line_without_the_password(words, stream_here):
+def test_a_failed_source_is_reported_in_one_line_without_the_password(words, stream_here):
     code, out, err = stream_here(*words, "output=none")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert "secret" not in err and "://***@127.0.0.1" in err
 
 
-def test_a_policy_that_is_unknown_is_named_before_the_model_loads(stream_here, monkeypatch):
-    import watching
+def test_an_unknown_policy_is_named_before_the_model_loads(stream_here, monkeypatch):
+    import stream_runner
 
-    monkeypatch.setattr(watching, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stream_runner, "open_session", lambda options: pytest.fail("the model was loaded"))
     code, _, err = stream_here("webcam", "live.policy=hurry")
     assert code == 2 and "live.policy=hurry" in err
 
 
 def piped_clip():
-    """Four seconds of the match as they come through a pipe."""
+    """Four seconds of the match as an MPEG transport stream."""
     with ffmpeg("-i", MATCH, "-t", "4", "-c", "copy", "-f", "mpegts", "-", stdout=subprocess.PIPE) as sender:
         return sender.stdout.read()
 
 
-def test_a_pipe_is_watched_to_its_end_and_files_are_written_beside(folder, stream_here, monkeypatch):
+def test_a_pipe_streams_to_its_end_and_files_are_written(folder, stream_here, monkeypatch):
     (folder / "clip").write_bytes(piped_clip())
     with open(folder / "clip", "rb") as pipe:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
@@ -91,14 +91,14 @@ def test_a_pipe_is_watched_to_its_end_and_files_are_written_beside(folder, strea
     assert len((folder / "pipe.jsonl").read_text().splitlines()) in (4, 5)
 
 
-def test_ctrl_c_ends_a_pipe_that_says_nothing():
+def test_ctrl_c_ends_a_pipe_without_data():
     process = subprocess.Popen(
         [sys.executable, ROOT / "scripts" / "stream.py", "-", "sampling=greedy"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        # Children of a background shell ignore SIGINT unless it is reset.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with process:

@@ -23,7 +23,7 @@ def live_view(duration_s):
     return LiveView(console, duration_s), console.file
 
 
-def test_where_nobody_watches_each_spoken_second_is_a_line(capsys):
+def test_the_plain_view_prints_a_line_per_turn_that_is_not_silent(capsys):
     with PlainView() as view:
         view.show(SPOKEN, session_with(None))
         view.show(SILENT, session_with(None))
@@ -33,7 +33,7 @@ def test_where_nobody_watches_each_spoken_second_is_a_line(capsys):
     assert err == "wrote a.vtt\n"
 
 
-def test_signs_that_would_break_the_line_are_left_out(capsys):
+def test_control_characters_are_removed(capsys):
     PlainView().show(Commentary(0.0, 1.0, "one\ntwo\x1b[2J\u2028three", 3, 0.1), session_with(None))
     assert capsys.readouterr().out == "[00:00] one two [2J three\n"
 
@@ -50,7 +50,7 @@ def test_a_pipe_gets_the_plain_view(capsys):
         (None, 1536, ["01:03 ", "20.0x real time"]),
     ],
 )
-def test_the_bar_tells_time_pace_and_fill(duration_s, capacity, parts):
+def test_the_bar_shows_time_speed_and_cache_size(duration_s, capacity, parts):
     view, screen = live_view(duration_s)
     with view:
         view.show(SPOKEN, session_with(capacity))

@@ -1,4 +1,4 @@
-"""The benchmark of training runs where there is no GPU, on a model of its own for that, so that it cannot rot."""
+"""The training benchmark runs on a CPU, on a tiny architecture."""
 
 import json
 
@@ -9,7 +9,7 @@ from architectures import architecture_named, architecture_names
 from command_line import run
 
 from streamingvlm.benchmark.random_weights import random_model
-from streamingvlm.benchmark.training_benchmark import ChunkShape, RandomChunks, measure_training, table
+from streamingvlm.benchmark.training_throughput import ChunkShape, RandomChunks, measure_training, results_table
 from streamingvlm.errors import ConfigError
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.turns import TurnFormat
@@ -71,7 +71,7 @@ def test_an_architecture_is_as_large_as_the_released_model(name, billions):
     assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_invalid_settings_are_refused():
     tiny = architecture_named("tiny")
     with pytest.raises(ConfigError, match="architecture=9b is unknown"):
         architecture_named("9b")
@@ -81,8 +81,8 @@ def test_what_cannot_be_measured_is_refused():
         measure_training(tiny, FitSettings(num_steps=2, batch_size=1, learning_rate=1e-5))
 
 
-def test_a_case_that_failed_is_told_in_its_row():
-    rows = table({"large": {"error": "out of memory"}, "small": {"tokens_per_s": 1234.5}}).splitlines()
+def test_a_failed_case_has_its_error_in_the_row():
+    rows = results_table({"large": {"error": "out of memory"}, "small": {"tokens_per_s": 1234.5}}).splitlines()
     assert rows[1] == "large  out of memory" and rows[2].split()[:3] == ["small", "1,234", "-"]
 
 

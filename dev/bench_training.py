@@ -1,20 +1,21 @@
-"""How fast this machine trains: ``python scripts/bench_training.py``, ``--help`` for more."""
+"""Measure the throughput of training on this machine: ``python dev/bench_training.py``, ``--help`` for more."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import scripts_path  # noqa: F401  before the imports from scripts/
 from architectures import architecture_named
-from bench_record import keep, record_of
+from bench_record import make_record, save_record
 from command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("bench_training", plain="case", text=("result_folder",))
 
 
 def main(options: dict[str, Any]):
-    """Measure the cases, print a table and, as the last line, the record, which is also kept as a file."""
-    from streamingvlm.benchmark.training_benchmark import table
+    """Measure the cases, print a table and, as the last line, the record, which is saved as well."""
+    from streamingvlm.benchmark.training_throughput import results_table
     from streamingvlm.errors import ConfigError
     from streamingvlm.model.loading import device_named
 
@@ -25,23 +26,23 @@ def main(options: dict[str, Any]):
     chosen = [options["case"]] if options["case"] is not None else list(cases)
     device = device_named(options["device"])
     results = {name: measure(cases[name], options, device) for name in chosen}
-    record = record_of(
+    record = make_record(
         "training",
         device,
         shape=options["shape"],
         cases={name: {"settings": cases[name], "figures": results[name]} for name in chosen},
     )
-    print(table(results))
+    print(results_table(results))
     if options["result_folder"]:
-        logging.info("the record is in %s", keep(record, Path(options["result_folder"])))
+        logging.info("the record is in %s", save_record(record, Path(options["result_folder"])))
     print(json.dumps(record))
 
 
 def measure(case: dict[str, Any], options: dict[str, Any], device) -> dict[str, Any]:
-    """The figures of one case, or why there are none."""
+    """Return the results of one case, or an ``error`` if it does not fit into memory."""
     import torch
 
-    from streamingvlm.benchmark.training_benchmark import ChunkShape, measure_training
+    from streamingvlm.benchmark.training_throughput import ChunkShape, measure_training
     from streamingvlm.training.adapters import LoraSettings
     from streamingvlm.training.settings import FitSettings
 

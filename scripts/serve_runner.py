@@ -1,4 +1,4 @@
-"""What ``serve.py`` does once its command line is understood: take the port, load the model, serve."""
+"""Run ``serve.py``: bind the port, load the model, serve."""
 
 import os
 import sys
@@ -13,27 +13,27 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.serving.config import Allowed, ServerConfig, limits_from, read_keys
 
 
-def host(options: dict[str, Any]):
-    """Check what was given before anything that takes seconds is imported or loaded, then serve until told to stop."""
+def serve(options: dict[str, Any]):
+    """Check the options and bind the port before slow imports and the model load, then serve until a signal."""
     config = server_config(options)
     try:
         from streamingvlm.serving.server import bind
     except ImportError as error:
         raise ConfigError(f'{error.name} is missing; run: pip install "streamingvlm[serve]"') from error
     with bind(config) as listener:
-        # FFmpeg would go past the gateway to the hosts that are listed there.
+        # FFmpeg bypasses its proxy for hosts in no_proxy; all outgoing connections have to go through the proxy.
         os.environ.pop("no_proxy", None)
-        on_ready = partial(announce, config.host, listener.getsockname()[1])
+        on_ready = partial(print_url, config.host, listener.getsockname()[1])
         if options["serving"]["kind"] == "ray":
-            from hosting_replicas import serve_replicas
+            from serve_on_ray import serve_on_ray
 
-            serve_replicas(options, config, listener, on_ready)
+            serve_on_ray(options, config, listener, on_ready)
         else:
-            serve(options, config, listener, on_ready)
+            serve_alone(options, config, listener, on_ready)
 
 
-def serve(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
-    """Load the model and serve on a port that was taken."""
+def serve_alone(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
+    """Load one model in this process and serve on a bound port."""
     from streamingvlm.model.loading import load_model
     from streamingvlm.serving.app import create_app
     from streamingvlm.serving.logs import log_json
@@ -51,7 +51,7 @@ def serve(options: dict[str, Any], config: ServerConfig, listener: socket, on_re
 
 
 def server_config(options: dict[str, Any]) -> ServerConfig:
-    """What the options say of the server. Raises ConfigError."""
+    """Return the server settings of the options. Raises ConfigError."""
     keys = (options["api_key"],) if options["api_key"] else ()
     if options["api_key_file"]:
         keys += read_keys(options["api_key_file"])
@@ -68,7 +68,7 @@ def server_config(options: dict[str, Any]) -> ServerConfig:
     )
 
 
-def announce(host_name: str, port: int):
-    """Tell people where to look."""
+def print_url(host_name: str, port: int):
+    """Print the URL of the page."""
     shown = f"[{host_name}]" if ":" in host_name else host_name
-    print(f"http://{shown}:{port} is ready; Ctrl-C ends it", file=sys.stdout, flush=True)
+    print(f"http://{shown}:{port} is ready; Ctrl-C stops it", file=sys.stdout, flush=True)

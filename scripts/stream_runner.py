@@ -1,4 +1,4 @@
-"""What ``stream.py`` does once its command line is understood: watch a source, to the terminal and into files."""
+"""Run ``stream.py``: stream a source and write the commentary to the terminal and to files."""
 
 import math
 import os
@@ -19,27 +19,28 @@ from streamingvlm.video.address import Address, parse_address
 from streamingvlm.video.live import LiveReader
 from streamingvlm.video.reader import VideoReader, open_video
 
-BUNDLED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
+EMBEDDED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 
 
-def watch(options: dict[str, Any]):
-    """Check what was given before the model loads, then watch."""
+def stream(options: dict[str, Any]):
+    """Check the options before the model loads, then stream."""
     resolve(LiveConfig, options["live"], {})
-    address = parse_address(os.path.expanduser(options["source"] or str(BUNDLED_MATCH)))
+    address = parse_address(os.path.expanduser(options["source"] or str(EMBEDDED_MATCH)))
     duration_s = video_duration_s(address, options["video"]["decoder"])
     limit_s = options["duration_s"] or math.inf
-    check_autosave(options)
+    check_snapshot_options(options)
     with open_output(address, options) as output:
         session = open_session(options)
         alert = open_alert(session, options)
         view = open_view(duration_s and min(duration_s, limit_s))
-        follow(session, address, options["live"], limit_s, view, output, alert)
+        run_session(session, address, options["live"], limit_s, view, output, alert)
 
 
 def video_duration_s(address: Address, decoder: str) -> float | None:
-    """Open a file and close it: what is wrong with it shows now, not after minutes of loading weights.
+    """Return the duration of a file; None for a live source.
 
-    What is live is connected to once, when the model is ready: a pipe cannot be opened twice, nor can some cameras.
+    A file that cannot be decoded fails here, before the model loads. A live source is opened once, after the model has
+    loaded: pipes and some cameras cannot be opened twice.
     """
     if address.kind != "file":
         return None
@@ -48,19 +49,19 @@ def video_duration_s(address: Address, decoder: str) -> float | None:
 
 
 def open_output(address: Address, options: dict[str, Any]) -> MultiWriter:
-    """The files to write: beside a video, and for what is live in the folder where the command was given.
+    """Open the output files: next to a video file, and in the working directory for a live source.
 
-    The bundled match gets none unless a path is named: they would land in the installation.
+    The embedded match gets no files unless ``output.path`` is set, as they would be written into the installation.
     """
     output = options["output"]
     if not (options["source"] or output["path"]):
         output = {**output, "formats": []}
-    # A suffix of its own, as what follows the last point of an address is none.
+    # Writers replace the suffix of the path, and the last dot of an address does not start one.
     return open_writers(address.target if address.kind == "file" else f"{address.name}.live", **output)
 
 
 def open_session(options: dict[str, Any]) -> StreamingSession:
-    """The session that the options describe, or that a snapshot holds."""
+    """Open a new session, or resume the one in the snapshot."""
     if options["resume"] and has_snapshot(options["autosave"]):
         return resume_session(options)
     return StreamingSession.from_pretrained(
@@ -74,19 +75,22 @@ def open_session(options: dict[str, Any]) -> StreamingSession:
     )
 
 
-def check_autosave(options: dict[str, Any]):
-    """Raise ConfigError where a snapshot would be lost that nobody said to go on from, or there is none to keep."""
+def check_snapshot_options(options: dict[str, Any]):
+    """Raise ConfigError for ``resume`` without a folder, and for a snapshot that would be overwritten."""
     path = options["autosave"]
     if options["resume"] and not path:
-        raise ConfigError("resume=true needs the folder of the snapshot; name it by autosave=FOLDER")
+        raise ConfigError("resume=true needs the folder of the snapshot; add autosave=FOLDER")
     if path and has_snapshot(path) and not options["resume"]:
         raise ConfigError(
-            f"autosave={path} holds the snapshot of a stream; go on from it by resume=true, or name another folder"
+            f"autosave={path} holds the snapshot of a stream; add resume=true to continue it, or name another folder"
         )
 
 
 def resume_session(options: dict[str, Any]) -> StreamingSession:
-    """The session of the snapshot. Raises ConfigError for an option that contradicts it; a new query is told live."""
+    """Load the session of the snapshot. A new query replaces the old one.
+
+    Raises ConfigError for an option that differs from the settings of the snapshot.
+    """
     path = options["autosave"]
     model = load_model(**options["model"])
     session = StreamingSession.load(path, model=model, autosave=path)
@@ -95,28 +99,28 @@ def resume_session(options: dict[str, Any]) -> StreamingSession:
         for name, value in options[group].items():
             if value is not None and value != getattr(running, name):
                 raise ConfigError(
-                    f"{group}.{name}={value}, but the stream in {path} runs with {getattr(running, name)}; give the "
-                    "options that it began with"
+                    f"{group}.{name}={value}, but the stream in {path} runs with {getattr(running, name)}; repeat the "
+                    "options that it was started with"
                 )
     session.query = options["query"] or session.query
     return session
 
 
 def open_alert(session: StreamingSession, options: dict[str, Any]) -> Alert | None:
-    """The watch for a condition, where one is given."""
+    """Return the alert of the options; None if they have none."""
     if not options["alert"]:
         return None
     return Alert(session, options["alert"], threshold=options["alert_threshold"])
 
 
 def previous_text(options: dict[str, Any]) -> str:
-    """What was said before the stream; of the bundled match, who plays in which colour."""
+    """Return the text before the stream; for the embedded match, its introduction of the teams."""
     if options["previous_text"] is None and not options["source"]:
-        return BUNDLED_MATCH.with_suffix(".txt").read_text("utf-8").strip()
+        return EMBEDDED_MATCH.with_suffix(".txt").read_text("utf-8").strip()
     return options["previous_text"] or ""
 
 
-def follow(
+def run_session(
     session: StreamingSession,
     address: Address,
     live: dict[str, Any],
@@ -125,11 +129,11 @@ def follow(
     output: MultiWriter,
     alert: Alert | None,
 ):
-    """Stream to the terminal and the files, from where the session stands, and sum up however it ends."""
+    """Stream to the terminal and to files, from the session's current time; print a summary even after an error."""
     reader = None
     try:
         with view:
-            # A stream that is resumed may have seen it all.
+            # A resumed session may already be at the limit.
             step = alert and alert.step
             lines = session.stream(address.source, start_s=session.end_s, live=live, step=step)
             for line in lines if session.end_s < limit_s else ():
@@ -146,7 +150,7 @@ def follow(
 def closing_notes(
     session: StreamingSession, reader: VideoReader | LiveReader | None, output: MultiWriter, alert: Alert | None
 ) -> Iterator[str]:
-    """How it went, what of the video could not be shown, where the commentary is; nothing where no second was seen."""
+    """Yield the summary of the session, of the alert and of skipped video, and the paths of the output files."""
     if session.stats.num_turns:
         yield session.stats.summary()
     if alert and alert.num_turns:

@@ -1,4 +1,4 @@
-"""The page of performance, written from the records that benchmarks left: figures that were measured, and no others."""
+"""Write the performance page from the records of benchmarks, so that it holds measured results only."""
 
 import json
 import os
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from streamingvlm.benchmark.goals import goals_table
-from streamingvlm.benchmark.tables import Record, tables_of
+from streamingvlm.benchmark.record_tables import Record, tables_of
 from streamingvlm.errors import DataError
 from streamingvlm.evaluation.documents import write_part
 
-PARTS = ("modes", "frames_per_s", "streams", "batching", "lighter")
+PARTS = ("modes", "frames_per_s", "streams", "batching", "low_precision")
 _MARK = "write_performance"
-# A record's part comes with what it is to be read beside.
-_WITH = {"modes": ("ceilings",)}
+# Other keys of the record that the tables of a part need.
+_NEEDED_BY = {"modes": ("ceilings",)}
 
 
 def read_records(folder: Path) -> dict[Path, Record]:
-    """The records of streaming benchmarks in a folder, by file. Raises DataError for a file that is no record."""
+    """Read the records of streaming benchmarks in a folder, by file. Raises DataError for any other JSON file."""
     records = {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -26,17 +26,17 @@ def read_records(folder: Path) -> dict[Path, Record]:
             if record["benchmark"] == "streaming":
                 records[path] = record
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no record of a benchmark ({error}); take it out of the folder") from error
+            raise DataError(f"{path} is not the record of a benchmark ({error}); remove it from the folder") from error
     return records
 
 
 def write_page(records: Mapping[Path, Record], path: Path):
-    """Write the goals, and the newest figures of each machine, model and footage. Raises DataError, OSError."""
+    """Write the goals, and the newest results by model, machine and footage. Raises DataError, OSError."""
     write_part(path, f"{_MARK} goals", goals_table(records.values()).markdown())
     write_part(path, f"{_MARK} figures", "\n\n".join(_sections(records, path.parent)))
 
 
-def _sections(records: Mapping[Path, Record], home: Path) -> Iterator[str]:
+def _sections(records: Mapping[Path, Record], page_folder: Path) -> Iterator[str]:
     newest: dict[str, dict[str, Path]] = {}
     for path, record in sorted(records.items(), key=lambda item: item[1]["date"]):
         for part in PARTS:
@@ -46,7 +46,7 @@ def _sections(records: Mapping[Path, Record], home: Path) -> Iterator[str]:
         yield f"### {heading}"
         for part in PARTS:
             if part in by_part:
-                yield _shown(by_part[part], records[by_part[part]], part, home)
+                yield _section(by_part[part], records[by_part[part]], part, page_folder)
 
 
 def _heading(record: Record) -> str:
@@ -63,19 +63,20 @@ def _footage(settings: Mapping[str, Any]) -> str:
     return f"{Path(footage['source']).name}{size}{rate}"
 
 
-def _shown(path: Path, record: Record, part: str, home: Path) -> str:
-    """The tables of a part, its figure, and where they come from."""
+def _section(path: Path, record: Record, part: str, page_folder: Path) -> str:
+    """Return the tables of a part, its figure, and a link to its record."""
     machine = record["machine"]
     commit = (record["commit"] or "an installation")[:10]
-    link = f"[{path.name}]({_relative(path, home)})"
-    source = f"{link}: {record['date'][:10]}, {commit}, torch {machine['torch']}, {machine['num_threads']} threads."
-    kept = {name: record[name] for name in (part, *_WITH.get(part, ()))}
-    blocks = [f"**{table.title}**\n\n{table.markdown()}" for table in tables_of(kept)]
-    picture = path.with_suffix(".png")
-    if part == "modes" and picture.exists():
-        blocks.append(f"![Seconds a token along the stream]({_relative(picture, home)})")
+    threads = f"{machine['num_threads']} {'thread' if machine['num_threads'] == 1 else 'threads'}"
+    link = f"[{path.name}]({_relative(path, page_folder)})"
+    source = f"{link}: {record['date'][:10]}, {commit}, torch {machine['torch']}, {threads}."
+    selected = {name: record[name] for name in (part, *_NEEDED_BY.get(part, ()))}
+    blocks = [f"**{table.title}**\n\n{table.markdown()}" for table in tables_of(selected)]
+    figure = path.with_suffix(".png")
+    if part == "modes" and figure.exists():
+        blocks.append(f"![Turn latency per token along the stream]({_relative(figure, page_folder)})")
     return "\n\n".join([*blocks, source])
 
 
-def _relative(path: Path, home: Path) -> str:
-    return Path(os.path.relpath(path, home)).as_posix()
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()

@@ -1,22 +1,23 @@
-"""Whether a stream can be left on for days: ``python scripts/soak.py``, ``python scripts/soak.py 24`` for a day."""
+"""Check that a stream can run for days: ``python dev/soak.py``, or ``python dev/soak.py 24`` for a day."""
 
 import json
 import logging
 import sys
 from typing import Any
 
+import scripts_path  # noqa: F401  before the imports from scripts/
 from command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("soak", plain="hours", text=("question", "autosave"))
 
 
 def main(options: dict[str, Any]):
-    """Run, print a table and, as the last line, the record; exit with 1 where something has grown."""
-    from soaking import soak, table
+    """Stream, then print a table and, as the last line, the record; exit with 1 if memory or CPU time has grown."""
+    from soak_runner import rows_table, soak
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     record = soak(options)
-    print(table(record["rows"]))
+    print(rows_table(record["rows"]))
     print(json.dumps(record))
     if not record["is_flat"]:
         sys.exit(1)

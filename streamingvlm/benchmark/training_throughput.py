@@ -1,8 +1,8 @@
-"""How fast a machine trains: the real trainer on random weights and random features, nothing downloaded.
+"""Training throughput: the real trainer on random weights and random vision features, with nothing to download.
 
-Models are drawn from their configuration on the device itself. Chunks are as long as the paper's, 24 s of 720 tokens
-with 1,024 tokens of earlier text, and go through the trainer's own workers, packing and loss; what a frozen tower makes
-of the video is taken to be in the cache. So the figures are those of training, but for the loss, which means nothing.
+Chunks have the paper's length, 24 s of 720 vision tokens with 1,024 tokens of previous text, and pass through the
+trainer's own workers, packing and loss. The vision tower is frozen and its features count as cached, so it does not
+run. Throughput and memory equal those of a real run; the loss has no meaning.
 """
 
 import tempfile
@@ -29,9 +29,9 @@ from streamingvlm.turns import Turn, TurnFormat
 
 @dataclass(frozen=True)
 class ChunkShape:
-    """What a chunk of the benchmark is made of.
+    """The contents of a training chunk.
 
-    rows * columns: vision tokens of a second; words_per_s: said in each; previous_tokens: of earlier text.
+    rows * columns: vision tokens per turn. words_per_s: words of each reply. previous_tokens: of previous text.
     """
 
     num_turns: int = 24
@@ -42,14 +42,14 @@ class ChunkShape:
 
 
 class RandomChunks(Dataset):
-    """Chunks of one shape with words of no meaning; all share their features, which are copied into every batch."""
+    """Chunks of one shape with fixed words; all share the same random features, which are copied into every batch."""
 
     def __init__(self, turns: TurnFormat, shape: ChunkShape, *, hidden_size: int, num_examples: int):
         grid = (1, shape.rows, shape.columns)
-        seconds = [Turn(n, n, n + 1, grid) for n in range(shape.num_turns)]
+        chunk = [Turn(n, n, n + 1, grid) for n in range(shape.num_turns)]
         line = " ".join(["pass by red"] * shape.words_per_s).split()[: shape.words_per_s]
         previous = turns.speech_ids("pass by red ") * shape.previous_tokens
-        self.tokens = chunk_tokens(turns, seconds, [" ".join(line)] * len(seconds), previous[: shape.previous_tokens])
+        self.tokens = chunk_tokens(turns, chunk, [" ".join(line)] * len(chunk), previous[: shape.previous_tokens])
         self.vision = torch.randn(shape.num_turns * shape.rows * shape.columns, hidden_size).bfloat16()
         self.num_examples = num_examples
 
@@ -60,12 +60,12 @@ class RandomChunks(Dataset):
         return example_from(f"chunk {index}", self.tokens, self.vision)
 
     def length(self, index: int) -> int:
-        """Tokens of an example."""
+        """Return the number of tokens of an example."""
         return len(self.tokens)
 
 
 class _Measurement(Throughput):
-    """Counts from the step on at which all is warm."""
+    """Throughput after the warm-up steps."""
 
     def __init__(self, meter: Meter, *, num_warmup_steps: int, peak_tflops: float | None):
         super().__init__(meter, peak_tflops=peak_tflops)
@@ -79,7 +79,7 @@ class _Measurement(Throughput):
             self.meter.take_()
 
     def on_log(self, args, state, control, logs, **_):
-        """The figures are those of the whole measurement."""
+        """Add nothing to the logs, so that the meter keeps counting until the end of the measurement."""
 
 
 def measure_training(
@@ -93,20 +93,20 @@ def measure_training(
     device: str = "cpu",
     peak_tflops: float | None = None,
 ) -> dict[str, float]:
-    """Train a random model for ``fit.num_steps`` steps and return the figures of all but the first few.
+    """Train a random model for ``fit.num_steps`` steps and return the throughput after the warm-up steps.
 
-    architecture: as `random_model` takes it; lora: adapters instead of all weights. peak_tflops: of the device; by
-    default looked up by its name.
-    Returns tokens_per_s, video_s_per_s, data_wait, peak_memory_gb, mfu where the peak is known, the weights in
-    billions, those of them that are trained, the tokens of a chunk, and the seconds of a step.
-    Raises ConfigError for an architecture that cannot stream, and for a run without a step to be measured.
+    architecture: as `random_model` takes it. lora: train adapters instead of all weights. peak_tflops: of the device;
+    by default looked up by its name.
+    Returns tokens_per_s, video_s_per_s, data_wait, peak_memory_gb, mfu (if the peak is known), weights_b and trained_b
+    (all weights and trained weights, in billions), chunk_tokens and step_s.
+    Raises ConfigError for an architecture that cannot stream, and if no step is left after the warm-up.
     """
     if fit.num_steps is None or fit.num_steps <= num_warmup_steps:
         raise ConfigError(f"num_steps={fit.num_steps} leaves nothing to measure; give more than {num_warmup_steps}")
     torch.manual_seed(0)
-    place = torch.device(device)
+    torch_device = torch.device(device)
     model = random_model(
-        architecture, device=place, dtype=getattr(torch, weights_dtype), attention=_attention(fit, place)
+        architecture, device=torch_device, dtype=getattr(torch, weights_dtype), attention=_attention(fit, torch_device)
     )
     module = SFTModel(with_lora_(model, lora) if lora else model.hf)
     turns = TurnFormat(CachedTokenizer(model.tokenizer), temporal_step=2.0)
@@ -116,14 +116,14 @@ def measure_training(
         hidden_size=model.hf.config.text_config.hidden_size,
         num_examples=fit.batch_size * fit.num_steps,
     )
-    if place.type == "cuda":
-        peak_tflops = peak_tflops or known_peak_tflops(torch.cuda.get_device_name(place))
-        torch.cuda.reset_peak_memory_stats(place)
+    if torch_device.type == "cuda":
+        peak_tflops = peak_tflops or known_peak_tflops(torch.cuda.get_device_name(torch_device))
+        torch.cuda.reset_peak_memory_stats(torch_device)
     meter = Meter(turns.end_of_turn_id, flops=step_flops(model.hf))
     measurement = _Measurement(meter, num_warmup_steps=num_warmup_steps, peak_tflops=peak_tflops)
     _train(module, chunks, fit, model, measurement, device)
     passed = meter.take_()
-    return measurement.figures(passed, num_processes=1, device=place) | {
+    return measurement.figures(passed, num_processes=1, device=torch_device) | {
         "weights_b": sum(weight.numel() for weight in model.hf.parameters()) / 1e9,
         "trained_b": sum(weight.numel() for weight in module.parameters() if weight.requires_grad) / 1e9,
         "chunk_tokens": chunks.length(0),
@@ -152,20 +152,20 @@ def _attention(fit: FitSettings, device: torch.device) -> str:
     return fit.attention or ("flash_attention_2" if is_fast else "sdpa")
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Results by name of the case, as a table for people; a case that failed has an ``error`` instead of figures."""
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format the results by case as a table of text; a case that failed has an ``error`` instead of results."""
     columns = {
         "tokens/s": ("tokens_per_s", "{:,.0f}"),
-        "s of video/s": ("video_s_per_s", "{:.1f}"),
+        "video s/s": ("video_s_per_s", "{:.1f}"),
         "MFU": ("mfu", "{:.1%}"),
-        "memory GB": ("peak_memory_gb", "{:.1f}"),
+        "memory, GB": ("peak_memory_gb", "{:.1f}"),
         "data wait": ("data_wait", "{:.1%}"),
-        "s a step": ("step_s", "{:.2f}"),
+        "s/step": ("step_s", "{:.2f}"),
     }
     width = max(len(name) for name in results)
     lines = [" " * width + "".join(f"  {title:>12}" for title in columns)]
-    for name, figures in results.items():
-        cells = [form.format(figures[key]) if key in figures else "-" for key, form in columns.values()]
-        shown = f"  {figures['error']}" if "error" in figures else "".join(f"  {cell:>12}" for cell in cells)
+    for name, result in results.items():
+        cells = [form.format(result[key]) if key in result else "-" for key, form in columns.values()]
+        shown = f"  {result['error']}" if "error" in result else "".join(f"  {cell:>12}" for cell in cells)
         lines.append(f"{name:<{width}}{shown}")
     return "\n".join(lines)

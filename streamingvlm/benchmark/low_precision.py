@@ -1,4 +1,4 @@
-"""What smaller weights and a smaller cache do to what is said: Pitch, scored, and compared line by line."""
+"""The effect of low-precision weights and caches on the commentary: Pitch accuracy, and identical lines."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,17 @@ from streamingvlm.inference.stats import percentile
 _GREEDY = {"temperature": 0.0}
 
 
-def measure_lighter(
+def measure_low_precision(
     cases: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     duration_s: int,
     *,
     on_case: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Watch the matches of some seeds in each case, greedily, and compare what is said with the first case.
+    """Stream one match per seed in each case, with greedy sampling, and compare the lines with the first case.
 
-    cases: by name, ``model`` (as `load_model` takes it) and ``cache``. A case that cannot run here says why.
+    cases: ``model`` (as `load_model` takes it) and ``cache`` by name. A case that this machine cannot run has an
+    ``error`` instead of results.
     """
     results: dict[str, dict[str, Any]] = {}
     first: dict[int, PitchRun] = {}
@@ -33,11 +34,11 @@ def measure_lighter(
         try:
             session = StreamingSession.from_pretrained(**case["model"], cache=case["cache"], sampling=_GREEDY)
             runs = {seed: evaluate_pitch(session, seed=seed, duration_s=duration_s) for seed in seeds}
-        except (StreamingVLMError, NotImplementedError, RuntimeError) as error:  # kernels that a machine lacks
+        except (StreamingVLMError, NotImplementedError, RuntimeError) as error:  # kernels that the machine lacks
             results[name] = {"error": str(error).splitlines()[0]}
             continue
         first = first or runs
-        results[name] = _sizes(session) | {"runs": {str(seed): _figures(runs[seed], first[seed]) for seed in seeds}}
+        results[name] = _sizes(session) | {"runs": {str(seed): _compare(runs[seed], first[seed]) for seed in seeds}}
         del session
         gc.collect()
     return results
@@ -51,9 +52,9 @@ def _sizes(session: StreamingSession) -> dict[str, Any]:
     }
 
 
-def _figures(run: PitchRun, first: PitchRun) -> dict[str, Any]:
-    said, whole = ([second.said for second in of_run.watched] for of_run in (run, first))
-    same = [line == of_first for line, of_first in zip(said, whole, strict=True)]
+def _compare(run: PitchRun, first: PitchRun) -> dict[str, Any]:
+    lines, first_lines = ([second.said for second in of_run.watched] for of_run in (run, first))
+    same = [line == first_line for line, first_line in zip(lines, first_lines, strict=True)]
     return {
         "macro_f1": none_if_nan(run.report.macro_f1),
         "right_share": none_if_nan(run.right_share),

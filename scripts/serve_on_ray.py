@@ -1,4 +1,4 @@
-"""What ``serve.py serving=ray`` does: start replicas under Ray Serve, and the front that clients talk to."""
+"""Run ``serve.py serving=ray``: start replicas under Ray Serve, and the front server that clients connect to."""
 
 import os
 import tempfile
@@ -13,8 +13,8 @@ from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.logs import log_json
 
 
-def serve_replicas(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
-    """Start the replicas, and serve on a port that was taken until told to stop."""
+def serve_on_ray(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
+    """Start the replicas, then serve on a bound port until a signal."""
     given = {name: value for name, value in options["serving"].items() if name not in ("kind", "folder")}
     _prepare_ray(given["address"])
     try:
@@ -43,17 +43,20 @@ def _sessions_folder(serving: dict[str, Any]) -> Iterator[Path]:
         yield Path(str(serving["folder"])).expanduser().resolve()
         return
     if serving["address"] is not None:
-        raise ConfigError("serving.folder is not given; name one that all machines of the cluster see")
+        raise ConfigError("serving.folder is null but serving.address is set; name a folder shared by the cluster")
     with tempfile.TemporaryDirectory(prefix="streamingvlm-sessions-") as folder:
         yield Path(folder)
 
 
 def _prepare_ray(address: str | None):
-    """Set what Ray reads when it is imported: to tell nobody of its use, to serve nobody without its token, to have
-    its workers wait behind nobody, and to stay on loopback where the cluster is of this machine alone."""
+    """Set the environment that Ray reads at import.
+
+    Turns usage reports off, requires token authentication, and runs workers at normal priority. A cluster of this
+    machine alone binds to loopback.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_worker_niceness", "0")
     if address is None:
-        # The name is of the systems where this is the default; it has Ray take 127.0.0.1 for the address of the node.
+        # Despite its name, the setting also works on Linux: the node address becomes 127.0.0.1.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -1,0 +1,22 @@
+"""Write the results of benchmarks into the performance page: ``python dev/write_performance.py``."""
+
+from pathlib import Path
+from typing import Any
+
+import scripts_path  # noqa: F401  before the imports from scripts/
+from command_line import CommandLine, run
+
+COMMAND_LINE = CommandLine("write_performance", plain="folder", text=("path",))
+
+
+def main(options: dict[str, Any]):
+    """Read the records of the folder and write the page."""
+    from streamingvlm.benchmark.performance_page import read_records, write_page
+
+    records = read_records(Path(options["folder"]))
+    write_page(records, Path(options["path"]))
+    print(f"{options['path']}: {len(records)} records from {options['folder']}")
+
+
+if __name__ == "__main__":
+    run(main, COMMAND_LINE)
