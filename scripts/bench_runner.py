@@ -36,7 +36,7 @@ def bench(options: Options):
     """Measure the requested parts; print tables and, as the last line, the record, which is saved as well."""
     check_options(options)
     # Benchmark settings differ from the settings of training on purpose: the warnings would repeat that in each run.
-    logging.getLogger("streamingvlm.inference.setup").setLevel(logging.ERROR)
+    logging.getLogger("streamingvlm.inference.stream_config").setLevel(logging.ERROR)
     console = Console(stderr=True)
     with torch_threads(options["num_threads"]):
         model = open_model(options)

@@ -37,7 +37,7 @@ def measure_batching(
     cache = resolve(CacheConfig, cache, model.stream_defaults)
     stream_options = {"cache": cache, "video": video, "sampling": settings.sampling}
     engine = Engine(model, num_slots=num_streams, cache_dtype=cache.dtype)
-    batched = [engine.open(**stream_options) for _ in range(num_streams)]
+    batched = [StreamingSession(engine.model, engine=engine, **stream_options) for _ in range(num_streams)]
     sequential = [StreamingSession(model, **stream_options) for _ in range(num_streams)]
     frames = load_turns(settings.source, video, height=settings.height, width=settings.width)
     footage = [
@@ -79,6 +79,6 @@ def _run_sequential(sessions: Sequence[StreamingSession], footage: Footage, num_
 def _run_batched(engine: Engine, sessions: Sequence[StreamingSession], footage: Footage, num_turns: int):
     for _ in range(num_turns):
         futures = [session.submit(next(video_turns)) for session, video_turns in zip(sessions, footage, strict=True)]
-        engine.run()
+        engine.run_until_idle()
         for future in futures:
             future.result()

@@ -108,7 +108,7 @@ def _stream_back_to_back(
     num_fill = turns_to_fill(cache, video)
     num_turns = num_fill + max(2, round(trial_s / video.turn_s))
     with Engine(model, num_slots=1, cache_dtype=cache.dtype) as engine:
-        session = engine.open(cache=cache, video=video, sampling=settings.sampling)
+        session = StreamingSession(engine.model, engine=engine, cache=cache, video=video, sampling=settings.sampling)
         footage = islice(with_timestamps(cycle(frames), video.turn_s), num_turns)
         in_flight = deque(session.submit(video_turn) for video_turn in islice(footage, _NUM_IN_FLIGHT))
         finished_at: list[float] = []
@@ -229,7 +229,9 @@ class LoadGenerator:
         self._close_from(0)
 
     def _open_stream(self) -> tuple[StreamingSession, Iterator[VideoTurn]]:
-        session = self.engine.open(cache=self.cache, video=self.video, sampling=self.settings.sampling)
+        session = StreamingSession(
+            self.engine.model, engine=self.engine, cache=self.cache, video=self.video, sampling=self.settings.sampling
+        )
         return session, with_timestamps(
             loop_from(self.frames, LOOP_OFFSET_TURNS * len(self.streams)), self.video.turn_s
         )

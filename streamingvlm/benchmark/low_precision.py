@@ -48,7 +48,7 @@ def _sizes(session: StreamingSession) -> dict[str, Any]:
     weights = session.model.hf.parameters()
     return {
         "weight_mb": round(sum(num_bytes(weight) for weight in weights) / 2**20, 3),
-        "cache_bytes_per_token": session.decoder.kv.pool.bytes_per_token,
+        "cache_bytes_per_token": session.engine.runner.pool.bytes_per_token,
     }
 
 

@@ -75,7 +75,7 @@ def measure_mode(
                     turns.append(metrics)
                     if on_turn:
                         on_turn(metrics)
-                    if stop_reason := limits.passed_by(session):
+                    if stop_reason := limits.exceeded(session.stats, session.cache_bytes):
                         break
                 if model.device.type == "cuda" and not stop_reason:
                     session.stats = SynchronizedStats(session.stats.capacity_tokens)

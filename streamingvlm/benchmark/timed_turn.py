@@ -7,7 +7,6 @@ from itertools import pairwise
 import psutil
 import torch
 
-from streamingvlm.inference.job import SpokenTurn
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.video.clock import VideoTurn
@@ -40,24 +39,6 @@ class TurnMetrics:
         return self.latency_s / max(1, self.num_tokens)
 
 
-class TimedTurn(SpokenTurn):
-    """A turn that records its token times and its prefill length; submitted like any other turn."""
-
-    def __init__(self, session: StreamingSession, second: VideoTurn):
-        super().__init__(session, second, "", session.sampling_config.max_new_tokens)
-        self.token_at: list[float] = []
-        self.num_prefill_tokens = self.num_context_tokens = 0
-
-    def open_(self):
-        super().open_()
-        self.num_prefill_tokens = sum(map(len, self.decoder.waiting()))
-        self.num_context_tokens = self.decoder.num_tokens
-
-    def take_(self, token: int):
-        super().take_(token)
-        self.token_at.append(time.perf_counter())
-
-
 class SynchronizedStats(SessionStats):
     """Stage times with a CUDA synchronization at the end of each stage.
 
@@ -65,25 +46,24 @@ class SynchronizedStats(SessionStats):
     not measured in these turns.
     """
 
-    def spent_(self, name: str, spent_s: float):
+    def record_stage(self, name: str, duration_s: float):
         started = time.perf_counter()
         torch.cuda.synchronize()
-        super().spent_(name, spent_s + time.perf_counter() - started)
+        super().record_stage(name, duration_s + time.perf_counter() - started)
 
 
 def measure_turn(session: StreamingSession, video_turn: VideoTurn) -> TurnMetrics:
     """Run one turn of a session and return its measurements."""
-    job = TimedTurn(session, video_turn)
-    session.engine.submit(job)
-    line = session.engine.wait_for(job)
+    request = session.turn_request(video_turn)
+    line = session.engine.submit_and_wait(request)
     return TurnMetrics(
         start_s=line.start_s,
         latency_s=line.latency_s,
-        stages=session.stats.newest,
-        inter_token_s=tuple(later - earlier for earlier, later in pairwise(job.token_at)),
+        stages=session.stats.latest,
+        inter_token_s=tuple(later - earlier for earlier, later in pairwise(request.token_times)),
         num_tokens=line.num_tokens,
-        num_prefill_tokens=job.num_prefill_tokens,
-        num_context_tokens=job.num_context_tokens,
-        grid=job.turn.grid,
+        num_prefill_tokens=request.num_prefill_tokens,
+        num_context_tokens=request.num_context_tokens,
+        grid=request.turn.grid,
         resident_mb=psutil.Process().memory_info().rss / _BYTES_PER_MB,
     )

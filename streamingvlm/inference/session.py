@@ -180,6 +180,11 @@ class StreamingSession:
         return self._stream.sequence.layout
 
     @property
+    def cache_bytes(self) -> int:
+        """Memory reserved for the stream's keys and values."""
+        return self._stream.sequence.kv.num_bytes
+
+    @property
     def stats(self) -> SessionStats:
         """Latency by stage, cache fill, real-time factor."""
         return self._stream.stats

@@ -67,14 +67,14 @@ def test_streams_are_added_until_they_are_too_slow(model):
 
 
 def test_a_full_engine_fails_the_trial(model, monkeypatch):
-    admitted = Engine.admit_
+    add_stream = Engine.add_stream
 
-    def admit_two(engine, *args):
+    def add_two(engine, *args, **settings):
         if engine.num_streams == 2:
             raise EngineFull("the engine has room for 0 more tokens")
-        return admitted(engine, *args)
+        return add_stream(engine, *args, **settings)
 
-    monkeypatch.setattr(Engine, "admit_", admit_two)
+    monkeypatch.setattr(Engine, "add_stream", add_two)
     found = max_streams(model, SMALL, SETTINGS, search_limit=8, trial_s=0.2, p95_s=60.0)
     assert found["highest"] == 2
     assert {trial["stop_reason"] for trial in found["trials"] if not trial["passed"]} == {
@@ -92,7 +92,7 @@ def test_the_load_generator_opens_and_closes_streams(model):
 
 
 def test_a_bug_in_a_turn_is_raised(model, monkeypatch):
-    monkeypatch.setattr("streamingvlm.inference.job.SpokenTurn.take_", lambda *_: 1 / 0)
+    monkeypatch.setattr("streamingvlm.inference.requests.GenerateTurn.append", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         max_streams(model, SMALL, SETTINGS, search_limit=1, trial_s=0.2, p95_s=60.0)
 

@@ -52,7 +52,7 @@ class Stream:
 
     def step(self, picture: torch.Tensor):
         index = self.session.num_turns
-        self.session.hear(VideoTurn(index, *self.when(index), picture), self.lines[index])
+        self.session.step(VideoTurn(index, *self.when(index), picture), reply=self.lines[index])
         self.grids.append(self.session.vision.features(picture).grid)
 
     def when(self, index: int) -> tuple[float, float]:
@@ -75,7 +75,7 @@ class Stream:
         return chunk_tokens(self.turns, seconds, self.lines[first : last + 1], before, query=self.query)
 
     def held(self) -> Tokens:
-        return Tokens(tuple(self.session.decoder.ids), self.session.layout.segments)
+        return Tokens(tuple(self.session.inspect().ids), self.session.layout.segments)
 
 
 def kinds(tokens: Tokens) -> list:
@@ -131,7 +131,7 @@ def test_a_cache_holds_the_chunk_that_training_shows(models, model_type, data):
         stream.step(frames(last, video.num_frames, data.draw(st.sampled_from([28, 56]))))
         chunk = stream.chunk(stream.first_turn_kept(last), last)
         assert len(stream.held()) == len(chunk)
-        assert_same(stream.held(), stream.session.decoder.positions, chunk)
+        assert_same(stream.held(), stream.session.inspect().positions, chunk)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -152,7 +152,7 @@ def test_the_chunks_of_a_plan_begin_as_the_cache_stood(models, model_type):
         stream.step(frames(last))
         first = stream.first_turn_kept(last)
         if first in chunks:
-            assert_same(stream.held(), stream.session.decoder.positions, chunks[first])
+            assert_same(stream.held(), stream.session.inspect().positions, chunks[first])
             met.append((first, last))
     assert met == [(0, 0), (0, 1), (0, 2), (0, 3), (3, 6), (6, 9), (9, 12), (12, 15), (15, 18)]
     whole = sum(len(stream.turns.speech_ids(line)) for line in lines[:15])

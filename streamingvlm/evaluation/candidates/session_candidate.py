@@ -76,7 +76,7 @@ class SessionCandidate:
             if self.before_question == "comment":
                 session.step(newest)
             else:
-                session.hear(newest, "")
+                session.step(newest, reply="")
             newest = turn
         return session.step(newest, question=question, max_new_tokens=max_new_tokens).text
 

@@ -51,7 +51,7 @@ def evaluate_pitch(
         rows.append(_row(session, line, style.reference_line(second), style))
         if on_line:
             on_line(line, rows[-1].truth)
-        if stopped := limits.passed_by(session):
+        if stopped := limits.exceeded(session.stats, session.cache_bytes):
             break
     rows.extend(_unreached(second, style) for second in seconds)
     return PitchRun(

@@ -93,7 +93,7 @@ def test_the_last_frames_keep_the_text_that_was_given_and_none_of_their_own(matc
     assert speech <= {len(said) - 1}
     previous = sum(s.num_tokens for s in session.layout.segments if s.kind is SegmentKind.PREVIOUS)
     assert previous == len(session.format.encode_plain("Red against black."))
-    assert session.format.decode(session.decoder.ids).count("Time=") == 2
+    assert session.format.decode(session.inspect().ids).count("Time=") == 2
 
 
 def test_long_text_from_before_is_cut_for_the_last_frames_as_for_any_session(match, last_frames):

@@ -120,7 +120,7 @@ def test_a_silent_session_generates_nothing_before_a_question_and_a_commenting_o
 
     def step(session, second, **kwargs):
         if kwargs.get("question"):
-            texts[session.is_silent_before] = session.model.tokenizer.decode(session.decoder.ids)
+            texts[session.is_silent_before] = session.model.tokenizer.decode(session.inspect().ids)
         return original(session, second, **kwargs)
 
     monkeypatch.setattr(StreamingSession, "step", step)
