@@ -64,17 +64,13 @@ def watched(monkeypatch):
     """What sessions were shown: the start of each turn, the numbers of its frames, and its question."""
     seen = []
 
-    def spy(name):
-        original = getattr(StreamingSession, name)
+    original = StreamingSession.step
 
-        def watch(session, second, *args, **kwargs):
-            seen.append((second.start_s, numbers_of(second.frames), kwargs.get("question", "")))
-            return original(session, second, *args, **kwargs)
+    def watch(session, second, *args, **kwargs):
+        seen.append((second.start_s, numbers_of(second.frames), kwargs.get("question", "")))
+        return original(session, second, *args, **kwargs)
 
-        monkeypatch.setattr(StreamingSession, name, watch)
-
-    spy("step")
-    spy("hear")
+    monkeypatch.setattr(StreamingSession, "step", watch)
     return seen
 
 
@@ -135,7 +131,13 @@ def test_a_silent_session_generates_nothing_before_a_question_and_a_commenting_o
 def test_an_answer_may_be_longer_than_a_turn_of_commentary(model, match, monkeypatch):
     said = []
     original = StreamingSession.step
-    monkeypatch.setattr(StreamingSession, "step", lambda *args, **kw: said.append(original(*args, **kw)) or said[-1])
+
+    def step(session, *args, **kwargs):
+        line = original(session, *args, **kwargs)
+        said.extend([line] if kwargs.get("reply") is None else [])
+        return line
+
+    monkeypatch.setattr(StreamingSession, "step", step)
     candidate = SessionCandidate(model, video=VIDEO, sampling=GREEDY)
     for limit in (None, 30):
         candidate.answer(Clip(match, 0.0, 2.0), "Who?", max_new_tokens=limit)
