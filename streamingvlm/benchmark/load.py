@@ -22,7 +22,7 @@ from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.limits import is_out_of_memory
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 Given = Mapping[str, Any] | None
 # Turns handed over ahead: while one is spoken to, the next can be seen.

@@ -85,7 +85,7 @@ def survey_sources(
             found.unusable[video] = probed
         else:
             found.probes[video] = probed
-            found.num_text_bytes += round(probed.num_chunks * turn_s * BYTES_A_SPOKEN_SECOND)
+            found.num_text_bytes += round(probed.num_turns * turn_s * BYTES_A_SPOKEN_SECOND)
     log.info("%d videos checked, %d of them cannot be used", len(found.num_recordings), len(found.unusable))
     return found
 
@@ -107,7 +107,7 @@ def distinct_entries(sources: Iterable[Source]) -> Iterator[Entry | Refusal]:
 
 def part_of(entry: Entry, probe: VideoProbe, *, turn_s: float) -> Part:
     """Return the part of its video that an entry means; DataError where that is less than a turn."""
-    there_s = probe.num_chunks * turn_s
+    there_s = probe.num_turns * turn_s
     start_s, end_s = entry.said.start_s, entry.said.end_s
     until_s = there_s if end_s is None else min(end_s, there_s)
     num_turns = math.floor((until_s - start_s) / turn_s + TIME_SLACK_S)
@@ -130,7 +130,7 @@ def _probed(video: Path, *, fps: float, turn_s: float, min_video_s: float) -> Vi
         probe = probe_video(video, fps=fps, turn_s=turn_s)
     except VideoError as error:
         return str(error)
-    duration_s = probe.num_chunks * turn_s
+    duration_s = probe.num_turns * turn_s
     if duration_s < min_video_s:
         return f"lasts {duration_s:g} s, less than min_video_s={min_video_s:g}"
     return probe

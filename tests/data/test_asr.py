@@ -80,7 +80,7 @@ def test_a_video_is_listened_to_once_until_it_changes(tmp_path, recogniser, list
 
 def test_times_count_from_the_start_of_the_video_in_every_piece(tmp_path, recogniser, monkeypatch):
     video = write_video(tmp_path / "clip.mp4", 40, tone_at_s=[5, 25, 35])
-    monkeypatch.setattr("streamingvlm.video.audio.read_sound.__kwdefaults__", {"piece_s": 10.0})
+    monkeypatch.setattr("streamingvlm.video.audio.read_audio.__kwdefaults__", {"piece_s": 10.0})
     words = mend(recogniser.cues(video))[0].words
     assert [round(word.start_s) for word in words] == [5, 25, 35]
 
@@ -97,7 +97,7 @@ def test_nothing_half_made_is_kept(tmp_path):
 
 
 def test_a_video_without_sound_is_named(tmp_path, recogniser):
-    with pytest.raises(VideoError, match="has no sound"):
+    with pytest.raises(VideoError, match="has no audio"):
         recogniser.cues(write_video(tmp_path / "clip.mp4", 2))
 
 

@@ -32,7 +32,7 @@ from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import ELLIPSIS, TurnFormat
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 _JPEG_QUALITY = 85
 _PIXELS_PER_TOKEN = 28 * 28
