@@ -1,6 +1,7 @@
 """Real video files in which every frame shows its own number."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,15 @@ def _cut(path: Path, *, keep: float) -> Path:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
+
+
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    """Let threads switch after every few bytecodes, so that unlocked reads of shared state fail within a second."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
 
 
 @pytest.fixture

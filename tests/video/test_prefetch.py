@@ -171,6 +171,18 @@ def test_a_consumer_that_waits_only_after_close_gets_the_end():
     assert len(seen) == 0
 
 
+def test_close_may_come_while_the_thread_starts(frequent_switches):
+    for delay in range(500):
+        ahead = Prefetch(iter(range(3)), depth=1, name="decode test", stop=threading.Event())
+        consumer = threading.Thread(target=list, args=(ahead,), daemon=True)
+        consumer.start()
+        sum(range(delay % 50))
+        ahead.close()
+        consumer.join(20)
+        assert not consumer.is_alive()
+    assert decoding_threads() == []
+
+
 def test_many_readers_leak_neither_threads_nor_files(tmp_path, write_clip, regular_times):
     path = write_clip(tmp_path / "clip.mp4", regular_times(25, 100))
     process = psutil.Process()

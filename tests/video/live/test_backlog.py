@@ -1,7 +1,8 @@
 """The lag policies, with a model of given speed and simulated time: only threads wait here."""
 
 import threading
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -106,7 +107,10 @@ def test_degrade_drops_beyond_its_lag():
 
 
 def simulate(policy, *, turn_s, duration_s=600, **settings):
-    """Run a stream of one-second turns and a model that takes `turn_s(detail)`: turns, ages of answers, most waiting."""
+    """Run a stream of one-second turns and a model that takes `turn_s(detail)` for each.
+
+    Returns the turns, the ages of the answers and the most frames that waited.
+    """
     waiting, now_s, produced = backlog(policy, **settings), 0.0, 0
     turns, ages_s, max_waiting = [], [], 0
     while now_s < duration_s:
@@ -220,3 +224,59 @@ def test_subsampling_keeps_the_newest():
         left = subsample(frames, num_frames).flatten().tolist()
         assert len(left) == min(7, num_frames)
         assert left[-1] == 6 and left == sorted(set(left))
+
+
+def test_an_error_after_clear_is_discarded():
+    waiting = backlog("drop")
+    waiting.clear()
+    waiting.end(VideoError("the camera is gone"))
+    assert waiting.take() is None
+
+
+def test_counts_may_be_read_while_another_thread_puts_and_takes(frequent_switches):
+    waiting = backlog("wait", max_frames=401)
+    for start_s in range(200):
+        waiting.put(make_turn(start_s))
+    stop = threading.Event()
+
+    def replace_turns():
+        while not stop.is_set():
+            waiting.take()
+            waiting.put(make_turn(200))
+
+    thread = threading.Thread(target=replace_turns)
+    thread.start()
+    try:
+        deadline_s = time.monotonic() + 1
+        while time.monotonic() < deadline_s:
+            assert waiting.num_frames in (398, 400)
+            assert waiting.num_bytes in (398 * 12, 400 * 12)
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+@dataclass(frozen=True, eq=False)
+class SlowTurn(VideoTurn):
+    """Copying it, as `take` does, gives other threads time to run."""
+
+    def __post_init__(self):
+        time.sleep(0.001)
+
+
+def test_turns_dropped_during_a_take_are_counted():
+    waiting = backlog("drop")
+    num_put = 300
+    turns = [SlowTurn(i, float(i), i + 1.0, make_turn(0).frames) for i in range(num_put)]
+
+    def put_all():
+        for turn in turns:
+            waiting.put(turn)
+            time.sleep(0.0002)
+        waiting.end()
+
+    thread = threading.Thread(target=put_all)
+    thread.start()
+    taken = list(iter(waiting.take, None))
+    thread.join(10)
+    assert sum(turn.end_s - turn.start_s + turn.dropped_s for turn in taken) == num_put

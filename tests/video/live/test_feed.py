@@ -1,6 +1,8 @@
 """Reconnecting, with fake connections that break."""
 
+import logging
 import threading
+import time
 
 import pytest
 import torch
@@ -40,7 +42,7 @@ class FakeConnection:
         self.is_closed = True
 
 
-def feed_of(first, *others, config=FAST_RETRIES, early="keep"):
+def feed_of(first, *others, config=FAST_RETRIES, early="keep", feed_class=ConnectionFeed):
     """A feed whose reconnects give these in turn: connections, or errors to raise."""
     attempts = iter(others)
 
@@ -50,7 +52,7 @@ def feed_of(first, *others, config=FAST_RETRIES, early="keep"):
             raise attempt
         return attempt
 
-    return ConnectionFeed(first, connect, LiveClock(early), config, shown="fake://camera", stop=threading.Event())
+    return feed_class(first, connect, LiveClock(early), config, shown="fake://camera", stop=threading.Event())
 
 
 def times_and_gaps(feed):
@@ -122,3 +124,52 @@ def test_of_the_first_burst_of_a_camera_only_the_newest_frame_is_kept():
     feed = feed_of(FakeConnection([float(i) for i in range(10)], has_ended=True), early="newest")
     [only] = times_and_gaps(feed)
     assert 0 <= only < 1
+
+
+class SlowlySwitched(ConnectionFeed):
+    """A feed that gives other threads time to run in the middle of a switch between connections."""
+
+    @property
+    def _connection(self):
+        return self.__dict__["_connection"]
+
+    @_connection.setter
+    def _connection(self, connection):
+        time.sleep(0.001)
+        self.__dict__["_connection"] = connection
+
+
+def test_counts_agree_when_they_are_read_during_a_reconnect(caplog):
+    caplog.set_level(logging.ERROR)
+    connections = [FakeConnection([0.0]) for _ in range(40)]
+    for number, connection in enumerate(connections):
+        connection.skipped.num_packets = number
+    feed = feed_of(*connections, VideoError("no more"), feed_class=SlowlySwitched)
+
+    def watch():
+        with pytest.raises(VideoError, match="no more"):
+            list(feed.events())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    while thread.is_alive():
+        counts = feed.skipped
+        assert counts.num_packets == sum(range(counts.num_reconnects + 1))
+    assert feed.skipped.num_reconnects == 39
+
+
+def test_packets_skipped_during_a_seek_are_never_counted():
+    counted = []
+
+    class Seeking(FakeConnection):
+        def seek(self, start_s):
+            super().seek(start_s)
+            self.skipped.num_packets = 50
+            counted.append(feed.skipped.num_packets)
+            self.skipped.num_packets = 0
+
+    feed = feed_of(
+        FakeConnection([0.0, 0.5], is_recording=True), Seeking([0.0, 0.5], is_recording=True, has_ended=True)
+    )
+    list(feed.events())
+    assert counted == [1]
