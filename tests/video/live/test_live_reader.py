@@ -125,7 +125,7 @@ def test_user_and_password_are_used_and_never_shown(camera, caplog):
     server = camera(epoch_s=time.time(), credentials="me:se/cret")
     with open_source(f"rtsp://me:se%2Fcret@127.0.0.1:{server.port}/stream?key=hidden", live=FAST_RETRIES) as video:
         next(video)
-        server.break_off()
+        server.disconnect_clients()
         next(video)
         while video.skipped.num_reconnects == 0:
             next(video)
@@ -261,7 +261,7 @@ def test_the_network_cannot_reach_files_or_other_protocols(page, camera_clip, tm
             open_source(f"{server.address}/trap")
         assert "\n" not in str(caught.value)
         # The next test shows that FFmpeg follows these pages without the whitelists.
-        assert server.asked_for == ["/trap"]
+        assert server.requested == ["/trap"]
 
 
 def test_the_traps_are_traps(camera_clip, tmp_path):
