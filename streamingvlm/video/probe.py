@@ -9,7 +9,7 @@ from streamingvlm.errors import VideoError
 from streamingvlm.video.reader import open_video
 
 TAIL_S = 3.0
-"""How much of the end is decoded. The keyframe from which decoding starts may lie further back."""
+"""Length of the end that is decoded. The keyframe from which decoding starts may lie further back."""
 
 
 @dataclass(frozen=True)

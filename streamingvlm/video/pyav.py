@@ -37,7 +37,7 @@ EARLY_END_S = 0.5
 """In an intact file, too, the announced end and the end of the last frame may differ by a few frames."""
 
 SEEK_MARGINS_S = (0.0, 10.0, math.inf)
-"""How far before the wanted time to look for a keyframe, in this order; the last one goes back to the start."""
+"""Distances before the target at which a keyframe is searched, in this order; the last one is the start."""
 
 BEFORE_START_S = 10.0
 """To seek to the start, some containers need a target time well before it."""

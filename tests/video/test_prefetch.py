@@ -130,14 +130,14 @@ def test_an_error_in_the_thread_is_raised_in_its_place():
 
 def test_closing_from_another_thread_ends_a_blocked_loop():
     video = reader(FakeSource())
-    seen = []
+    received = []
 
     def watch():
-        seen.extend(turn.index for turn in video)
+        received.extend(turn.index for turn in video)
 
     consumer = threading.Thread(target=watch, daemon=True)
     consumer.start()
-    wait_until(lambda: len(seen) > 0 or decoding_threads())
+    wait_until(lambda: len(received) > 0 or decoding_threads())
     video.close()
     consumer.join(20)
     assert not consumer.is_alive()
@@ -160,15 +160,15 @@ def test_a_consumer_that_waits_only_after_close_gets_the_end():
             self.__dict__["_ready"] = queue
 
     ahead = Held(iter(range(1000)), depth=1, name="decode test", stop=threading.Event())
-    seen = []
-    consumer = threading.Thread(target=lambda: seen.extend(ahead), daemon=True)
+    received = []
+    consumer = threading.Thread(target=lambda: received.extend(ahead), daemon=True)
     consumer.start()
     assert about_to_wait.wait(20)
     ahead.close()
     closed.set()
     consumer.join(20)
     assert not consumer.is_alive()
-    assert len(seen) == 0
+    assert len(received) == 0
 
 
 def test_close_may_come_while_the_thread_starts(frequent_switches):
@@ -194,7 +194,7 @@ def test_many_readers_leak_neither_threads_nor_files(tmp_path, write_clip, regul
         next(video)
         video.close()
     gc.collect()
-    assert process.num_threads() <= num_threads
+    wait_until(lambda: process.num_threads() <= num_threads)  # a joined thread may still be exiting
     assert process.num_fds() <= num_files
 
 

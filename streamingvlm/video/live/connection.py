@@ -45,7 +45,7 @@ DELAYING_FORMATS = frozenset({"rtsp", "mpegts"})
 """FFmpeg finds the end of a frame in these when the next one begins, and returns it only then."""
 
 PROBE_S, PROBE_BYTES = 1.0, 2_000_000
-"""How much of a stream FFmpeg may probe. Its default of 5 seconds delays the first frame of a camera."""
+"""Limits of FFmpeg's probe of a stream. Its default of 5 seconds delays the first frame of a camera."""
 
 RTSP_PROBE_BYTES = "32"
 """FFmpeg's minimum. RTSP describes its streams before they begin, and probing a slow one takes seconds."""

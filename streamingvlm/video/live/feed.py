@@ -29,7 +29,7 @@ MAX_OVERLAP_S = 60.0
 """HLS may repeat at most this much of the stream after a reconnect."""
 
 IDLE_S = 0.05
-"""How often stream time advances while no frame is pushed."""
+"""Stream time advances this often while no frame is pushed."""
 
 
 class Feed(Protocol):
@@ -40,7 +40,7 @@ class Feed(Protocol):
 
     @property
     def skipped(self) -> SkipCounts:
-        """What could not be shown so far."""
+        """Counts of what could not be shown so far."""
 
     def events(self) -> Iterator[DecodedFrame | float]:
         """Yield frames with their stream times, and stream times before which no more frames will come."""
@@ -96,7 +96,7 @@ class ConnectionFeed:
 
     @property
     def skipped(self) -> SkipCounts:
-        """What could not be shown so far, summed over all connections."""
+        """Counts of what could not be shown so far, summed over all connections."""
         with self._swap:
             total = _sum(self._past, self._connection.skipped)
         return replace(total, lost_s=total.lost_s + total.gap_s + self.clock.lost_s, gap_s=0.0, missing_s=0.0)
@@ -178,7 +178,7 @@ class ConnectionFeed:
         return self._connect is None or self._connection.has_ended
 
     def _reconnect(self) -> bool:
-        """Retry until a connection is open; False if the stream has ended meanwhile or the reader was closed.
+        """Retry until a connection is open; False if the stream has ended or the reader was closed.
 
         Raises VideoError after `live.retry_for_s`.
         """
@@ -225,7 +225,7 @@ class PacedFeed:
 
     @property
     def skipped(self) -> SkipCounts:
-        """What could not be shown so far."""
+        """Counts of what could not be shown so far."""
         return self._source.skipped
 
     def events(self) -> Iterator[DecodedFrame | float]:

@@ -95,7 +95,7 @@ class LiveReader:
 
     @property
     def skipped(self) -> SkipCounts:
-        """What of the stream could not be shown so far, a little ahead of the caller."""
+        """Counts of what could not be shown so far, a little ahead of the caller."""
         return self._feed.skipped
 
     def __iter__(self) -> Iterator[VideoTurn]:

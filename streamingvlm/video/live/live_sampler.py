@@ -7,7 +7,7 @@ from streamingvlm.video.sampling_grid import SamplingGrid
 from streamingvlm.video.source import DecodedFrame
 
 LATE_SHARE = 0.25
-"""How long after its sampling time a frame may come and still be sampled, as a share of the frame interval.
+"""The greatest delay of a frame after its sampling time, as a share of the frame interval.
 
 Where a camera delivers exactly the requested frame rate, each frame comes just before or just after its sampling time.
 """
