@@ -29,8 +29,8 @@ class VideoInfo:
 class SkipCounts:
     """Counts of the parts of a video that could not be shown.
 
-    The reading thread alone writes them, and each count is independent and only grows. So other threads may read them
-    without a lock; they are a little ahead of the turns that were taken.
+    One thread writes them. Once the source is open, each count only grows and none depends on another, so other threads
+    may read them without a lock. They are a little ahead of the turns that were taken.
     """
 
     num_packets: int = 0  # packets that could not be read or decoded
