@@ -17,7 +17,7 @@ from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.pitch import Match, render
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_PER_HOUR = 3600

@@ -1,4 +1,4 @@
-"""Servers and senders on loopback for what is live, and the pictures that they show."""
+"""Servers and senders of live streams on loopback."""
 
 import contextlib
 import http.server
@@ -16,7 +16,7 @@ FPS = 25
 
 
 def write_camera_file(path, images, fps):
-    """Write images, uint8 [H, W, 3], as a camera codes them: H.264 without B-frames, a key picture every second."""
+    """Write images, uint8 [H, W, 3], as a camera encodes them: H.264 without B-frames, a keyframe every second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"tune": "zerolatency", "bf": "0", "g": str(fps)})
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 90_000)
@@ -32,7 +32,7 @@ def write_camera_file(path, images, fps):
 
 @contextlib.contextmanager
 def ffmpeg(*words, **options):
-    """FFmpeg's own program in a process, ended with the block."""
+    """Run the ffmpeg program in a process that ends with the block."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", *map(str, words)]
     process = subprocess.Popen(command, **options)
     try:
@@ -45,7 +45,7 @@ def ffmpeg(*words, **options):
 
 
 class WebServer(http.server.ThreadingHTTPServer):
-    """Serves a folder; `pages` are made when they are asked for: a path to bytes, or to an address to go to instead."""
+    """Serve a folder and `pages`: a path to a function that returns bytes, or an address to redirect to."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -53,7 +53,7 @@ class WebServer(http.server.ThreadingHTTPServer):
     def __init__(self, folder=".", port=0):
         self.folder = str(folder)
         self.pages = {}
-        self.asked_for = []
+        self.requested = []
         super().__init__(("127.0.0.1", port), _Page)
 
     @property
@@ -75,7 +75,7 @@ class _Page(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        self.server.asked_for.append(path)
+        self.server.requested.append(path)
         page = self.server.pages.get(path)
         if page is None:
             return super().do_GET()
@@ -96,16 +96,16 @@ class _Page(http.server.SimpleHTTPRequestHandler):
 
 
 class LivePlaylist:
-    """The playlist of an endless HLS stream: the segments of a finished one come up one by one, in real time."""
+    """The playlist of a live HLS stream: the segments of a recording are published one by one in real time."""
 
     def __init__(self, clip, folder, segment_s=1):
         self.segment_s = segment_s
         with av.open(str(clip)) as source:
-            given = source.streams.video[0]
+            original = source.streams.video[0]
             options = {"hls_time": str(segment_s), "hls_list_size": "0"}
             with av.open(str(Path(folder) / "all.m3u8"), "w", format="hls", options=options) as target:
-                stream = target.add_stream_from_template(given)
-                for packet in source.demux(given):
+                stream = target.add_stream_from_template(original)
+                for packet in source.demux(original):
                     if packet.size:
                         packet.stream = stream
                         target.mux(packet)
@@ -114,7 +114,7 @@ class LivePlaylist:
         self.ends_s = float("inf")
 
     def __call__(self):
-        """The four newest segments as bytes of a playlist; from `ends_s` on it says that no more are to come."""
+        """Return a playlist of the four newest segments, as bytes; from `ends_s` on it ends the stream."""
         now_s = min(time.monotonic(), self.ends_s)
         newest = min(self.num_segments, int((now_s - self.began_s) / self.segment_s))
         first = max(0, newest - 4)

@@ -1,9 +1,9 @@
-"""A camera: a small RTSP server (RFC 2326) that shows an H.264 file for ever, in real time, over TCP (RFC 6184).
+"""A camera: a small RTSP server (RFC 2326) that loops an H.264 file in real time, over TCP (RFC 6184).
 
     python rtsp_server.py clip.mp4 8554 [epoch_s]
 
-What it shows follows the clock on the wall, whoever watches and however often it is restarted: picture n of the endless
-show appears at `epoch_s + n / fps`. A client begins with the newest picture from which decoding can begin.
+The stream follows the wall clock across clients and restarts: frame n of the endless stream appears at
+`epoch_s + n / fps`. A client begins with the newest keyframe.
 """
 
 import base64
@@ -25,7 +25,7 @@ FU_A = 28
 
 @dataclass(frozen=True)
 class AccessUnit:
-    """One coded picture: when it is shown, and its NAL units without start codes."""
+    """One coded frame: its time, and its NAL units without start codes."""
 
     time_s: float
     is_key: bool
@@ -49,7 +49,7 @@ class Clip:
             self.duration_s = float(stream.duration * stream.time_base)
 
     def from_newest_key(self, shown_s):
-        """Yield the time in the endless show and the units, from the newest key picture at or before that time."""
+        """Yield times in the endless stream and access units, from the newest keyframe at or before `shown_s`."""
         loop, within_s = divmod(shown_s, self.duration_s)
         first = max(i for i, unit in enumerate(self.units) if unit.is_key and unit.time_s <= within_s)
         while True:
@@ -59,13 +59,13 @@ class Clip:
 
 
 class RtspServer(socketserver.ThreadingTCPServer):
-    """Serves one clip to many clients; `close` breaks all connections off at once."""
+    """Serve one clip to many clients; `close` ends all connections at once."""
 
     allow_reuse_address = True
     daemon_threads = True
 
     def __init__(self, path, port=0, *, epoch_s=0.0, credentials=None):
-        """`epoch_s`: when the show began, by `time.time()`; `credentials`: "user:password" that is asked for."""
+        """`epoch_s`: the start of the stream by `time.time()`; `credentials`: the required "user:password"."""
         self.clip = Clip(path)
         self.epoch_s = epoch_s
         self.credentials = credentials
@@ -85,10 +85,10 @@ class RtspServer(socketserver.ThreadingTCPServer):
     def close(self):
         self.shutdown()
         self.server_close()
-        self.break_off()
+        self.disconnect_clients()
 
-    def break_off(self):
-        """End all connections, as a camera does that is switched off; new ones are taken."""
+    def disconnect_clients(self):
+        """End all connections, like a camera that is switched off; accept new ones."""
         for connection in list(self._sockets):
             self.shutdown_request(connection)
 
@@ -103,7 +103,7 @@ class RtspServer(socketserver.ThreadingTCPServer):
 
 
 class _Client(socketserver.StreamRequestHandler):
-    """One connection: requests are answered while another thread sends the pictures."""
+    """One connection: it answers requests while another thread sends the frames."""
 
     disable_nagle_algorithm = True
 
@@ -114,12 +114,12 @@ class _Client(socketserver.StreamRequestHandler):
             while (request := self._request()) is not None:
                 self._answer(*request)
         except OSError:
-            pass  # the client has gone, or was sent away
+            pass  # the client has disconnected, or was disconnected
         finally:
             self.ended.set()
 
     def _request(self):
-        """Method, address and headers of the next request; RTCP from the client is passed over. None at the end."""
+        """Read the method, address and headers of the next request, skipping RTCP; None at the end."""
         while (first := self.rfile.read(1)) == b"$":
             _, size = struct.unpack(">BH", self.rfile.read(3))
             self.rfile.read(size)
@@ -133,9 +133,9 @@ class _Client(socketserver.StreamRequestHandler):
         return method, address, headers
 
     def _answer(self, method, address, headers):
-        wanted = self.server.credentials
-        given = headers.get("authorization", "").removeprefix("Basic ")
-        if wanted and given != base64.b64encode(wanted.encode()).decode() and method != "OPTIONS":
+        required = self.server.credentials
+        received = headers.get("authorization", "").removeprefix("Basic ")
+        if required and received != base64.b64encode(required.encode()).decode() and method != "OPTIONS":
             return self._reply(headers, "401 Unauthorized", {"WWW-Authenticate": 'Basic realm="camera"'})
         if method == "DESCRIBE":
             return self._reply(headers, "200 OK", {"Content-Base": f"{address}/"}, self._sdp())
@@ -189,11 +189,11 @@ class _Client(socketserver.StreamRequestHandler):
                     with self.sending:
                         self.wfile.write(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
         except OSError:
-            pass  # the client has gone, or was sent away
+            pass  # the client has disconnected, or was disconnected
 
 
 def _rtp_packets(nals, timestamp, sequence):
-    """The packets of one picture; the last one carries the mark."""
+    """Yield the RTP packets of one frame; the last one has the marker bit."""
     payloads = [payload for nal in nals for payload in _payloads(nal)]
     for i, payload in enumerate(payloads):
         marked = PAYLOAD_TYPE | (0x80 if i == len(payloads) - 1 else 0)
@@ -201,7 +201,7 @@ def _rtp_packets(nals, timestamp, sequence):
 
 
 def _payloads(nal):
-    """A NAL unit as it is, or in fragments (FU-A)."""
+    """Yield a NAL unit whole, or in fragments (FU-A)."""
     if len(nal) <= MAX_PAYLOAD:
         yield nal
         return
@@ -212,23 +212,23 @@ def _payloads(nal):
 
 
 def _parameter_sets(extradata):
-    """The sequence and picture parameter sets of an AVC decoder configuration record (ISO 14496-15)."""
-    sets, place = [], 5
+    """Return the sequence and picture parameter sets of an AVC decoder configuration record (ISO 14496-15)."""
+    sets, offset = [], 5
     for mask in (0x1F, 0xFF):
-        count, place = extradata[place] & mask, place + 1
+        count, offset = extradata[offset] & mask, offset + 1
         for _ in range(count):
-            size = int.from_bytes(extradata[place : place + 2], "big")
-            sets.append(extradata[place + 2 : place + 2 + size])
-            place += 2 + size
+            size = int.from_bytes(extradata[offset : offset + 2], "big")
+            sets.append(extradata[offset + 2 : offset + 2 + size])
+            offset += 2 + size
     return tuple(sets)
 
 
 def _nals(data, size_bytes):
-    nals, place = [], 0
-    while place < len(data):
-        size = int.from_bytes(data[place : place + size_bytes], "big")
-        nals.append(data[place + size_bytes : place + size_bytes + size])
-        place += size_bytes + size
+    nals, offset = [], 0
+    while offset < len(data):
+        size = int.from_bytes(data[offset : offset + size_bytes], "big")
+        nals.append(data[offset + size_bytes : offset + size_bytes + size])
+        offset += size_bytes + size
     return tuple(nals)
 
 

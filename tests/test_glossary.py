@@ -11,30 +11,110 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("streamingvlm", "scripts", "dev")
 
 # Names that the glossary replaced, wherever they stand.
-RETIRED = """
-Job SpokenTurn HeardTurn AskJob WeighJob SaveJob JobsInHand _feeding _speaking advance_
-Meal meals feed_ feed_all_ speak_
-StreamingDecoder waiting_ fed_ say_ said_ see_ prepare_ unread serials new_serials
-Sight SightAhead look_at_ look_ahead_ hand_over
-_hush_ weighed_ first_ids take_ is_cut
-told_query query_told_ hear weigh looks_ahead submit_heard spoken_turn
-admit_ dismiss_ withdraw warm_
-TokenStep FixedTokens Speaker _ground
-PackedTokens new_offsets num_seen max_new max_seen
-Ends text_states
-Choice or_ SeenTokens see_only_ seen_ids
-Extents lengthen _pack _see_to SCRATCH_ROW
-Eviction text_survivors reread_text
-SnapshotKeeper _Home
-Second chunk_s Picture thinned
-Stamped mend
-Order Steps _Telling is_idle
-Commentator num_asked Encoded UnseenSecond
-mark_whole Meter Passed
-Hub Gate Gateway places
-utter instruct
-Link doubt unsettle settle lose KeptSession Later
-""".split()
+RETIRED = [
+    "Job",
+    "SpokenTurn",
+    "HeardTurn",
+    "AskJob",
+    "WeighJob",
+    "SaveJob",
+    "JobsInHand",
+    "_feeding",
+    "_speaking",
+    "advance_",
+    "Meal",
+    "meals",
+    "feed_",
+    "feed_all_",
+    "speak_",
+    "StreamingDecoder",
+    "waiting_",
+    "fed_",
+    "say_",
+    "said_",
+    "see_",
+    "prepare_",
+    "unread",
+    "serials",
+    "new_serials",
+    "Sight",
+    "SightAhead",
+    "look_at_",
+    "look_ahead_",
+    "hand_over",
+    "_hush_",
+    "weighed_",
+    "first_ids",
+    "take_",
+    "is_cut",
+    "told_query",
+    "query_told_",
+    "hear",
+    "weigh",
+    "looks_ahead",
+    "submit_heard",
+    "spoken_turn",
+    "admit_",
+    "dismiss_",
+    "withdraw",
+    "warm_",
+    "TokenStep",
+    "FixedTokens",
+    "Speaker",
+    "_ground",
+    "PackedTokens",
+    "new_offsets",
+    "num_seen",
+    "max_new",
+    "max_seen",
+    "Ends",
+    "text_states",
+    "Choice",
+    "or_",
+    "SeenTokens",
+    "see_only_",
+    "seen_ids",
+    "Extents",
+    "lengthen",
+    "_pack",
+    "_see_to",
+    "SCRATCH_ROW",
+    "Eviction",
+    "text_survivors",
+    "reread_text",
+    "SnapshotKeeper",
+    "_Home",
+    "Second",
+    "chunk_s",
+    "Picture",
+    "thinned",
+    "Stamped",
+    "mend",
+    "Order",
+    "Steps",
+    "_Telling",
+    "is_idle",
+    "Commentator",
+    "num_asked",
+    "Encoded",
+    "UnseenSecond",
+    "mark_whole",
+    "Meter",
+    "Passed",
+    "Hub",
+    "Gate",
+    "Gateway",
+    "places",
+    "utter",
+    "instruct",
+    "Link",
+    "doubt",
+    "unsettle",
+    "settle",
+    "lose",
+    "KeptSession",
+    "Later",
+]
 
 
 @cache

@@ -4,7 +4,7 @@ import torch
 from tiny_inputs import frames
 
 from streamingvlm.config import SamplingConfig, VideoConfig
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 VIDEO = VideoConfig(min_pixels=1, max_pixels=56 * 56)
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1.0, max_new_tokens=5)

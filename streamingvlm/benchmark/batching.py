@@ -14,7 +14,7 @@ from streamingvlm.config import CacheConfig, VideoConfig, resolve
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 Footage = Sequence[Iterator[VideoTurn]]
 

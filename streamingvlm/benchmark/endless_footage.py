@@ -9,8 +9,8 @@ import torch
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch import Match, render
-from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import VideoReader, open_video
+from streamingvlm.video.video_turn import VideoTurn
 
 NOISE, MATCH = "noise", "match"
 

@@ -23,7 +23,7 @@ from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.limits import is_out_of_memory
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 CacheSettings = CacheConfig | Mapping[str, Any] | None
 # Turns submitted ahead, so that the vision of the next turn can overlap with the decoding of this one.

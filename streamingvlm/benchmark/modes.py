@@ -13,7 +13,7 @@ from streamingvlm.inference.limits import StreamLimits, is_out_of_memory
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 # The first turns of a process compile kernels and allocate buffers.
 _NUM_WARM_UP_TURNS = 3

@@ -9,7 +9,7 @@ import torch
 
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.stats import SessionStats
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 _BYTES_PER_MB = 1024 * 1024
 

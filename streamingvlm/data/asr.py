@@ -19,7 +19,7 @@ from streamingvlm.config import at_least
 from streamingvlm.data.transcript import Cue
 from streamingvlm.data.transcript_files import read_cues, segment_cue
 from streamingvlm.errors import ConfigError, DataError
-from streamingvlm.video.audio import read_sound
+from streamingvlm.video.audio import read_audio
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class SpeechRecogniser:
     def _segments(self, video: Path) -> Iterator[dict[str, Any]]:
         if self._transcriber is None:
             self._transcriber = load_transcriber(self._config)
-        for offset_s, samples in read_sound(video):
+        for offset_s, samples in read_audio(video):
             for segment in self._transcriber(samples):
                 yield _shifted(segment_cue(segment, f"{video}: speech recognition"), offset_s)
 

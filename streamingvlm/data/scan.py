@@ -85,7 +85,7 @@ def scan_sources(
             scan.unusable[video] = probed
         else:
             scan.probes[video] = probed
-            scan.num_text_bytes += round(probed.num_chunks * turn_s * TEXT_BYTES_PER_S)
+            scan.num_text_bytes += round(probed.num_turns * turn_s * TEXT_BYTES_PER_S)
     log.info("checked %d videos; %d cannot be used", len(scan.num_recordings), len(scan.unusable))
     return scan
 
@@ -107,7 +107,7 @@ def distinct_entries(sources: Iterable[RecordingSource]) -> Iterator[Entry | Dro
 
 def span_of(entry: Entry, probe: VideoProbe, *, turn_s: float) -> RecordingSpan:
     """Return the span of the video that an entry covers. Raises DataError if it is shorter than a turn."""
-    video_s = probe.num_chunks * turn_s
+    video_s = probe.num_turns * turn_s
     start_s, end_s = entry.conversation.start_s, entry.conversation.end_s
     stop_s = video_s if end_s is None else min(end_s, video_s)
     num_turns = math.floor((stop_s - start_s) / turn_s + TIME_SLACK_S)
@@ -129,7 +129,7 @@ def _probe_or_reason(video: Path, *, fps: float, turn_s: float, min_video_s: flo
         probe = probe_video(video, fps=fps, turn_s=turn_s)
     except VideoError as error:
         return str(error)
-    duration_s = probe.num_chunks * turn_s
+    duration_s = probe.num_turns * turn_s
     if duration_s < min_video_s:
         return f"lasts {duration_s:g} s, less than min_video_s={min_video_s:g}"
     return probe

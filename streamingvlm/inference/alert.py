@@ -19,7 +19,7 @@ from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 QUESTION = "Look at the last second of the video. Is this true of it: {condition}? Answer yes or no."
 DESCRIBE = "What is to be seen right now? Answer in one short sentence."

@@ -8,7 +8,7 @@ from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.requests import GenerateTurn
 from streamingvlm.inference.stream import Stream
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 # The turn that is decoded, and the one that is encoded meanwhile.
 _TURNS_IN_ENGINE = 2

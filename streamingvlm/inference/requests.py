@@ -32,7 +32,7 @@ from streamingvlm.inference.sequence import TokenSequence
 from streamingvlm.inference.stream import Stream
 from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.turns import Tokens, Turn, TurnFormat
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 # Room of a cache past what the stream itself needs, for a question and an answer of usual length; a longer one makes
 # the cache grow, once.

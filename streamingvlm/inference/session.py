@@ -25,9 +25,9 @@ from streamingvlm.inference.stream import Stream, StreamView
 from streamingvlm.inference.stream_config import StreamConfig
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.turns import TurnFormat
-from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader
+from streamingvlm.video.video_turn import VideoTurn
 
 LineT = TypeVar("LineT", bound=Commentary)
 ResultT = TypeVar("ResultT")

@@ -16,7 +16,7 @@ from streamingvlm.inference.sequence import SequenceState, TokenSequence
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.inference.stream_config import StreamConfig
 from streamingvlm.turns import Turn
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 
 @dataclass(frozen=True)

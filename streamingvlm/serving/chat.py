@@ -15,7 +15,7 @@ from streamingvlm.serving.clips import ChatAsked, seconds_of
 from streamingvlm.serving.hub import Hub
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.streams import Stream
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 DONE = "data: [DONE]\n\n"
 

@@ -15,8 +15,8 @@ from streamingvlm.serving.config import Limits
 from streamingvlm.serving.pictures import decode_jpeg
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.requests import readable
-from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import open_video
+from streamingvlm.video.video_turn import VideoTurn
 
 _MAX_FRAMES_OF_IMAGES = 1024
 

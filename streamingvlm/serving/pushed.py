@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
-from streamingvlm.video.clock import VideoTurn
-from streamingvlm.video.frames import fit
+from streamingvlm.video.frame_tensors import fit
 from streamingvlm.video.live.backlog import Backlog, Policy
+from streamingvlm.video.video_turn import VideoTurn
 
 
 class PushedSeconds:

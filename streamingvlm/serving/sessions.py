@@ -19,7 +19,7 @@ from streamingvlm.serving.pushed import PushedSeconds
 from streamingvlm.serving.rates import Bucket
 from streamingvlm.serving.refusals import Refusal
 from streamingvlm.serving.streams import Stream
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 if TYPE_CHECKING:
     from streamingvlm.serving.hub import Hub

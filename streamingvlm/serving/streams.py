@@ -16,7 +16,7 @@ from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.snapshot import SaveJob, SnapshotKeeper
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.serving.cache_picture import Run, cache_picture
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 Result = TypeVar("Result")
 

@@ -1,13 +1,13 @@
-"""Files and live streams become seconds of frames.
+"""Read files and live streams as turns of frames.
 
-`open_video` opens a file, `open_source` anything that can be watched; iterating what they give gives `Second` objects.
-No decoder is imported before a source is opened.
+`open_video` opens a file, and `open_source` opens a file or a live source. Both return readers that yield `VideoTurn`
+objects. No decoder is imported before a source is opened.
 """
 
-from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader, open_video
 from streamingvlm.video.source import SkipCounts, VideoInfo
+from streamingvlm.video.video_turn import VideoTurn
 
 __all__ = [
     "LiveReader",

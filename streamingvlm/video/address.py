@@ -1,7 +1,7 @@
-"""What a user names to be watched: a file, a camera, an address on the network, a pipe.
+"""Parse the source that a user names: a file, a camera, a network address, a pipe.
 
-An address may hold a password. It is handed to the decoder and nowhere else: whatever is shown, logged or named after a
-source is made from `Address.shown` and `Address.name`, which hold none.
+An address may contain a password, which only the decoder gets. Everything that is displayed, logged or named after a
+source uses `Address.shown` and `Address.name`, which contain no secrets.
 """
 
 import re
@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from streamingvlm.errors import VideoError
 
-Kind = Literal["file", "pipe", "webcam", "rtsp", "rtmp", "http"]
+SourceKind = Literal["file", "pipe", "webcam", "rtsp", "rtmp", "http"]
 
-KIND_OF_SCHEME: dict[str, Kind] = {
+KIND_OF_SCHEME: dict[str, SourceKind] = {
     "file": "file",
     "rtsp": "rtsp",
     "rtsps": "rtsp",
@@ -22,7 +22,7 @@ KIND_OF_SCHEME: dict[str, Kind] = {
     "http": "http",
     "https": "http",
 }
-"""FFmpeg knows many more, among them some that read any file or join several addresses (`concat:`, `subfile:`)."""
+"""FFmpeg supports many more, including some that read any file or join several addresses (`concat:`, `subfile:`)."""
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 _WEBCAM = re.compile(r"webcam(?::(?P<device>.+))?")
@@ -30,19 +30,20 @@ _WEBCAM = re.compile(r"webcam(?::(?P<device>.+))?")
 
 @dataclass(frozen=True)
 class Address:
-    """A source that was named: what the decoder opens, and what people see.
+    """A parsed source.
 
-    target: a path, an address, or the number or name of a camera. shown: for messages; name: for files of output.
+    target: what the decoder opens: a path, an address, or the number or name of a camera. shown: its name in messages,
+    without secrets. name: for the names of output files.
     """
 
-    kind: Kind
+    kind: SourceKind
     target: str
     shown: str
     name: str
 
     @property
     def source(self) -> str | Path:
-        """What names this source again."""
+        """The source as `parse_address` takes it."""
         return {"file": Path(self.target), "webcam": f"webcam:{self.target}"}.get(self.kind, self.target)
 
     def __repr__(self) -> str:
@@ -50,11 +51,11 @@ class Address:
 
 
 def parse_address(source: str | Path) -> Address:
-    """Tell what kind of source a user has named.
+    """Parse a source that a user has named.
 
-    "-" is standard input; "webcam" is the first camera, "webcam:2" or "webcam:/dev/video2" another; an address is one
-    of file, rtsp, rtsps, rtmp, http and https; all else is a path. Raises VideoError for another scheme, and for an
-    address that cannot be one.
+    "-" is standard input. "webcam" is the first camera, "webcam:2" or "webcam:/dev/video2" another. An address has the
+    scheme file, rtsp, rtsps, rtmp, http or https. Anything else is a path. Raises VideoError for another scheme and for
+    a malformed address.
     """
     text = str(source)
     if isinstance(source, Path):
@@ -70,40 +71,42 @@ def parse_address(source: str | Path) -> Address:
 
 
 def redacted(url: str) -> str:
-    """The address without what may be secret: user and password, the query, and what follows a `=` in the path.
+    """Return the address without what may be secret: user and password, the query, and text after `=` in the path.
 
-    A password with a `/` or `#` in it would look like a host and a path: then nothing but the scheme is shown.
+    A password that contains `/` or `#` would parse as a host and a path. Then only the scheme is kept.
     """
     match = _URL.fullmatch(url)
     if not match:
         return url
-    host, slash, behind = re.match(r"([^/?#]*)(/?)(.*)", match["rest"], re.DOTALL).groups()
-    if "@" in behind:  # of a password with such a sign in it, or of the path: nobody can tell
+    host, slash, rest = re.match(r"([^/?#]*)(/?)(.*)", match["rest"], re.DOTALL).groups()
+    if "@" in rest:  # either part of a password with `/`, `?` or `#`, or part of the path
         return f"{match['scheme']}://***"
     _, at, host = host.rpartition("@")
-    path = re.match(r"[^?#=]*", behind)[0] if slash else ""
-    return f"{match['scheme']}://{'***@' if at else ''}{host}{slash}{path}{'...' if len(path) < len(behind) else ''}"
+    path = re.match(r"[^?#=]*", rest)[0] if slash else ""
+    return f"{match['scheme']}://{'***@' if at else ''}{host}{slash}{path}{'...' if len(path) < len(rest) else ''}"
 
 
 def _parse_url(url: str, scheme: str) -> Address:
     shown = redacted(url)
     if scheme not in KIND_OF_SCHEME:
-        raise VideoError(f"{shown} is a kind of address that is not opened; give one of {', '.join(KIND_OF_SCHEME)}")
+        raise VideoError(f"{shown} has an unsupported scheme; use one of {', '.join(KIND_OF_SCHEME)}")
     if re.search(r"[\x00-\x20\x7f]", url):
-        raise VideoError(f"{scheme}://... has a blank or a control sign in it; write %20 for a blank")
+        raise VideoError(f"{scheme}://... contains a space or a control character; write %20 for a space")
     if KIND_OF_SCHEME[scheme] == "file":
         path = unquote(urlsplit(url).path)
         return Address("file", path, repr(path), Path(path).stem)
     try:
         parts = urlsplit(url)
-        is_sound = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, brackets that do not close
-        is_sound = False
-    if not is_sound:
-        raise VideoError(f"{shown} names no host and port; write {scheme}://host:port/path (in a password, %2F for /)")
+        is_valid = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number, or brackets that do not close
+        is_valid = False
+    if not is_valid:
+        raise VideoError(
+            f"{shown} has no valid host and port; write {scheme}://host:port/path (in a password, write %2F for /)"
+        )
     return Address(KIND_OF_SCHEME[scheme], url, shown, _file_name(shown))
 
 
 def _file_name(text: str) -> str:
-    """A name for files of output, of letters, digits, points and dashes."""
+    """Return a file name of letters, digits, dots and dashes."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:100]

@@ -1,4 +1,4 @@
-"""The sound of a video, for speech recognition: mono, 16 kHz, on the clock of the pictures."""
+"""Read the audio of a video for speech recognition: mono, 16 kHz, with time 0 at the first frame."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -7,36 +7,36 @@ from pathlib import Path
 import numpy as np
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import MAX_GAP_S
 from streamingvlm.video.pyav import av
+from streamingvlm.video.stream_clock import MAX_GAP_S
 
 SAMPLE_RATE = 16000
 CUT_SEARCH_S = 30.0
 QUIET_S = 0.3
-"""A piece ends in the quietest so many seconds of its last `CUT_SEARCH_S`: a cut inside a word costs that word."""
+"""A piece ends in the quietest window of this length within its last `CUT_SEARCH_S`, so that no word is cut in two."""
 BLOCK_S = 30.0
 MAX_DRIFT_S = 0.1
-"""Resampling holds some samples back, and stamps are rounded: less than this is no gap."""
+"""The resampler delays some samples and timestamps are rounded, so a shorter difference is not a gap."""
 
 
-def read_sound(path: str | Path, *, piece_s: float = 600.0) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield the sound in pieces of at most ``piece_s`` seconds: when each begins, and float32 samples from -1 to 1.
+def read_audio(path: str | Path, *, piece_s: float = 600.0) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield the audio in pieces of at most `piece_s` seconds: the start time, and float32 samples from -1 to 1.
 
-    Time 0 is the first picture, as `open_video` counts. Raises VideoError where there is no sound to be decoded.
+    Time 0 is the first frame, as in `open_video`. Raises VideoError if there is no audio that can be decoded.
     """
-    held, start = np.zeros(0, np.float32), 0
+    pending, start = np.zeros(0, np.float32), 0
     for samples in _samples(Path(path)):
-        held = np.concatenate([held, samples])
-        while len(held) >= piece_s * SAMPLE_RATE:
-            cut = _quietest(held[: round(piece_s * SAMPLE_RATE)])
-            yield start / SAMPLE_RATE, held[:cut]
-            held, start = held[cut:], start + cut
-    if len(held):
-        yield start / SAMPLE_RATE, held
+        pending = np.concatenate([pending, samples])
+        while len(pending) >= piece_s * SAMPLE_RATE:
+            cut = _quietest(pending[: round(piece_s * SAMPLE_RATE)])
+            yield start / SAMPLE_RATE, pending[:cut]
+            pending, start = pending[cut:], start + cut
+    if len(pending):
+        yield start / SAMPLE_RATE, pending
 
 
 def _quietest(samples: np.ndarray) -> int:
-    """Where to cut: the middle of the quietest window near the end."""
+    """Return the position to cut at: the middle of the quietest window near the end."""
     window = round(QUIET_S * SAMPLE_RATE)
     first = max(len(samples) // 2, len(samples) - round(CUT_SEARCH_S * SAMPLE_RATE))
     num_windows = (len(samples) - first) // window
@@ -47,29 +47,29 @@ def _quietest(samples: np.ndarray) -> int:
 
 
 def _samples(path: Path) -> Iterator[np.ndarray]:
-    """Blocks without gaps, from time 0 on."""
-    zero_s = _first_picture_s(path)
+    """Yield blocks without gaps, from time 0 on."""
+    zero_s = _first_frame_s(path)
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
     block, position = [], 0
     with _open(path) as container:
         if not container.streams.audio:
-            raise VideoError(f"{str(path)!r} has no sound, so nothing can be recognised in it; give a transcript")
-        for frame in chain(_frames(container), [None]):  # None gets out what the resampler holds back
+            raise VideoError(f"{str(path)!r} has no audio, so speech recognition is impossible; give a transcript")
+        for frame in chain(_frames(container), [None]):  # None flushes the resampler
             for part in resampler.resample(frame):
                 time_s = None if frame is None or frame.pts is None else float(frame.pts * frame.time_base) - zero_s
-                block.append(_in_place(part.to_ndarray()[0], time_s, position))
+                block.append(_align(part.to_ndarray()[0], time_s, position))
                 position += len(block[-1])
             if sum(map(len, block)) >= BLOCK_S * SAMPLE_RATE:
                 yield np.concatenate(block)
                 block = []
     if not position:
-        raise VideoError(f"{str(path)!r} has sound that cannot be decoded; convert it to AAC first")
+        raise VideoError(f"{str(path)!r} has audio that cannot be decoded; convert it to AAC first")
     if block:
         yield np.concatenate(block)
 
 
-def _in_place(samples: np.ndarray, time_s: float | None, position: int) -> np.ndarray:
-    """Silence before samples that come after a gap; what lies before ``position`` cut off."""
+def _align(samples: np.ndarray, time_s: float | None, position: int) -> np.ndarray:
+    """Insert silence before samples that follow a gap; cut off what lies before `position`."""
     if time_s is None:
         return samples
     gap = round(time_s * SAMPLE_RATE) - position
@@ -83,11 +83,11 @@ def _frames(container: "av.container.InputContainer") -> Iterator["av.AudioFrame
     for packet in container.demux(stream):
         try:
             yield from packet.decode()
-        except av.FFmpegError:  # a damaged packet is a short silence
+        except av.FFmpegError:  # a damaged packet becomes a short silence
             continue
 
 
-def _first_picture_s(path: Path) -> float:
+def _first_frame_s(path: Path) -> float:
     with _open(path) as container:
         if not container.streams.video:
             return 0.0

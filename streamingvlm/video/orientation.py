@@ -1,4 +1,4 @@
-"""How a stored picture is turned and mirrored to be shown: the display matrix of phones and editors."""
+"""Rotation and mirroring from stored to displayed frames: the display matrix that phones and editors write."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Orientation:
-    """A turn by a multiple of 90 degrees, maybe mirrored: first transpose, then flip."""
+    """A rotation by a multiple of 90 degrees, optionally mirrored: first transpose, then flip."""
 
     transpose: bool = False
     flip_rows: bool = False
@@ -15,10 +15,10 @@ class Orientation:
 
     @classmethod
     def from_display_matrix(cls, matrix: bytes | None) -> "Orientation":
-        """From FFmpeg's side data: nine native 32-bit integers a b u, c d v, x y w, in 16.16 fixed point.
+        """Parse FFmpeg's side data: nine native 32-bit integers a b u, c d v, x y w, in 16.16 fixed point.
 
-        A stored point (column p, row q) is shown at column a p + c q + x, row b p + d q + y; of this the nearest
-        quarter turn is taken. No matrix, or one of zeros, leaves the picture as it is.
+        A stored point (column p, row q) is displayed at column a p + c q + x, row b p + d q + y. This is rounded to
+        the nearest quarter turn. No matrix, or one of zeros, gives the identity.
         """
         if matrix is None:
             return cls()
@@ -29,13 +29,13 @@ class Orientation:
 
     @property
     def rotation(self) -> int:
-        """Degrees clockwise, mirroring apart."""
+        """Degrees clockwise, without the mirroring."""
         if self.transpose:
             return 90 if self.flip_columns else 270
         return 180 if self.flip_rows else 0
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """Turn an image [H, W, 3] (a view, without a copy)."""
+        """Return the image [H, W, 3] as displayed, as a view without a copy."""
         if self.transpose:
             image = image.transpose(1, 0, 2)
         if self.flip_rows:

@@ -1,4 +1,4 @@
-"""What a file of video holds, found by decoding its beginning and its end alone."""
+"""Find out what a video file holds by decoding its beginning and its end only."""
 
 import math
 from collections import deque
@@ -9,42 +9,42 @@ from streamingvlm.errors import VideoError
 from streamingvlm.video.reader import open_video
 
 TAIL_S = 3.0
-"""How much of the end is decoded; the picture from which decoding can begin may lie further back."""
+"""Length of the end that is decoded. The keyframe from which decoding starts may lie further back."""
 
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """What a reader will give: so many chunks of so large frames, as shown.
+    """The number and size of the turns that a reader will yield.
 
-    missing_s: what the file announces beyond its last picture.
+    width, height: as displayed. missing_s: announced by the file beyond its last frame.
     """
 
-    num_chunks: int
+    num_turns: int
     width: int
     height: int
     missing_s: float = 0.0
 
 
 def probe_video(path: str | Path, *, fps: float = 2.0, turn_s: float = 1.0) -> VideoProbe:
-    """Find out how many chunks `open_video` gives for a file.
+    """Count the turns that `open_video` yields for a file.
 
-    The beginning and the end are decoded. Where the announced end cannot be reached (a file cut off, or one that
-    announces nothing), the whole file is. Raises VideoError where the file cannot be read as video.
+    Only the beginning and the end are decoded. If the announced end cannot be reached (a truncated file, or one that
+    announces no duration), the whole file is decoded. Raises VideoError if the file cannot be read as video.
     """
     with open_video(path, fps=fps, turn_s=turn_s, prefetch=1) as video:
         info = video.info
         next(video)
-    num_chunks = None
+    num_turns = None
     if info.duration_s is not None and info.duration_s > 2 * TAIL_S:
-        num_chunks = _count(path, fps, turn_s, first=math.floor((info.duration_s - TAIL_S) / turn_s))
-    if num_chunks is None:
-        num_chunks = _count(path, fps, turn_s, first=0) or 0
-    missing_s = max(0.0, (info.duration_s or 0.0) - num_chunks * turn_s)
-    return VideoProbe(num_chunks, info.width, info.height, missing_s if missing_s > turn_s else 0.0)
+        num_turns = _count(path, fps, turn_s, first=math.floor((info.duration_s - TAIL_S) / turn_s))
+    if num_turns is None:
+        num_turns = _count(path, fps, turn_s, first=0) or 0
+    missing_s = max(0.0, (info.duration_s or 0.0) - num_turns * turn_s)
+    return VideoProbe(num_turns, info.width, info.height, missing_s if missing_s > turn_s else 0.0)
 
 
 def _count(path: str | Path, fps: float, turn_s: float, *, first: int) -> int | None:
-    """The number of the last chunk, from 1, found by reading from a chunk on; None where nothing is there."""
+    """Count the turns of a file by reading from turn `first` on; None if there is nothing from there on."""
     try:
         with open_video(path, fps=fps, turn_s=turn_s, prefetch=1, start_s=first * turn_s) as video:
             last = deque(video, maxlen=1)

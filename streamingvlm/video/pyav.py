@@ -1,4 +1,4 @@
-"""Decode with PyAV (FFmpeg): any container and codec, real timestamps, and what is damaged is passed over."""
+"""Decode with PyAV (FFmpeg): any container and codec, real timestamps, and damaged parts are skipped."""
 
 import math
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import StreamClock, plausible_s
-from streamingvlm.video.frames import channels_first
+from streamingvlm.video.frame_tensors import channels_first
 from streamingvlm.video.mp4 import has_index, is_mp4
 from streamingvlm.video.orientation import Orientation
 from streamingvlm.video.source import DecodedFrame, SkipCounts, VideoInfo
+from streamingvlm.video.stream_clock import StreamClock, plausible_s
 
 try:
     import av
@@ -25,29 +25,29 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 MAX_THREADS = 8
-"""Each decoding thread holds a frame of its own; more of them cost memory and win nothing at a few frames a second."""
+"""Each decoding thread holds one frame. More threads cost memory and gain nothing at a few frames per second."""
 
 DEFAULT_FRAME_S = 1 / 25
-"""Between the pictures of a file that tells neither times nor a frame rate."""
+"""The time between two frames of a file that has neither timestamps nor a frame rate."""
 
 MAX_READ_FAILURES = 16
-"""So many failures to read in a row mean that the rest of the file is lost."""
+"""After this many consecutive read failures the rest of the file is lost."""
 
 EARLY_END_S = 0.5
-"""In a sound file too the announced end and the last picture's may differ by a few frames."""
+"""In an intact file, too, the announced end and the end of the last frame may differ by a few frames."""
 
 SEEK_MARGINS_S = (0.0, 10.0, math.inf)
-"""How far before the wanted time to look for a picture from which decoding can begin; at last from the start."""
+"""Distances before the target at which a keyframe is searched, in this order; the last one is the start."""
 
 BEFORE_START_S = 10.0
-"""To find the start itself, some containers must be asked for a time that is surely before it."""
+"""To seek to the start, some containers need a target time well before it."""
 
 TEXT_DEMUXERS = frozenset({"tty"})
-"""FFmpeg draws text files as video with these."""
+"""FFmpeg demuxers that render text files as video."""
 
 
 def open_pyav(path: Path, *, start_s: float = 0.0) -> "PyAVSource":
-    """Open a file for reading from `start_s`; VideoError where it holds no video that can be decoded."""
+    """Open a file for reading from `start_s`; VideoError if it holds no decodable video."""
     source = PyAVSource(_open_container(path), repr(str(path)))
     if start_s > 0:
         source.seek(start_s)
@@ -55,12 +55,12 @@ def open_pyav(path: Path, *, start_s: float = 0.0) -> "PyAVSource":
 
 
 class PyAVSource:
-    """The pictures of the main video stream of a file (a `PictureSource`)."""
+    """The frames of the main video stream of a file (a `FrameSource`)."""
 
     thread_type = "AUTO"
 
     def __init__(self, container: "av.container.InputContainer", shown: str):
-        """`shown` names the source in messages; the container is closed with this object, or where this fails."""
+        """`shown` names the source in messages. The container is closed with this object, or if this call fails."""
         self._container = container
         try:
             self._stream = _main_stream(container, shown)
@@ -81,39 +81,39 @@ class PyAVSource:
         self._read_failed = False
         self.skipped = SkipCounts()
         self.tick_s = float(self._stream.time_base)
-        self._pictures = self._decode()
-        self._first = next(self._pictures, None)
+        self._frames = self._decode()
+        self._first = next(self._frames, None)
         if self._first is None:
-            raise VideoError(f"{shown} holds no picture that can be decoded; copy or download it again")
+            raise VideoError(f"{shown} has no frame that can be decoded; copy or download it again")
         self.info = self._describe()
 
-    def pictures(self) -> Iterator[DecodedFrame]:
-        """Yield the pictures in the order in which they are shown; once."""
+    def frames(self) -> Iterator[DecodedFrame]:
+        """Yield the frames in display order; once."""
         first, self._first = self._first, None
         if first is not None:
             yield first
         del first
-        yield from self._pictures
+        yield from self._frames
 
     def close(self) -> None:
-        """Let the file go; safe to call twice."""
+        """Close the file. Safe to call twice."""
         self._first = None
         self._container.close()
 
     def seek(self, start_s: float) -> None:
-        """Go to a picture at or before `start_s` from which decoding can begin; stay where the file cannot seek."""
+        """Seek to a keyframe at or before `start_s`; stay in place if the file is not seekable."""
         for margin_s in SEEK_MARGINS_S:
-            target_s = self._clock.file_time_s(max(start_s - margin_s, -BEFORE_START_S))
+            target_s = self._clock.to_file_time(max(start_s - margin_s, -BEFORE_START_S))
             try:
                 self._container.seek(int(target_s / self.tick_s), stream=self._stream)
             except av.FFmpegError:
                 return
             self._clock.seek()
-            self._pictures = self._decode()
-            self._first = next(self._pictures, None)
+            self._frames = self._decode()
+            self._first = next(self._frames, None)
             if self._first is not None and self._first.time_s <= start_s:
                 break
-        vars(self.skipped).update(vars(SkipCounts()))  # what was lost while looking for the place does not count
+        vars(self.skipped).update(vars(SkipCounts()))  # skips during the seek do not count
 
     def _describe(self) -> VideoInfo:
         height, width = self._stored_size
@@ -129,19 +129,19 @@ class PyAVSource:
         )
 
     def _decode(self) -> Iterator[DecodedFrame]:
-        for frame in self._frames():
-            picture = self._picture(frame)
-            if picture is None:
+        for av_frame in self._av_frames():
+            frame = self._to_decoded_frame(av_frame)
+            if frame is None:
                 self.skipped.num_frames += 1
             else:
-                yield picture
+                yield frame
         self._note_early_end()
 
-    def _frames(self) -> Iterator["av.VideoFrame"]:
+    def _av_frames(self) -> Iterator["av.VideoFrame"]:
         for packet in self._packets():
             try:
                 frames = self._stream.decode(packet)
-            except EOFError:  # nothing is left in the decoder
+            except EOFError:  # the decoder is empty
                 return
             except av.FFmpegError:
                 self.skipped.num_packets += 1
@@ -151,13 +151,13 @@ class PyAVSource:
             yield from frames
 
     def _packets(self) -> Iterator["av.Packet | None"]:
-        """Yield packets, then None; a failure to read is counted and the next packet tried."""
+        """Yield packets, then None. A read failure is counted, and reading goes on with the next packet."""
         num_failures = 0
         packets = self._container.demux(self._stream)
         while num_failures < MAX_READ_FAILURES:
             try:
                 packet = next(packets)
-            except (StopIteration, IndexError):  # PyAV meets its end so where streams have come up on the way
+            except (StopIteration, IndexError):  # PyAV raises IndexError at the end if streams were added on the way
                 break
             except av.FFmpegError:
                 num_failures += 1
@@ -168,14 +168,14 @@ class PyAVSource:
                 yield packet
         yield None
 
-    def _picture(self, frame: "av.VideoFrame") -> DecodedFrame | None:
-        """Give a frame its place in stream time; None where it is damaged or comes too late."""
+    def _to_decoded_frame(self, frame: "av.VideoFrame") -> DecodedFrame | None:
+        """Give a frame its stream time; None if it is damaged or late."""
         if frame.is_corrupt:
             return None
-        # not frame.time: a frame that is flushed out of the decoder has no time base of its own
+        # not frame.time: a frame that is flushed out of the decoder has no time base
         stamp_s = None if frame.pts is None else float(frame.pts * self._stream.time_base)
         duration_s = plausible_s(float(frame.duration * self._stream.time_base), self._frame_s)
-        time_s = self._clock.tell(stamp_s, duration_s)
+        time_s = self._clock.to_stream_time(stamp_s, duration_s)
         self.skipped.num_clock_jumps, self.skipped.gap_s = self._clock.num_jumps, self._clock.gap_s
         if time_s is None:
             return None
@@ -202,7 +202,7 @@ class PyAVSource:
 
 def _open_container(path: Path) -> "av.container.InputContainer":
     try:
-        # "file:" keeps FFmpeg from taking what stands before a colon in the name for a protocol
+        # "file:" keeps FFmpeg from reading a name with a colon as a protocol
         return av.open(f"file:{path}", metadata_errors="replace")
     except av.FFmpegError as error:
         raise _unreadable(path, error.strerror) from error
@@ -211,38 +211,38 @@ def _open_container(path: Path) -> "av.container.InputContainer":
 def _unreadable(path: Path, reason: str) -> VideoError:
     if is_mp4(path) and not has_index(path):
         return VideoError(
-            f"{str(path)!r} is cut off: the index (moov) that stands at the end of an mp4 is missing; "
+            f"{str(path)!r} is cut off: the index (moov) at the end of an mp4 is missing; "
             "copy or download it again, or repair it with untrunc"
         )
     return _no_video(repr(str(path)), reason)
 
 
 def _no_video(shown: str, reason: str) -> VideoError:
-    return VideoError(f"{shown} is not a video, or too damaged to be opened ({reason}); name a video file")
+    return VideoError(f"{shown} is not a video or is too damaged to open ({reason}); name a video file")
 
 
 def _main_stream(container: "av.container.InputContainer", shown: str) -> "av.VideoStream":
-    """The best video stream that is not a cover picture, in FFmpeg's opinion, else the largest."""
+    """Return FFmpeg's choice of the best video stream unless it is cover art, else the largest stream."""
     if container.format.name in TEXT_DEMUXERS:
         raise _no_video(shown, "text")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams and container.streams.audio:
-        raise VideoError(f"{shown} holds audio alone; name a file with pictures")
+        raise VideoError(f"{shown} holds audio only; name a file with video")
     if not streams:
         raise _no_video(shown, "no video stream")
     best = container.streams.best("video")
     stream = best if best in streams else max(streams, key=lambda stream: stream.width * stream.height)
     if stream.codec_context is None:
-        raise VideoError(f"{shown} is coded in a way that PyAV does not know; convert it to H.264 first")
+        raise VideoError(f"{shown} has a codec that PyAV does not support; convert it to H.264 first")
     return stream
 
 
 def _stream_length_s(container: "av.container.InputContainer", stream: "av.VideoStream") -> float | None:
-    """Length of the video as the file announces it; None where it does not, or not apart from the sound."""
+    """Return the announced duration of the video stream; None if there is none apart from the audio."""
     if stream.duration and stream.duration > 0:
         return float(stream.duration * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if tag:  # Matroska's: the time at which the stream ends
+    if tag:  # Matroska: the time at which the stream ends
         hours, minutes, seconds = map(float, tag.groups())
         return hours * 3600 + minutes * 60 + seconds - float((stream.start_time or 0) * stream.time_base)
     return _file_length_s(container) if len(container.streams) == 1 else None
@@ -253,16 +253,16 @@ def _file_length_s(container: "av.container.InputContainer") -> float | None:
 
 
 def _display_matrix(frame: "av.VideoFrame") -> bytes | None:
-    """Not for every frame: a frame whose side data has been looked at is in a cycle and waits for the collector."""
+    """Read the matrix. Do not call it for every frame: reading side data makes a reference cycle, left to the GC."""
     data = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else bytes(data)
 
 
 def to_rgb(frame: "av.VideoFrame", orientation: Orientation, reformatter: VideoReformatter) -> torch.Tensor:
-    """Convert a decoded frame of any pixel format to RGB, uint8 [3, H, W], as it is to be shown."""
+    """Convert a decoded frame of any pixel format to RGB, uint8 [3, H, W], as displayed."""
     try:
         rgb = reformatter.reformat(frame, format="rgb24")
-    except av.FFmpegError:  # the frame's colours are tagged with a reserved value: take them as untagged ones are taken
+    except av.FFmpegError:  # the colour tag has a reserved value: convert as if there were no tag
         rgb = reformatter.reformat(frame, format="rgb24", src_colorspace="itu601", dst_colorspace="itu601")
     image = orientation.apply(rgb.to_ndarray())
     return channels_first(image)

@@ -1,8 +1,8 @@
-"""Read a file of video second by second, decoding ahead while the model works.
+"""Read a video file turn by turn, decoding ahead while the model works.
 
 with open_video("match.mp4") as video:
-    for second in video:
-        session.step(second)
+    for turn in video:
+        session.step(turn)
 """
 
 import os
@@ -15,10 +15,11 @@ from typing import Self
 
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.video.address import redacted
-from streamingvlm.video.clock import SamplingGrid, VideoTurn, sample
-from streamingvlm.video.frames import make_second
+from streamingvlm.video.frame_tensors import make_turn
 from streamingvlm.video.prefetch import Prefetch
-from streamingvlm.video.source import PictureSource, SkipCounts, VideoInfo
+from streamingvlm.video.sampling_grid import SamplingGrid, sample
+from streamingvlm.video.source import FrameSource, SkipCounts, VideoInfo
+from streamingvlm.video.video_turn import VideoTurn
 
 
 def open_video(
@@ -30,17 +31,17 @@ def open_video(
     prefetch: int = 2,
     start_s: float = 0.0,
 ) -> "VideoReader":
-    """Open a file of video to be read in chunks of `turn_s` seconds with `fps` frames per second of video.
+    """Open a video file that is read in turns of `turn_s` seconds with `fps` frames per second.
 
-    `decoder` is "pyav", or "decord" for ordinary mp4 files. At most `prefetch` chunks are decoded ahead. Reading
-    begins `start_s` seconds into the file: the chunks carry the file's times from there on, and numbers from 0.
+    `decoder` is "pyav", or "decord" for ordinary mp4 files. At most `prefetch` turns are decoded ahead. Reading begins
+    `start_s` seconds into the file: the turns have the file's times from there on, and indices from 0.
 
-    Raises VideoError where the file cannot be read as video, ConfigError where a setting is out of range.
+    Raises VideoError if the file cannot be read as video, ConfigError if a setting is out of range.
     """
     grid = SamplingGrid(fps=fps, turn_s=turn_s, start_s=start_s)
     if prefetch < 1:
-        raise ConfigError(f"prefetch is {prefetch}, but at least 1 chunk must be decoded ahead; the usual number is 2")
-    source = open_pictures(path, decoder, start_s=start_s)
+        raise ConfigError(f"prefetch is {prefetch}, but at least 1 turn must be decoded ahead; the usual value is 2")
+    source = open_frame_source(path, decoder, start_s=start_s)
     if start_s and source.info.duration_s is not None and source.info.duration_s <= start_s:
         source.close()
         raise _starts_too_late(path, start_s)
@@ -48,19 +49,20 @@ def open_video(
 
 
 class VideoReader:
-    """The seconds of one video: an iterator, read once, and a context manager.
+    """The turns of one video: a context manager and an iterator that is read once.
 
-    Leaving off and going on is fine. A reader that is dropped ends its thread and lets its file go, as `close` does.
+    Iteration may stop and resume. A reader that is garbage collected ends its thread and closes its file, as `close`
+    does.
     """
 
-    def __init__(self, path: str | Path, source: PictureSource, grid: SamplingGrid, *, prefetch: int):
+    def __init__(self, path: str | Path, source: FrameSource, grid: SamplingGrid, *, prefetch: int):
         self.path = Path(path)
         self.info: VideoInfo = source.info
-        self.skipped: SkipCounts = source.skipped  # grows as the file is read, a little ahead of the caller
+        self.skipped: SkipCounts = source.skipped  # updated while the file is read, a little ahead of the caller
         self.fps, self.turn_s = grid.fps, grid.turn_s
         stop = threading.Event()
-        seconds = _seconds(self.path, source, grid, stop)
-        self._prefetch = Prefetch(seconds, depth=prefetch, name=f"decode {self.path.name}", stop=stop)
+        turns = _turns(self.path, source, grid, stop)
+        self._prefetch = Prefetch(turns, depth=prefetch, name=f"decode {self.path.name}", stop=stop)
         self._shut_down = weakref.finalize(self, _shut_down, self._prefetch, source)
 
     def __iter__(self) -> Iterator[VideoTurn]:
@@ -76,23 +78,23 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """End the decoding thread and let the file go; safe to call twice. Iteration then ends."""
+        """End the decoding thread and close the file; iteration then ends. Safe to call twice."""
         self._shut_down()
 
 
-def _shut_down(prefetch: Prefetch, source: PictureSource) -> None:
+def _shut_down(prefetch: Prefetch, source: FrameSource) -> None:
     prefetch.close()
     source.close()
 
 
-def open_pictures(path: str | Path, decoder: str = "pyav", *, start_s: float = 0.0) -> PictureSource:
-    """Open a file for its pictures, from `start_s` on. Raises VideoError and ConfigError as `open_video` does."""
-    opener = _source_opener(decoder)
+def open_frame_source(path: str | Path, decoder: str = "pyav", *, start_s: float = 0.0) -> FrameSource:
+    """Open a file and return its decoded frames from `start_s` on. Raises the errors of `open_video`."""
+    opener = _opener(decoder)
     _check_file(path)
     return opener(Path(path), start_s=start_s)
 
 
-def _source_opener(decoder: str) -> Callable[..., PictureSource]:
+def _opener(decoder: str) -> Callable[..., FrameSource]:
     if decoder == "pyav":
         from streamingvlm.video.pyav import open_pyav
 
@@ -105,19 +107,17 @@ def _source_opener(decoder: str) -> Callable[..., PictureSource]:
 
 
 def _check_file(path: str | Path) -> None:
-    """Say in plain words what a decoder would say in codes."""
+    """Raise a VideoError in plain words where a decoder would give an error code."""
     name = repr(os.fspath(path))
     if "://" in name:
-        raise VideoError(
-            f"{redacted(os.fspath(path))!r} is an address, but only files can be read here; use open_source"
-        )
+        raise VideoError(f"{redacted(os.fspath(path))!r} is an address, not a file; open it with open_source")
     path = Path(path)
     if not path.exists():
         raise VideoError(f"{name} does not exist; check the path to the video")
     if path.is_dir():
         raise VideoError(f"{name} is a folder; name one video file in it")
     if not os.access(path, os.R_OK):
-        raise VideoError(f"{name} may not be read by this user; change its permissions")
+        raise VideoError(f"{name} is not readable by this user; change its permissions")
     if path.is_file() and path.stat().st_size == 0:
         raise VideoError(f"{name} is empty (0 bytes); copy or download it again")
 
@@ -126,11 +126,11 @@ def _starts_too_late(path: str | Path, start_s: float) -> VideoError:
     return VideoError(f"{os.fspath(path)!r} ends before start_s = {start_s:g}; choose an earlier start")
 
 
-def _seconds(path: Path, source: PictureSource, grid: SamplingGrid, stop: threading.Event) -> Iterator[VideoTurn]:
-    pictures = takewhile(lambda _: not stop.is_set(), source.pictures())
+def _turns(path: Path, source: FrameSource, grid: SamplingGrid, stop: threading.Event) -> Iterator[VideoTurn]:
+    frames = takewhile(lambda _: not stop.is_set(), source.frames())
     newest = None
-    for index, shown in enumerate(sample(pictures, grid, tick_s=source.tick_s)):
-        yield make_second(index, shown, newest, grid)
-        newest = shown[-1]
+    for index, sampled in enumerate(sample(frames, grid, tick_s=source.tick_s)):
+        yield make_turn(index, sampled, newest, grid)
+        newest = sampled[-1]
     if newest is None and not stop.is_set():
         raise _starts_too_late(path, grid.start_s)

@@ -80,7 +80,7 @@ def test_a_video_is_transcribed_once_until_it_changes(tmp_path, recogniser, tran
 
 def test_times_count_from_the_start_of_the_video_in_every_piece(tmp_path, recogniser, monkeypatch):
     video = write_video(tmp_path / "clip.mp4", 40, tone_at_s=[5, 25, 35])
-    monkeypatch.setattr("streamingvlm.video.audio.read_sound.__kwdefaults__", {"piece_s": 10.0})
+    monkeypatch.setattr("streamingvlm.video.audio.read_audio.__kwdefaults__", {"piece_s": 10.0})
     words = repair(recogniser.transcribe(video))[0].words
     assert [round(word.start_s) for word in words] == [5, 25, 35]
 
@@ -97,7 +97,7 @@ def test_a_partial_transcript_is_not_cached(tmp_path):
 
 
 def test_a_video_without_audio_is_an_error(tmp_path, recogniser):
-    with pytest.raises(VideoError, match="has no sound"):
+    with pytest.raises(VideoError, match="has no audio"):
         recogniser.transcribe(write_video(tmp_path / "clip.mp4", 2))
 
 

@@ -13,7 +13,7 @@ from streamingvlm.config import SamplingConfig, VideoConfig
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.snapshot_folder import has_snapshot
 from streamingvlm.model.loading import load_model
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 SETTINGS = {
     "video": VideoConfig(min_pixels=1, max_pixels=56 * 56),

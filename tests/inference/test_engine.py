@@ -22,7 +22,7 @@ from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.model_runner import ModelRunner
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.stream import Stream
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 CACHES = (
     SMALL,

@@ -21,7 +21,7 @@ from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render
 from streamingvlm.turns import Turn
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 QUESTION = "How many goals were there?"
 TOLERANCE = 1e-4

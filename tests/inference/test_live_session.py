@@ -14,7 +14,7 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.writers import JsonlWriter
 from streamingvlm.turns import Turn, TurnFormat
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 VIDEO = {"min_pixels": 28 * 28, "max_pixels": 56 * 84, "fps": 4.0, "turn_s": 0.5}
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 8}

@@ -18,7 +18,7 @@ from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.model.vision import preprocess
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 VIDEO = VideoConfig(fps=2.0, turn_s=1.0, min_pixels=1, max_pixels=84 * 84)
 QUERY = "Who has the ball?"

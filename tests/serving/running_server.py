@@ -24,7 +24,7 @@ from streamingvlm.serving.pictures import decode_jpeg
 from streamingvlm.serving.places import resolve_host
 from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.streams import Streams
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 KEY = "a key of more than sixteen".replace(" ", "-")

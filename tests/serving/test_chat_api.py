@@ -115,7 +115,7 @@ def expected_answer(pitch, jpegs):
     import torch
 
     from streamingvlm.serving.pictures import decode_jpeg
-    from streamingvlm.video.clock import VideoTurn
+    from streamingvlm.video.video_turn import VideoTurn
 
     frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
     session = StreamingSession(pitch, query="Be brief.")

@@ -233,7 +233,7 @@ def test_a_session_follows_no_redirect_to_a_private_address(watching, site, path
         url = f"http://camera.example:{site.port}/{path.format(port=site.port)}"
         response = server.http.post("/v1/sessions", json={"source": {"url": url}})
         assert response.status_code == 400
-        assert "cannot be watched" in error_of(response)
+        assert "cannot be opened" in error_of(response)
     assert all(path.startswith("/to/") for path, _ in site.asked)
 
 

@@ -11,8 +11,8 @@ from streamingvlm import StreamingSession
 from streamingvlm.errors import ClosedError, ConfigError, EngineFull, VideoError
 from streamingvlm.serving.cache_picture import cache_picture
 from streamingvlm.serving.streams import Streams
-from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import open_video
+from streamingvlm.video.video_turn import VideoTurn
 
 
 @pytest.fixture(scope="module")

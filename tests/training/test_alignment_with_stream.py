@@ -26,7 +26,7 @@ from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.examples import IGNORED_LABEL, example_from
 from streamingvlm.turns import Tokens, Turn, TurnFormat
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 # Qwen's tokenizer reads all text in Unicode's composed form.
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=6).map(

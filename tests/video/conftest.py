@@ -1,6 +1,7 @@
-"""Real files of video whose every picture carries its own number."""
+"""Real video files in which every frame shows its own number."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ TICK = Fraction(1, 90000)
 
 
 def regular(rate: Fraction | int, num_frames: int, start_s: float = 0) -> list[Fraction]:
-    """Times of the pictures of a clip with a constant frame rate."""
+    """Times of the frames of a clip with a constant frame rate."""
     return [Fraction(start_s) + i / Fraction(rate) for i in range(num_frames)]
 
 
@@ -32,7 +33,7 @@ def _write_clip(
     muxer_options: dict[str, str] | None = None,
     draw: Callable[[int, int, int], np.ndarray] = picture,
 ) -> Path:
-    """Write picture i at `times_s[i]`; the stamps are those times to the tick of 1/90000 s."""
+    """Write frame i at `times_s[i]`; the timestamps have ticks of 1/90000 s."""
     width, height = size
     with av.open(str(path), "w", options=muxer_options or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(rate), options=codec_options or {})
@@ -59,10 +60,19 @@ def _damage(path: Path, *, at: float, length: float) -> Path:
 
 
 def _cut(path: Path, *, keep: float) -> Path:
-    """Cut a file off behind a fraction of it."""
+    """Truncate a file to a fraction of its size."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
+
+
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    """Let threads switch after every few bytecodes, so that unlocked reads of shared state fail within a second."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
 
 
 @pytest.fixture
@@ -92,13 +102,13 @@ def regular_times() -> Callable[..., list[Fraction]]:
 
 @pytest.fixture
 def numbers() -> Callable[..., list[list[int]]]:
-    """Read the numbers of the frames of each second."""
-    return lambda seconds: [[read_number(frame) for frame in second.frames] for second in seconds]
+    """Read the numbers of the frames of each turn."""
+    return lambda turns: [[read_number(frame) for frame in turn.frames] for turn in turns]
 
 
 @pytest.fixture
-def write_sound() -> Callable[[Path], Path]:
-    """Write a second of silence, without pictures."""
+def write_audio() -> Callable[[Path], Path]:
+    """Write a second of silence, without video."""
 
     def write(path: Path) -> Path:
         with av.open(str(path), "w") as container:
@@ -114,17 +124,16 @@ def write_sound() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def camera_clip(tmp_path_factory) -> Path:
-    """Half a minute as a camera codes it, 25 pictures a second, each with its number."""
+    """Half a minute as a camera encodes it, 25 frames a second, each with its number."""
     path = tmp_path_factory.mktemp("camera") / "clip.mp4"
     return write_camera_file(path, (picture(number, 64, 48) for number in range(30 * FPS)), FPS)
 
 
 def expected_numbers(times_s: Sequence[Fraction], sample_s: Sequence[Fraction]) -> list[int]:
-    """For each moment, the newest picture that has appeared, by looking at them all."""
+    """For each sampling time the newest frame before it, by a search of all."""
     origin, slack = times_s[0], TICK / 2
     return [
-        max([i for i, time_s in enumerate(times_s) if time_s - origin <= moment + slack], default=0)
-        for moment in sample_s
+        max([i for i, time_s in enumerate(times_s) if time_s - origin <= time + slack], default=0) for time in sample_s
     ]
 
 

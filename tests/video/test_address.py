@@ -1,4 +1,4 @@
-"""What a user names, and that nothing which may be secret is ever shown of it."""
+"""Parsing of sources, and that nothing secret in them is ever shown."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from streamingvlm.errors import VideoError
 from streamingvlm.video.address import parse_address, redacted
 from streamingvlm.video.reader import open_video
 
-REFUSED = ["concat://a|b", "ftp://host/x", "gopher://host/x", "data://x", "subfile://x", "tcp://h:1", "udp://h:1"]
+UNSUPPORTED = ["concat://a|b", "ftp://host/x", "gopher://host/x", "data://x", "subfile://x", "tcp://h:1", "udp://h:1"]
 WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=20)
 
 
@@ -34,14 +34,14 @@ WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, 
         ("https://host/match.mp4", "http", "https://host/match.mp4"),
     ],
 )
-def test_what_is_named(source, kind, target):
+def test_sources_parse(source, kind, target):
     address = parse_address(source)
     assert (address.kind, address.target) == (kind, target)
     assert parse_address(address.source).kind == kind
 
 
-@pytest.mark.parametrize("address", REFUSED)
-def test_other_kinds_of_address_are_refused_with_those_that_are_not(address):
+@pytest.mark.parametrize("address", UNSUPPORTED)
+def test_other_schemes_are_rejected_with_a_list_of_those_supported(address):
     with pytest.raises(VideoError, match="file, rtsp, rtsps, rtmp, http, https"):
         parse_address(address)
 
@@ -49,20 +49,20 @@ def test_other_kinds_of_address_are_refused_with_those_that_are_not(address):
 @pytest.mark.parametrize(
     "address", ["rtsp://", "rtsp:///stream", "http://host:port/", "http://[::1/", "rtsp://a:b/c@h"]
 )
-def test_an_address_without_a_host_is_refused_in_one_line(address):
-    with pytest.raises(VideoError, match=r"host:port") as refusal:
+def test_an_address_without_a_host_is_rejected_in_one_line(address):
+    with pytest.raises(VideoError, match=r"host:port") as caught:
         parse_address(address)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["http://host/a b", "rtsp://host/\r\nCSeq: 1", "rtsp://host/\tx", "http://h/\x7f"])
-def test_signs_that_would_end_a_line_of_a_request_are_refused(address):
+def test_control_characters_and_spaces_are_rejected(address):
     with pytest.raises(VideoError, match="%20"):
         parse_address(address)
 
 
 @given(user=WORDS, password=WORDS, token=WORDS)
-def test_neither_password_nor_token_is_shown_whatever_signs_they_have(user, password, token):
+def test_neither_password_nor_token_is_shown_whatever_their_characters(user, password, token):
     for url in (
         f"rtsp://{user}:{password}@camera.example:554/stream",
         f"https://camera.example/live.m3u8?token={token}#{password}",
@@ -77,13 +77,13 @@ def test_neither_password_nor_token_is_shown_whatever_signs_they_have(user, pass
         assert not [text for text in shown for word in (password, token) if word in text.replace("camera.example", "")]
 
 
-def test_what_is_shown_still_tells_which_camera():
+def test_the_shown_address_still_identifies_the_camera():
     address = parse_address("rtsp://me:secret@camera.example:554/garden/2?token=abc")
     assert address.shown == "rtsp://***@camera.example:554/garden/2..."
     assert address.name == "rtsp-camera.example-554-garden-2"
 
 
-def test_the_reader_of_files_does_not_show_a_password_either():
-    with pytest.raises(VideoError) as refusal:
+def test_open_video_does_not_show_a_password_either():
+    with pytest.raises(VideoError) as caught:
         open_video("https://me:secret@example.org/match.mp4")
-    assert "secret" not in str(refusal.value)
+    assert "secret" not in str(caught.value)

@@ -1,11 +1,11 @@
-"""The sound of real files, on the clock of their pictures."""
+"""The audio of real files, on the clock of their frames."""
 
 import numpy as np
 import pytest
 from published_layouts import write_video
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.audio import SAMPLE_RATE, read_sound
+from streamingvlm.video.audio import SAMPLE_RATE, read_audio
 
 
 def loud_seconds(pieces):
@@ -19,9 +19,9 @@ def loud_seconds(pieces):
     return loud
 
 
-def test_a_tone_is_heard_when_it_sounds(tmp_path):
+def test_a_tone_is_at_its_time(tmp_path):
     path = write_video(tmp_path / "clip.mp4", 12, tone_at_s=[2, 3, 7])
-    [(start_s, samples)] = read_sound(path)
+    [(start_s, samples)] = read_audio(path)
     assert start_s == 0
     assert samples.dtype == np.float32 and samples.ndim == 1
     assert len(samples) == pytest.approx(12 * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
@@ -29,15 +29,15 @@ def test_a_tone_is_heard_when_it_sounds(tmp_path):
     assert np.abs(samples).max() == pytest.approx(0.5, abs=0.1)
 
 
-def test_sound_that_begins_later_than_the_pictures_keeps_its_time(tmp_path):
+def test_audio_that_begins_later_than_the_frames_keeps_its_time(tmp_path):
     path = write_video(tmp_path / "clip.mkv", 12, tone_at_s=[7, 8], sound_from_s=5.0)
-    assert loud_seconds(read_sound(path)) == {7, 8}
+    assert loud_seconds(read_audio(path)) == {7, 8}
 
 
 def test_pieces_join_to_the_whole_and_are_cut_where_it_is_quiet(tmp_path):
     path = write_video(tmp_path / "clip.mp4", 40, tone_at_s=[s for s in range(40) if s % 5 != 3])
-    whole = np.concatenate([samples for _, samples in read_sound(path)])
-    pieces = list(read_sound(path, piece_s=10))
+    whole = np.concatenate([samples for _, samples in read_audio(path)])
+    pieces = list(read_audio(path, piece_s=10))
     assert np.array_equal(np.concatenate([samples for _, samples in pieces]), whole)
     starts_s = [start_s for start_s, _ in pieces]
     assert starts_s == pytest.approx(np.cumsum([0, *(len(samples) / SAMPLE_RATE for _, samples in pieces[:-1])]))
@@ -45,13 +45,13 @@ def test_pieces_join_to_the_whole_and_are_cut_where_it_is_quiet(tmp_path):
     assert all(len(samples) <= 10 * SAMPLE_RATE for _, samples in pieces)
 
 
-def test_a_video_without_sound_is_named(tmp_path):
+def test_a_video_without_audio_is_named(tmp_path):
     path = write_video(tmp_path / "silent.mp4", 2)
-    with pytest.raises(VideoError, match=r"silent\.mp4' has no sound"):
-        list(read_sound(path))
+    with pytest.raises(VideoError, match=r"silent\.mp4' has no audio"):
+        list(read_audio(path))
 
 
-def test_a_file_that_is_no_video_is_named(tmp_path):
+def test_a_file_that_is_not_a_video_is_named(tmp_path):
     (tmp_path / "x.mp4").write_text("no video")
     with pytest.raises(VideoError, match="cannot be opened"):
-        list(read_sound(tmp_path / "x.mp4"))
+        list(read_audio(tmp_path / "x.mp4"))

@@ -1,4 +1,4 @@
-"""Bad files: either one clear line at once, or what can be read and then an account of the rest."""
+"""Bad files: either one clear line at once, or what is readable and counts of the rest."""
 
 import os
 
@@ -10,7 +10,7 @@ from streamingvlm.video import open_video
 from streamingvlm.video.pyav import PyAVSource
 
 
-def refusal(path, **settings) -> str:
+def error_line(path, **settings) -> str:
     with pytest.raises(VideoError) as caught:
         open_video(path, **settings)
     message = str(caught.value)
@@ -24,19 +24,19 @@ DECODERS = pytest.mark.parametrize("decoder", ["pyav", "decord"])
 
 @DECODERS
 def test_a_missing_file(tmp_path, decoder):
-    assert "does not exist" in refusal(tmp_path / "nowhere.mp4", decoder=decoder)
+    assert "does not exist" in error_line(tmp_path / "nowhere.mp4", decoder=decoder)
 
 
 @DECODERS
 def test_a_folder(tmp_path, decoder):
-    assert "is a folder" in refusal(tmp_path, decoder=decoder)
+    assert "is a folder" in error_line(tmp_path, decoder=decoder)
 
 
 @DECODERS
 def test_an_empty_file(tmp_path, decoder):
     path = tmp_path / "empty.mp4"
     path.touch()
-    assert "is empty" in refusal(path, decoder=decoder)
+    assert "is empty" in error_line(path, decoder=decoder)
 
 
 @DECODERS
@@ -44,67 +44,71 @@ def test_an_empty_file(tmp_path, decoder):
 def test_a_text_file(tmp_path, decoder, name):
     path = tmp_path / name
     path.write_text("00:00:01 kick-off\n00:00:09 a corner\n" * 200)
-    message = refusal(path, decoder=decoder)
+    message = error_line(path, decoder=decoder)
     assert "not a video" in message
     assert "name a video file" in message
 
 
 @DECODERS
-def test_audio_alone(tmp_path, write_sound, decoder):
-    assert "audio alone" in refusal(write_sound(tmp_path / "speech.mp4"), decoder=decoder)
+def test_audio_only(tmp_path, write_audio, decoder):
+    assert "audio only" in error_line(write_audio(tmp_path / "speech.mp4"), decoder=decoder)
 
 
 @DECODERS
 def test_an_mp4_cut_off_before_its_index(tmp_path, write_clip, regular_times, cut, decoder):
     path = cut(write_clip(tmp_path / "recording.mp4", regular_times(25, 100)), keep=0.4)
-    message = refusal(path, decoder=decoder)
+    message = error_line(path, decoder=decoder)
     assert "moov" in message
     assert "copy or download it again" in message
 
 
 def test_an_address_is_not_a_file():
-    assert "open_source" in refusal("https://example.org/match.mp4")
+    assert "open_source" in error_line("https://example.org/match.mp4")
 
 
-def test_pictures_of_which_none_can_be_decoded(tmp_path, write_clip, regular_times):
+def test_frames_of_which_none_can_be_decoded(tmp_path, write_clip, regular_times):
     path = write_clip(tmp_path / "noise.mp4", regular_times(25, 50), muxer_options={"movflags": "faststart"})
-    head, mark, pictures = path.read_bytes().partition(b"mdat")
-    path.write_bytes(head + mark + b"\xff" * len(pictures))
-    assert "no picture that can be decoded" in refusal(path)
+    head, mark, frames = path.read_bytes().partition(b"mdat")
+    path.write_bytes(head + mark + b"\xff" * len(frames))
+    assert "no frame that can be decoded" in error_line(path)
 
 
-def test_a_cut_mp4_gives_what_is_there_and_says_what_is_missing(tmp_path, write_clip, regular_times, cut, numbers):
+def test_a_truncated_mp4_yields_what_is_there_and_counts_what_is_missing(
+    tmp_path, write_clip, regular_times, cut, numbers
+):
     path = write_clip(tmp_path / "clip.mp4", regular_times(25, 250), muxer_options={"movflags": "faststart"})
     with open_video(cut(path, keep=0.6)) as video:
-        seconds = list(video)
-    assert 3 <= len(seconds) <= 7
-    assert numbers(seconds)[:3] == [[0, 12], [25, 37], [50, 62]]
+        turns = list(video)
+    assert 3 <= len(turns) <= 7
+    assert numbers(turns)[:3] == [[0, 12], [25, 37], [50, 62]]
     assert video.info.duration_s == pytest.approx(10)
-    assert video.skipped.missing_s == pytest.approx(10 - seconds[-1].start_s, abs=1.0)
+    assert video.skipped.missing_s == pytest.approx(10 - turns[-1].start_s, abs=1.0)
     assert "before its announced end" in video.skipped.describe()
 
 
-def test_a_cut_matroska_file_gives_what_is_there_and_says_what_is_missing(tmp_path, write_clip, regular_times, cut):
+def test_a_truncated_matroska_file_yields_what_is_there_and_counts_what_is_missing(
+    tmp_path, write_clip, regular_times, cut
+):
     with open_video(cut(write_clip(tmp_path / "clip.mkv", regular_times(25, 250)), keep=0.6)) as video:
-        seconds = list(video)
-    assert 3 <= len(seconds) <= 7
+        turns = list(video)
+    assert 3 <= len(turns) <= 7
     assert "before its announced end" in video.skipped.describe()
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.ts", "h264.mkv", "hevc.mp4"])
-def test_a_corrupt_middle_is_passed_over_and_counted(tmp_path, write_noisy_clip, regular_times, damage, numbers, name):
+def test_a_corrupt_middle_is_skipped_and_counted(tmp_path, write_noisy_clip, regular_times, damage, numbers, name):
     codec, quiet = ("libx265", {"x265-params": "log-level=none"}) if "hevc" in name else ("libx264", {})
     options = {"preset": "ultrafast", **quiet}
     path = write_noisy_clip(tmp_path / name, regular_times(25, 150), codec=codec, codec_options=options)
     with open_video(damage(path, at=0.4, length=0.1)) as video:
-        seconds = list(video)
-    assert len(seconds) == 6
-    found = numbers(seconds)
+        turns = list(video)
+    assert len(turns) == 6
+    found = numbers(turns)
     assert found[:2] == [[0, 12], [25, 37]]
     assert found[-2:] == [[100, 112], [125, 137]]
-    said = video.skipped.describe()
-    assert said is not None
-    assert "\n" not in said
+    line = video.skipped.describe()
+    assert line is not None
+    assert "\n" not in line
 
 
 def test_a_corrupt_middle_of_avi_whose_stamps_count_packets_is_cut_out(
@@ -118,7 +122,7 @@ def test_a_corrupt_middle_of_avi_whose_stamps_count_packets_is_cut_out(
     assert video.skipped.describe() is not None
 
 
-def test_pictures_still_in_the_decoder_when_reading_fails_keep_their_times(
+def test_frames_still_in_the_decoder_when_reading_fails_keep_their_times(
     tmp_path, write_clip, regular_times, numbers, monkeypatch
 ):
     path = write_clip(tmp_path / "clip.mp4", regular_times(25, 100))
@@ -132,7 +136,7 @@ def test_pictures_still_in_the_decoder_when_reading_fails_keep_their_times(
     assert numbers(open_video(path)) == whole
 
 
-def test_noise_at_the_end_of_a_stream_is_no_traceback(tmp_path, write_clip, regular_times, damage):
+def test_noise_at_the_end_of_a_stream_raises_no_error(tmp_path, write_clip, regular_times, damage):
     path = damage(write_clip(tmp_path / "clip.ts", regular_times(25, 100)), at=0.8, length=0.2)
     with open_video(path) as video:
         assert 2 <= len(list(video)) <= 4
@@ -150,10 +154,10 @@ def test_a_damaged_frame_rate_does_not_make_the_stream_endless(tmp_path, write_c
 
 
 def outcome(path) -> str:
-    """Read a file to its end, whatever comes: the line to show the user, if any."""
+    """Read a file to its end: the line to show the user, if any."""
     try:
         with open_video(path) as video:
-            shapes = {second.frames.shape[:2] for second in video}
+            shapes = {turn.frames.shape[:2] for turn in video}
     except VideoError as error:
         return str(error)
     assert shapes == {(2, 3)}

@@ -1,4 +1,4 @@
-"""decord is held to what PyAV reads; where it cannot keep up, it says so in one line."""
+"""decord must read the same as PyAV, or fail with one line."""
 
 import sys
 from fractions import Fraction
@@ -27,7 +27,7 @@ def assert_same(path, **settings):
 @pytest.mark.parametrize(
     "rate", [Fraction(24000, 1001), 25, 30, Fraction(60000, 1001)], ids=lambda r: f"{float(r):.3f}"
 )
-def test_ordinary_files_give_the_same_seconds(tmp_path, write_clip, regular_times, rate):
+def test_ordinary_files_give_the_same_turns(tmp_path, write_clip, regular_times, rate):
     path = write_clip(tmp_path / "clip.mp4", regular_times(rate, int(rate * 5)), rate=rate)
     assert len(assert_same(path)) == 5
 
@@ -42,12 +42,12 @@ def test_ordinary_files_give_the_same_seconds(tmp_path, write_clip, regular_time
     ],
     ids=["hevc", "open-gop", "intra-refresh", "mpeg4"],
 )
-def test_key_frames_that_are_no_clean_start_give_the_same_seconds(tmp_path, write_clip, regular_times, codec, options):
+def test_keyframes_that_are_no_clean_start_give_the_same_turns(tmp_path, write_clip, regular_times, codec, options):
     path = write_clip(tmp_path / "clip.mp4", regular_times(25, 150), codec=codec, codec_options=options)
     assert len(assert_same(path)) == 6
 
 
-def test_variable_frame_rate_goes_by_the_stamps(tmp_path, write_clip):
+def test_variable_frame_rate_gives_the_same_turns(tmp_path, write_clip):
     steps = np.random.default_rng(5).choice([1500, 3003, 9000, 40000], size=80)
     times_s = [Fraction(int(tick), 90000) for tick in np.concatenate([[0], np.cumsum(steps)])]
     assert len(assert_same(write_clip(tmp_path / "screen.mp4", times_s))) > 5
@@ -61,13 +61,13 @@ def test_rotation_odd_sizes_late_starts_and_other_rates(tmp_path, write_clip, re
     assert_same(late, start_s=1.5)
 
 
-def test_a_transport_stream_is_refused(tmp_path, write_clip, regular_times):
+def test_a_transport_stream_is_rejected(tmp_path, write_clip, regular_times):
     path = write_clip(tmp_path / "clip.ts", regular_times(25, 50))
     with pytest.raises(VideoError, match="use decoder 'pyav'"):
         open_video(path, decoder="decord")
 
 
-def test_damage_ends_in_a_line_that_names_the_way_out(tmp_path, write_clip, regular_times, damage, cut):
+def test_damage_ends_in_a_line_that_names_the_remedy(tmp_path, write_clip, regular_times, damage, cut):
     fast = {"movflags": "faststart"}
     corrupt = damage(write_clip(tmp_path / "a.mp4", regular_times(25, 250), muxer_options=fast), at=0.5, length=0.1)
     with pytest.raises(VideoError, match=r"damaged or cut off.*use decoder 'pyav'"):

@@ -1,4 +1,4 @@
-"""The background thread: bounded, ended early, its errors brought to the caller."""
+"""The background thread: bounded, stopped early, its errors raised in the consumer."""
 
 import gc
 import threading
@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from streamingvlm.video import SkipCounts, VideoInfo, VideoReader, open_video
-from streamingvlm.video.clock import SamplingGrid
 from streamingvlm.video.prefetch import Prefetch
+from streamingvlm.video.sampling_grid import SamplingGrid
 from streamingvlm.video.source import DecodedFrame
 
 FRAME = torch.zeros(3, 8, 8, dtype=torch.uint8)
 
 
 class FakeSource:
-    """Ten pictures a second without end, or up to one that cannot be decoded."""
+    """Ten frames a second without end, or up to one that cannot be decoded."""
 
     def __init__(self, fails_at_s=float("inf")):
         self.info = VideoInfo(None, 8, 8, 10.0, "fake", 0)
@@ -28,7 +28,7 @@ class FakeSource:
         self.num_decoded = 0
         self.closed_in = None
 
-    def pictures(self):
+    def frames(self):
         while True:
             time_s = self.num_decoded / 10
             if time_s >= self.fails_at_s:
@@ -49,7 +49,7 @@ def decoding_threads():
 
 
 def wait_until(condition, patience_s=20.0):
-    """Wait for another thread; a hang fails the test in place of stopping it."""
+    """Wait for another thread; a hang fails the test."""
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "the other thread did not get there"
@@ -57,7 +57,7 @@ def wait_until(condition, patience_s=20.0):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_the_thread_works_ahead_by_no_more_than_it_may(depth):
+def test_the_thread_works_ahead_by_at_most_its_depth(depth):
     made = []
 
     def items():
@@ -77,7 +77,7 @@ def test_the_thread_works_ahead_by_no_more_than_it_may(depth):
     assert decoding_threads() == []
 
 
-def test_nothing_is_decoded_before_the_first_second_is_asked_for():
+def test_nothing_is_decoded_before_the_first_turn_is_requested():
     source = FakeSource()
     with reader(source):
         assert (source.num_decoded, decoding_threads()) == (0, [])
@@ -86,8 +86,8 @@ def test_nothing_is_decoded_before_the_first_second_is_asked_for():
 def test_leaving_the_block_ends_the_thread_and_closes_the_file():
     source = FakeSource()
     with reader(source) as video:
-        for second in video:
-            if second.index == 3:
+        for turn in video:
+            if turn.index == 3:
                 break
         assert len(decoding_threads()) == 1
     assert decoding_threads() == []
@@ -96,28 +96,28 @@ def test_leaving_the_block_ends_the_thread_and_closes_the_file():
     video.close()
 
 
-def test_leaving_off_and_going_on_misses_nothing():
+def test_iteration_resumes_without_a_loss():
     with reader(FakeSource()) as video:
         assert [next(video).index, next(video).index] == [0, 1]
-        for second in video:
-            assert second.index == 2
+        for turn in video:
+            assert turn.index == 2
             break
         assert next(video).index == 3
 
 
-def test_a_dropped_reader_ends_its_thread():
+def test_a_garbage_collected_reader_ends_its_thread():
     source = FakeSource()
     video = reader(source)
     next(video)
-    gone = weakref.ref(video)
+    reference = weakref.ref(video)
     del video
     gc.collect()
-    assert gone() is None
+    assert reference() is None
     assert decoding_threads() == []
     assert source.closed_in is not None
 
 
-def test_an_error_in_the_thread_reaches_the_caller_in_its_place():
+def test_an_error_in_the_thread_is_raised_in_its_place():
     source = FakeSource(fails_at_s=3.2)
     video = reader(source)
     assert [next(video).index for _ in range(3)] == [0, 1, 2]
@@ -128,29 +128,29 @@ def test_an_error_in_the_thread_reaches_the_caller_in_its_place():
     assert decoding_threads() == []
 
 
-def test_a_reader_closed_from_elsewhere_ends_the_loop_that_waits_for_it():
+def test_closing_from_another_thread_ends_a_blocked_loop():
     video = reader(FakeSource())
-    seen = []
+    received = []
 
     def watch():
-        seen.extend(second.index for second in video)
+        received.extend(turn.index for turn in video)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    wait_until(lambda: len(seen) > 0 or decoding_threads())
+    consumer = threading.Thread(target=watch, daemon=True)
+    consumer.start()
+    wait_until(lambda: len(received) > 0 or decoding_threads())
     video.close()
-    watcher.join(20)
-    assert not watcher.is_alive()
+    consumer.join(20)
+    assert not consumer.is_alive()
 
 
-def test_a_caller_who_comes_to_wait_only_after_the_closing_is_told_the_end():
-    """The moment between looking whether the iterator is finished and waiting for an item, held open."""
+def test_a_consumer_that_waits_only_after_close_gets_the_end():
+    """The consumer is paused between the check of `_finished` and the wait for an item."""
     about_to_wait, closed = threading.Event(), threading.Event()
 
     class Held(Prefetch):
         @property
         def _ready(self):
-            if threading.current_thread() is watcher:
+            if threading.current_thread() is consumer:
                 about_to_wait.set()
                 closed.wait(20)
             return self.__dict__["_ready"]
@@ -160,18 +160,30 @@ def test_a_caller_who_comes_to_wait_only_after_the_closing_is_told_the_end():
             self.__dict__["_ready"] = queue
 
     ahead = Held(iter(range(1000)), depth=1, name="decode test", stop=threading.Event())
-    seen = []
-    watcher = threading.Thread(target=lambda: seen.extend(ahead), daemon=True)
-    watcher.start()
+    received = []
+    consumer = threading.Thread(target=lambda: received.extend(ahead), daemon=True)
+    consumer.start()
     assert about_to_wait.wait(20)
     ahead.close()
     closed.set()
-    watcher.join(20)
-    assert not watcher.is_alive()
-    assert len(seen) == 0
+    consumer.join(20)
+    assert not consumer.is_alive()
+    assert len(received) == 0
 
 
-def test_many_readers_leave_neither_threads_nor_files_behind(tmp_path, write_clip, regular_times):
+def test_close_may_come_while_the_thread_starts(frequent_switches):
+    for delay in range(500):
+        ahead = Prefetch(iter(range(3)), depth=1, name="decode test", stop=threading.Event())
+        consumer = threading.Thread(target=list, args=(ahead,), daemon=True)
+        consumer.start()
+        sum(range(delay % 50))
+        ahead.close()
+        consumer.join(20)
+        assert not consumer.is_alive()
+    assert decoding_threads() == []
+
+
+def test_many_readers_leak_neither_threads_nor_files(tmp_path, write_clip, regular_times):
     path = write_clip(tmp_path / "clip.mp4", regular_times(25, 100))
     process = psutil.Process()
     next(open_video(path))
@@ -182,7 +194,7 @@ def test_many_readers_leave_neither_threads_nor_files_behind(tmp_path, write_cli
         next(video)
         video.close()
     gc.collect()
-    assert process.num_threads() <= num_threads
+    wait_until(lambda: process.num_threads() <= num_threads)  # a joined thread may still be exiting
     assert process.num_fds() <= num_files
 
 

@@ -1,4 +1,4 @@
-"""Importing the package must load no decoder: they are large, and a machine may lack them."""
+"""Importing the package must load no decoder: they are large, and may not be installed."""
 
 import subprocess
 import sys

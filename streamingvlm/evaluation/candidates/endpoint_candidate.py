@@ -13,7 +13,7 @@ from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, CostEstima
 from streamingvlm.evaluation.candidates.video_clip import Clip, evenly_spaced, sample_evenly
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.turns import ELLIPSIS
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 _JPEG_QUALITY = 85
 _PIXELS_PER_TOKEN = 28 * 28

@@ -14,7 +14,7 @@ from streamingvlm.evaluation.candidates.video_clip import Clip, num_frames_befor
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.turns import TurnFormat
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 
 class LastFrames(SessionCandidate):

@@ -9,7 +9,7 @@ from streamingvlm.evaluation.candidates.video_clip import Clip
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import StreamingModel, load_model
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 
 class SessionCandidate:

@@ -10,8 +10,8 @@ import torch
 
 from streamingvlm.config import TIME_SLACK_S, VideoConfig
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import open_video
+from streamingvlm.video.video_turn import VideoTurn
 
 T = TypeVar("T")
 

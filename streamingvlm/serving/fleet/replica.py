@@ -31,7 +31,7 @@ from streamingvlm.serving.routes import hub_of
 from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.sessions import LiveSession, Source
 from streamingvlm.serving.streams import Stream, Streams
-from streamingvlm.video.clock import VideoTurn
+from streamingvlm.video.video_turn import VideoTurn
 
 log = logging.getLogger(__name__)
 

@@ -1,16 +1,17 @@
-"""Sources that never end and do not wait: cameras, streams of the network, pipes, pushed frames.
+"""Sources that are endless and do not wait: cameras, network streams, pipes, pushed frames.
 
-connection  one connection to a source, through FFmpeg
-feed        a source for as long as it is watched: connections one after the other, pushed frames, a file as if live
-clock       stream time of what comes, and which pictures make up a second
-backlog     the seconds that the model has not seen yet, and the lag policy
-reader      all of it together: `open_source`, and the reader that it gives
-pushed      frames pushed from Python
+connection     one connection to a source, through FFmpeg
+feed           a source for as long as it is watched: successive connections, pushed frames, a file in real time
+live_clock     the stream time of live frames
+live_sampler   the frames of each turn, chosen as they arrive
+backlog        the turns that wait for the model, and the lag policies
+live_reader    `open_source` and the reader that it returns
+pushed_frames  frames pushed from Python
 
-What reads files knows nothing of this; this reads files, too.
+The modules that read files do not import this package; this package imports them.
 """
 
-from streamingvlm.video.live.pushed import PushedFrames
-from streamingvlm.video.live.reader import LiveReader, open_source
+from streamingvlm.video.live.live_reader import LiveReader, open_source
+from streamingvlm.video.live.pushed_frames import PushedFrames
 
 __all__ = ["LiveReader", "PushedFrames", "open_source"]

@@ -1,6 +1,6 @@
-"""What waits in front of a model: seconds of a live stream that it has not seen yet, and what is done when it is late.
+"""The turns of a live stream that wait for the model, and the policies for a model that is late.
 
-One thread puts seconds in, another takes them out. How many frames and bytes wait is bounded under every policy.
+One thread puts turns in and another takes them out. Frames and bytes that wait are bounded under every policy.
 """
 
 import threading
@@ -12,188 +12,189 @@ from typing import Literal
 import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.clock import VideoTurn
-from streamingvlm.video.frames import fit
+from streamingvlm.video.frame_tensors import fit
+from streamingvlm.video.video_turn import VideoTurn
 
 Policy = Literal["wait", "drop", "coalesce", "degrade"]
 
-DETAILS = (1.0, 0.5, 0.25, 0.125)
-"""The steps of `degrade`: shares of the pixels and tokens of a turn. Below an eighth, a picture shows nothing."""
+DETAIL_LEVELS = (1.0, 0.5, 0.25, 0.125)
+"""The levels of `degrade`: shares of the pixels and tokens of a turn. Below an eighth, a frame shows nothing."""
 
-LEAST_FRAMES = 2
-"""A single frame costs as many tokens as two, which make one temporal patch, and shows no motion."""
+MIN_FRAMES = 2
+"""A single frame costs as many tokens as two, which form one temporal patch, and shows no motion."""
 
-CALM_TURNS = 3
-"""So many turns in time before `degrade` gives a step back: one turn in time may be luck."""
+RECOVERY_TURNS = 3
+"""`degrade` goes up a level after this many turns on time. A single turn on time may be chance."""
 
-SAME_MOMENT_S = 1e-6
+SAME_TIME_S = 1e-6
 
 
 class Backlog:
-    """The seconds that wait, and the policy by which the model gets the next one.
+    """The turns that wait, and the policy that chooses the next one for the model.
 
-    wait: every second in order; who puts them in is held back. drop: the newest second, the others go by unseen.
-    coalesce: one turn of all that waits, up to a gap in the stream. degrade: every second in order, with less detail
-    the longer the model is late, and those beyond `max_lag_s` go by unseen.
+    wait: every turn in order; `put` blocks while there is no room. drop: the newest turn; the others are dropped.
+    coalesce: one turn merged from all that wait, up to a gap in the stream. degrade: every turn in order, with less
+    detail the longer the model is late; turns beyond `max_lag_s` are dropped.
+
+    All state is read and written under one lock, which is reentrant, so locked methods may call each other.
     """
 
     def __init__(
         self, policy: Policy, *, num_frames: int, max_frames: int, max_bytes: int, max_lag_s: float, turn_s: float
     ):
-        """`num_frames`: frames of a turn."""
+        """`num_frames`: frames of a turn. `max_frames`, `max_bytes`: the most that may wait."""
         self.policy = policy
-        self._num_frames, self._max_frames, self._max_bytes = num_frames, max_frames, max_bytes
+        self._frames_per_turn, self._max_frames, self._max_bytes = num_frames, max_frames, max_bytes
         self._max_lag_s = max_lag_s
-        self._chunk_s = turn_s
-        self._seconds: deque[VideoTurn] = deque()
-        self._changed = threading.Condition()
-        self._is_ended = False
+        self._turn_s = turn_s
+        self._turns: deque[VideoTurn] = deque()
+        self._changed = threading.Condition(threading.RLock())
+        self._has_ended = False
         self._error: BaseException | None = None
-        self._dropped_s = 0.0
-        self._step = self._calm_turns = 0
+        self._dropped_s = 0.0  # since the last turn that was taken
+        self._level = self._turns_on_time = 0
 
     @property
     def num_frames(self) -> int:
         """Frames that wait."""
-        return sum(len(second.frames) for second in self._seconds)
+        with self._changed:
+            return sum(len(turn.frames) for turn in self._turns)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the frames that wait."""
-        return sum(second.frames.nbytes for second in self._seconds)
+        with self._changed:
+            return sum(turn.frames.nbytes for turn in self._turns)
 
-    def put(self, second: VideoTurn) -> None:
-        """Add the newest second. Under `wait` this blocks until there is room; after `end` the second is forgotten.
+    def put(self, turn: VideoTurn) -> None:
+        """Add the newest turn. Under `wait` this blocks until there is room; after `end` the turn is discarded.
 
-        Raises VideoError for a second that is larger than all that may wait.
+        Raises VideoError for a turn that exceeds the limits by itself.
         """
-        self._check_size(second)
+        self._check_size(turn)
         with self._changed:
             if self.policy == "wait":
-                self._changed.wait_for(lambda: self._is_ended or self._fits(second))
-            if self._is_ended:
+                self._changed.wait_for(lambda: self._has_ended or self._fits(turn))
+            if self._has_ended:
                 return
-            self._make_room(second)
-            self._seconds.append(second)
+            self._make_room(turn)
+            self._turns.append(turn)
             self._changed.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Nothing more is to come; what waits is still given out, then `error` is raised or the stream ends."""
+        """Accept no more turns. `take` returns those that wait, then raises `error` or returns None.
+
+        After an earlier `end` or `clear` this does nothing.
+        """
         with self._changed:
-            self._is_ended = True
-            self._error = self._error or error
-            self._changed.notify_all()
+            if not self._has_ended:
+                self._has_ended, self._error = True, error
+                self._changed.notify_all()
 
     def clear(self) -> None:
-        """Nothing more is wanted: forget what waits, wake who waits for room or for a second."""
+        """Discard the turns that wait, accept no more, and wake threads blocked in `put` or `take`."""
         with self._changed:
-            self._seconds.clear()
-            self._is_ended, self._error = True, None
+            self._turns.clear()
+            self._has_ended, self._error = True, None
             self._changed.notify_all()
 
     def take(self) -> VideoTurn | None:
-        """The next turn by the policy, waiting for it; None at the end of the stream, or the error that ended it."""
+        """Wait for the next turn by the policy; None at the end of the stream. Raises the error that ended it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._seconds or self._is_ended)
-            if not self._seconds:
+            self._changed.wait_for(lambda: self._turns or self._has_ended)
+            if not self._turns:
                 if self._error is not None:
                     raise self._error
                 return None
-            second = self._next_turn()
+            turn = self._next_turn()
+            turn, self._dropped_s = replace(turn, dropped_s=self._dropped_s), 0.0
             self._changed.notify_all()
-        second = replace(second, dropped_s=self._dropped_s)
-        self._dropped_s = 0.0
-        return second
+            return turn
 
     def _next_turn(self) -> VideoTurn:
         if self.policy == "coalesce":
-            return coalesced(self._take_run(), self._num_frames, self._chunk_s)
+            return coalesce(self._pop_contiguous(), self._frames_per_turn, self._turn_s)
         if self.policy == "degrade":
-            while len(self._seconds) > 1 and self._lag_s() > self._max_lag_s:
+            while len(self._turns) > 1 and self._lag_s() > self._max_lag_s:
                 self._drop_oldest()
-            return self._degraded(self._seconds.popleft())
-        return self._seconds.popleft()
+            return self._degrade(self._turns.popleft())
+        return self._turns.popleft()
 
-    def _take_run(self) -> list[VideoTurn]:
-        """What waits up to the first gap: a turn over it would say that the stream was there all the time."""
-        run = [self._seconds.popleft()]
-        while self._seconds and is_next(run[-1], self._seconds[0]):
-            run.append(self._seconds.popleft())
-        return run
+    def _pop_contiguous(self) -> list[VideoTurn]:
+        """Pop the turns up to the first gap. A turn across it would claim that the stream was there all the time."""
+        turns = [self._turns.popleft()]
+        while self._turns and is_contiguous(turns[-1], self._turns[0]):
+            turns.append(self._turns.popleft())
+        return turns
 
-    def _degraded(self, second: VideoTurn) -> VideoTurn:
-        """Step down while seconds wait behind this one, up again after some turns in time."""
-        if self._seconds:
-            self._calm_turns = 0
-            self._step = min(self._step + 1, len(DETAILS) - 1)
+    def _degrade(self, turn: VideoTurn) -> VideoTurn:
+        """Go down a level while other turns wait, and up again after some turns on time."""
+        if self._turns:
+            self._turns_on_time = 0
+            self._level = min(self._level + 1, len(DETAIL_LEVELS) - 1)
         else:
-            self._calm_turns += 1
-            if self._calm_turns % CALM_TURNS == 0:
-                self._step = max(self._step - 1, 0)
-        detail = DETAILS[self._step]
-        frames = thinned(second.frames, max(LEAST_FRAMES, round(len(second.frames) * detail)))
-        return replace(second, detail=detail, frames=frames)
+            self._turns_on_time += 1
+            if self._turns_on_time % RECOVERY_TURNS == 0:
+                self._level = max(self._level - 1, 0)
+        detail = DETAIL_LEVELS[self._level]
+        frames = subsample(turn.frames, max(MIN_FRAMES, round(len(turn.frames) * detail)))
+        return replace(turn, detail=detail, frames=frames)
 
     def _lag_s(self) -> float:
-        """How far the end of the oldest second lies behind the newest."""
-        return self._seconds[-1].end_s - self._seconds[0].end_s
+        """Time from the end of the oldest turn to the end of the newest."""
+        return self._turns[-1].end_s - self._turns[0].end_s
 
-    def _make_room(self, second: VideoTurn) -> None:
-        while self._seconds and (self.policy == "drop" or not self._fits(second)):
-            if self.policy == "coalesce" and len(self._seconds) > 1 and is_next(*_first_two(self._seconds)):
-                first, then = self._seconds.popleft(), self._seconds.popleft()
-                self._seconds.appendleft(coalesced([first, then], self._num_frames, self._chunk_s))
+    def _make_room(self, turn: VideoTurn) -> None:
+        while self._turns and (self.policy == "drop" or not self._fits(turn)):
+            if self.policy == "coalesce" and len(self._turns) > 1 and is_contiguous(self._turns[0], self._turns[1]):
+                first, second = self._turns.popleft(), self._turns.popleft()
+                self._turns.appendleft(coalesce([first, second], self._frames_per_turn, self._turn_s))
             else:
                 self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        oldest = self._seconds.popleft()
+        oldest = self._turns.popleft()
         self._dropped_s += oldest.end_s - oldest.start_s
 
-    def _fits(self, second: VideoTurn) -> bool:
+    def _fits(self, turn: VideoTurn) -> bool:
         return (
-            self.num_frames + len(second.frames) <= self._max_frames
-            and self.num_bytes + second.frames.nbytes <= self._max_bytes
+            self.num_frames + len(turn.frames) <= self._max_frames
+            and self.num_bytes + turn.frames.nbytes <= self._max_bytes
         )
 
-    def _check_size(self, second: VideoTurn) -> None:
-        num_frames, num_bytes = len(second.frames), second.frames.nbytes
+    def _check_size(self, turn: VideoTurn) -> None:
+        num_frames, num_bytes = len(turn.frames), turn.frames.nbytes
         if num_frames > self._max_frames or num_bytes > self._max_bytes:
             raise VideoError(
-                f"a turn has {num_frames} frames of {num_bytes:,} bytes in all, more than may wait "
-                f"({self._max_frames} frames, {self._max_bytes:,} bytes); lower video.fps or raise live.max_frames "
-                "and live.max_bytes"
+                f"a turn has {num_frames} frames and {num_bytes:,} bytes, but at most {self._max_frames} frames and "
+                f"{self._max_bytes:,} bytes may wait; lower video.fps or raise live.max_frames and live.max_bytes"
             )
 
 
-def is_next(first: VideoTurn, then: VideoTurn) -> bool:
-    """Whether the stream goes on from one second to the other without a gap."""
-    return abs(then.start_s - first.end_s) < SAME_MOMENT_S
+def is_contiguous(first: VideoTurn, second: VideoTurn) -> bool:
+    """Return True if there is no gap between the two turns."""
+    return abs(second.start_s - first.end_s) < SAME_TIME_S
 
 
-def coalesced(seconds: Sequence[VideoTurn], num_frames: int, turn_s: float) -> VideoTurn:
-    """One turn over seconds that follow each other: its time spans them all, of their frames `num_frames` are left."""
-    if len(seconds) == 1:
-        return seconds[0]
-    first, last = seconds[0], seconds[-1]
+def coalesce(turns: Sequence[VideoTurn], num_frames: int, turn_s: float) -> VideoTurn:
+    """Merge contiguous turns into one that spans their time and keeps `num_frames` of their frames."""
+    if len(turns) == 1:
+        return turns[0]
+    first, last = turns[0], turns[-1]
     height, width = last.frames.shape[-2:]
-    frames = torch.cat([fit(second.frames, height, width) for second in seconds])
+    frames = torch.cat([fit(turn.frames, height, width) for turn in turns])
     return replace(
         last,
         index=first.index,
         start_s=first.start_s,
-        frames=thinned(frames, num_frames),
+        frames=subsample(frames, num_frames),
         num_repeated=0,
         coalesced_s=last.end_s - first.start_s - turn_s,
     )
 
 
-def thinned(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """The last frame of each of `num_frames` equal parts of [F, 3, H, W]: the newest is always among them."""
+def subsample(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """Return the last frame of each of `num_frames` equal parts of [F, 3, H, W], so the newest is always included."""
     if len(frames) <= num_frames:
         return frames
     return frames[[(part + 1) * len(frames) // num_frames - 1 for part in range(num_frames)]]
-
-
-def _first_two(seconds: deque[VideoTurn]) -> tuple[VideoTurn, VideoTurn]:
-    return seconds[0], seconds[1]

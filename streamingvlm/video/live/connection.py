@@ -1,7 +1,7 @@
-"""Connect to what is live: cameras, RTSP, RTMP, HLS, HTTP and pipes, all through PyAV (FFmpeg).
+"""Connect to live sources: cameras, RTSP, RTMP, HLS, HTTP and pipes, all through PyAV (FFmpeg).
 
-FFmpeg opens what an address, a playlist or a redirection names. So each kind of source is opened with the protocols and
-formats that it needs, and with no others: neither `file:` nor `concat:` can be reached from the network.
+FFmpeg opens whatever an address, a playlist or a redirect names. So each kind of source is opened with a whitelist of
+the protocols and formats that it needs: neither `file:` nor `concat:` can be reached from the network.
 """
 
 import os
@@ -28,7 +28,7 @@ PROTOCOLS = {
     "http": "http,https,httpproxy,tcp,tls,crypto",
     "pipe": "pipe",
 }
-"""What FFmpeg may open for a kind of address; `crypto` decrypts HLS, over http and https alone."""
+"""The protocols that FFmpeg may open for a kind of address. `crypto` decrypts HLS, over http and https only."""
 
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,flv,live_flv,avi,ogg,asf,nut,ivf,h264,hevc,obu,"
@@ -36,34 +36,34 @@ _CONTAINERS = (
 )
 FORMATS = {"rtsp": "rtsp", "rtmp": "flv,live_flv", "http": f"{_CONTAINERS},mpjpeg,hls,aac,ac3,eac3,mp3,webvtt"}
 FORMATS["pipe"] = _CONTAINERS
-"""Not among them: `concat`, `image2` and `sdp`, which open further files and addresses."""
+"""Without `concat`, `image2` and `sdp`, which open further files and addresses."""
 
 CLOCKLESS_FORMATS = frozenset({"mpjpeg", "mjpeg", "h264", "hevc", "obu"})
-"""Here FFmpeg makes up times at a supposed 25 pictures a second; when a picture comes is nearer to the truth."""
+"""FFmpeg invents timestamps at 25 frames per second for these, so arrival times are more accurate."""
 
-HOLDING_FORMATS = frozenset({"rtsp", "mpegts"})
-"""Here FFmpeg knows where a picture ends when the next one begins, and gives it only then."""
+DELAYING_FORMATS = frozenset({"rtsp", "mpegts"})
+"""FFmpeg finds the end of a frame in these when the next one begins, and returns it only then."""
 
 PROBE_S, PROBE_BYTES = 1.0, 2_000_000
-"""How much of a stream may go by while FFmpeg looks for what it holds; its own 5 seconds make a camera slow to come."""
+"""Limits of FFmpeg's probe of a stream. Its default of 5 seconds delays the first frame of a camera."""
 
 RTSP_PROBE_BYTES = "32"
-"""The least that FFmpeg allows: what a stream holds is told before it begins, and a slow one takes seconds to probe."""
+"""FFmpeg's minimum. RTSP describes its streams before they begin, and probing a slow one takes seconds."""
 
 CAMERA_INPUTS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 POLL_S = 0.1
 
 
 class Connection(PyAVSource):
-    """The pictures of one connection, as they come (a `PictureSource`); their times begin at 0 with the first.
+    """The frames of one connection as they arrive (a `FrameSource`). The first frame has time 0.
 
-    is_recording: the source says how long it is: it ends by itself, and can be read at any pace.
-    is_paced: several seconds come at once (HLS) and are meant to be shown one after the other.
-    has_clock: the times are the source's own, and not made up on the way.
-    holds_one_back: a picture is given when the next one comes.
+    is_recording: the source announces its duration, so it ends by itself and can be read at any rate.
+    is_paced: several seconds arrive at once (HLS) and are to be played in real time.
+    has_clock: the timestamps are the source's own, not invented by FFmpeg.
+    delays_one_frame: a frame is returned when the next one arrives.
     """
 
-    # Frame threads hold pictures back, one for each thread; at 2 pictures a second that is seconds of delay.
+    # Frame threading delays one frame per thread; at 2 frames per second that is seconds.
     thread_type = "SLICE"
 
     def __init__(self, container: "av.container.InputContainer", shown: str, stall_timeout_s: float):
@@ -74,20 +74,20 @@ class Connection(PyAVSource):
         self.is_recording = self.info.duration_s is not None
         self.is_paced = name == "hls" and not self.is_recording
         self.has_clock = name not in CLOCKLESS_FORMATS
-        self.holds_one_back = name in HOLDING_FORMATS
+        self.delays_one_frame = name in DELAYING_FORMATS
 
     @property
     def first_stamp_s(self) -> float:
-        """The source's own time of what is 0 in this connection."""
-        return self._clock.file_time_s(0.0)
+        """The source's own timestamp of time 0 in this connection."""
+        return self._clock.to_file_time(0.0)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the pictures ended where the source had said that they would."""
+        """True if the frames ended at the end that the source announced."""
         return self.is_recording and self.broken_by is None and self.skipped.missing_s == 0
 
     def _packets(self) -> Iterator["av.Packet | None"]:
-        """Yield packets up to the end or a failure; sound that goes on without pictures is a failure, too."""
+        """Yield packets up to the end or a failure. Audio that continues without frames counts as a failure."""
         newest_s = time.monotonic()
         try:
             for packet in self._container.demux():
@@ -95,7 +95,7 @@ class Connection(PyAVSource):
                     newest_s = time.monotonic()
                     yield packet
                 elif time.monotonic() - newest_s > self._stall_timeout_s:
-                    self.broken_by = f"no picture for {self._stall_timeout_s:g} s"
+                    self.broken_by = f"no frame for {self._stall_timeout_s:g} s"
                     return
         except av.FFmpegError as error:
             self.broken_by = _reason(error, self._stall_timeout_s)
@@ -103,9 +103,9 @@ class Connection(PyAVSource):
 
 
 def connect(address: Address, config: LiveConfig, should_stop: Callable[[], bool]) -> Connection:
-    """Open a live source and decode its first picture.
+    """Open a live source and decode its first frame.
 
-    Raises BrokenStreamError where nobody answers, or not with video: it may be otherwise a moment later.
+    Raises BrokenStreamError if there is no answer or no video in it; a later attempt may succeed.
     """
     with _one_line_errors(address, config):
         timeouts = (config.open_timeout_s, None if address.kind == "pipe" else config.stall_timeout_s)
@@ -123,36 +123,36 @@ def connect(address: Address, config: LiveConfig, should_stop: Callable[[], bool
 
 
 def camera_input(device: str, config: LiveConfig, platform: str = sys.platform) -> tuple[str, str, dict[str, str]]:
-    """What FFmpeg opens for a camera, given by its number or name: the input's name, its format, and options.
+    """Return what FFmpeg opens for a camera number or name: the input, its format, and options.
 
-    Raises VideoError where the platform is not known, or has no camera of this number.
+    Raises VideoError if the platform is not supported or has no camera of this number.
     """
     format_name = CAMERA_INPUTS.get(platform)
     if format_name is None:
-        raise VideoError(f"cameras cannot be opened on {platform}; push frames from Python instead (PushedFrames)")
+        raise VideoError(f"cameras are not supported on {platform}; push frames from Python instead (PushedFrames)")
     options = {"video_size": config.camera_size, "framerate": config.camera_fps and f"{config.camera_fps:g}"}
     if platform == "linux":
         target = f"/dev/video{device}" if device.isdecimal() else device
     elif platform == "darwin":
         target = f"{device}:none"
-        options["framerate"] = options["framerate"] or "30"  # avfoundation offers 29.97, which no camera has
+        options["framerate"] = options["framerate"] or "30"  # avfoundation defaults to 29.97, which no camera supports
     else:
         target = f"video={_camera_name(device, format_name)}"
     return target, format_name, {name: value for name, value in options.items() if value}
 
 
 def _camera_name(device: str, format_name: str) -> str:
-    """DirectShow knows cameras by their names alone."""
+    """Return the name of a camera number; DirectShow identifies cameras by name only."""
     if not device.isdecimal():
         return device
     names = [info.description or info.name for info in av.enumerate_input_devices(format_name)]
     if int(device) >= len(names):
-        raise VideoError(f"there is no camera {device}; there are {', '.join(names) or 'none'}")
+        raise VideoError(f"camera {device} does not exist; cameras found: {', '.join(names) or 'none'}")
     return names[int(device)]
 
 
 def _options(address: Address, config: LiveConfig) -> dict[str, str]:
-    """What FFmpeg is told, for this kind of address; options that a protocol does not know are passed over by it."""
+    """Return FFmpeg's options for this kind of address. A protocol ignores options that it does not have."""
     kind = address.kind
     options = {
         "protocol_whitelist": PROTOCOLS[kind],
@@ -183,12 +183,12 @@ def _microseconds(time_s: float) -> str:
 
 @contextmanager
 def _one_line_errors(address: Address, config: LiveConfig) -> Iterator[None]:
-    """FFmpeg's errors hold the address, password and all: neither their text nor they themselves go further."""
+    """Replace FFmpeg's errors, text and cause: they contain the address with its password."""
     try:
         yield
     except av.FFmpegError as error:
         reason = _reason(error, config.open_timeout_s)
-        raise BrokenStreamError(f"{address.shown} cannot be watched ({reason}); {_remedy(address, error)}") from None
+        raise BrokenStreamError(f"{address.shown} cannot be opened ({reason}); {_remedy(address, error)}") from None
     except VideoError as error:
         raise BrokenStreamError(str(error)) from None
 
@@ -201,18 +201,18 @@ def _reason(error: "av.FFmpegError", timeout_s: float) -> str:
 
 def _remedy(address: Address, error: "av.FFmpegError") -> str:
     if address.kind == "pipe":
-        return "send what can be read without going back, such as MPEG-TS or Matroska (ffmpeg ... -f mpegts -)"
+        return "send a format that can be read without seeking, such as MPEG-TS or Matroska (ffmpeg ... -f mpegts -)"
     if address.kind == "webcam":
-        return "check that the camera is there and that no other program has it, or name another: webcam:1"
+        return "check that the camera is connected and not in use by another program, or choose another: webcam:1"
     if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
-        return "give user and password in the address: scheme://user:password@host/..."
+        return "put user and password in the address: scheme://user:password@host/..."
     if isinstance(error, av.ArgumentError):
-        return "it leads to protocols or formats that are not opened; name the stream itself"
-    return "check the address, and that the stream is on"
+        return "it leads to protocols or formats that are not allowed; give the address of the stream itself"
+    return "check the address, and that the stream is running"
 
 
 class StandardInput:
-    """A pipe that is read no further once it shall stop; where the platform cannot wait for one, at the next data."""
+    """A pipe whose reads end once `should_stop()` is true; on platforms without `select` on pipes, at the next data."""
 
     def __init__(self, pipe: BinaryIO, should_stop: Callable[[], bool]):
         self.name = "standard input"
@@ -220,7 +220,7 @@ class StandardInput:
         self._should_stop = should_stop
 
     def read(self, size: int) -> bytes:
-        """The bytes that are there, at most `size`; none at the end."""
+        """Return the available bytes, at most `size`; empty at the end."""
         while os.name == "posix" and not select.select([self._descriptor], [], [], POLL_S)[0]:
             if self._should_stop():
                 return b""

@@ -1,7 +1,7 @@
-"""Where the pictures of a live source come from, whatever happens to its connection, each with its stream time.
+"""The frames of a live source with their stream times, across all of its connections.
 
-A feed yields pictures in stream time, and between them numbers: no picture from before this stream time is to come any
-more. Infinity is a gap, or the end.
+A feed yields frames, and between them numbers: no more frames from before this stream time will come. Infinity is a
+gap or the end.
 """
 
 import logging
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.errors import VideoError
-from streamingvlm.video.live.clock import LiveClock
-from streamingvlm.video.live.pushed import PushedFrames, pictures_of
-from streamingvlm.video.source import BrokenStreamError, DecodedFrame, PictureSource, SkipCounts, VideoInfo
+from streamingvlm.video.live.live_clock import LiveClock
+from streamingvlm.video.live.pushed_frames import PushedFrames, decoded_frames
+from streamingvlm.video.source import BrokenStreamError, DecodedFrame, FrameSource, SkipCounts, VideoInfo
 
 if TYPE_CHECKING:
     from streamingvlm.video.live.connection import Connection
@@ -26,83 +26,85 @@ _LOG = logging.getLogger(__name__)
 
 GAP = math.inf
 MAX_OVERLAP_S = 60.0
-"""So much of what was there before HLS may give again after a break."""
+"""HLS may repeat at most this much of the stream after a reconnect."""
 
 IDLE_S = 0.05
-"""How often a source without pictures is asked whether the second is over."""
+"""Stream time advances this often while no frame is pushed."""
 
 
 class Feed(Protocol):
-    """A source for as long as it is watched; read from one thread, and closed by it."""
+    """A source for as long as it is watched. One thread reads and closes it; `skipped` may be read from any thread."""
 
     info: VideoInfo
     clock: LiveClock
 
     @property
     def skipped(self) -> SkipCounts:
-        """What could not be shown so far."""
+        """Counts of what could not be shown so far."""
 
     def events(self) -> Iterator[DecodedFrame | float]:
-        """Yield pictures with their stream time, and stream times before which nothing is to come."""
+        """Yield frames with their stream times, and stream times before which no more frames will come."""
 
     def close(self) -> None:
-        """Let the source go; safe to call twice."""
+        """Close the source. Safe to call twice."""
 
 
 class Backoff:
-    """How long to wait before the next attempt: doubled each time up to a largest, and shaken by up to a half.
+    """Delays between attempts: doubled each time up to a maximum, with jitter of up to a half.
 
-    Shaken, so that a hundred watchers of one camera do not all come back at the same moment.
+    The jitter keeps a hundred watchers of one camera from reconnecting at the same moment.
     """
 
-    def __init__(self, least_s: float, most_s: float, random_: Callable[[], float] = random.random):
-        self._least_s, self._most_s, self._random = least_s, most_s, random_
+    def __init__(self, min_s: float, max_s: float, random_: Callable[[], float] = random.random):
+        self._min_s, self._max_s, self._random = min_s, max_s, random_
         self._num_attempts = 0
 
     def reset(self) -> None:
-        """The last attempt was a success."""
+        """Start again from the shortest delay, after a success."""
         self._num_attempts = 0
 
     def next_s(self) -> float:
-        """Seconds to wait now; never more than the largest."""
-        # The exponent is cut so that a camera that is off for a week does not overflow it.
-        wait_s = min(self._most_s, self._least_s * 2 ** min(self._num_attempts, 30))
+        """Return the seconds to wait before the next attempt, at most the maximum."""
+        # The exponent is capped so that it does not overflow when a camera is off for a week.
+        delay_s = min(self._max_s, self._min_s * 2 ** min(self._num_attempts, 30))
         self._num_attempts += 1
-        return wait_s * (0.5 + 0.5 * self._random())
+        return delay_s * (0.5 + 0.5 * self._random())
 
 
 class ConnectionFeed:
-    """A source that is connected to, and connected to again whenever it breaks off."""
+    """A source that is reconnected whenever its connection breaks."""
 
     def __init__(
         self,
         connection: "Connection",
-        reconnect: "Callable[[], Connection] | None",
+        connect: "Callable[[], Connection] | None",
         clock: LiveClock,
         config: LiveConfig,
         *,
         shown: str,
         stop: threading.Event,
     ):
-        """`connection` stands; `reconnect` makes another one, None where there is but one, as of a pipe."""
-        self._connection, self._connect, self._config = connection, reconnect, config
+        """`connection` is open. `connect` opens another one; None if there can be only one, as with a pipe."""
+        self._connection, self._connect, self._config = connection, connect, config
         self._shown, self._stop = shown, stop
         self._backoff = Backoff(config.retry_min_s, config.retry_max_s)
-        self._past = SkipCounts()
-        self._stamp_s = -math.inf  # the source's own stamp of the newest picture
+        self._past = SkipCounts()  # of all connections before this one
+        self._swap = threading.Lock()  # `_past` and `_connection` change together
+        self._stamp_s = -math.inf  # the source's own timestamp of the newest frame
         self.info = connection.info
         self.clock = clock
 
     @property
     def skipped(self) -> SkipCounts:
-        """What could not be shown so far, over all connections."""
-        total = _sum(self._past, self._connection.skipped)
+        """Counts of what could not be shown so far, summed over all connections."""
+        with self._swap:
+            total = _sum(self._past, self._connection.skipped)
         return replace(total, lost_s=total.lost_s + total.gap_s + self.clock.lost_s, gap_s=0.0, missing_s=0.0)
 
     def events(self) -> Iterator[DecodedFrame | float]:
-        """Yield the pictures of one connection after the other, a gap between them."""
+        """Yield the frames of successive connections, with a gap between them."""
         while True:
-            yield from self._pictures()
+            yield from self._frames()
             self._connection.close()
             if self._stop.is_set() or self._is_over():
                 return
@@ -111,136 +113,137 @@ class ConnectionFeed:
                 return
 
     def close(self) -> None:
-        """Let the connection go; safe to call twice."""
+        """Close the connection. Safe to call twice."""
         self._connection.close()
 
-    def _pictures(self) -> Iterator[DecodedFrame | float]:
-        """Yield the pictures of this connection; after each the time before which the next is not to be expected."""
+    def _frames(self) -> Iterator[DecodedFrame | float]:
+        """Yield the frames of this connection, each followed by the time before which the next is not expected."""
         connected_s = time.monotonic()
-        for picture, interval_s in self._placed():
-            if self._stop.wait(self.clock.wait_s(picture.time_s, time.monotonic())):
+        for frame, interval_s in self._timed_frames():
+            if self._stop.wait(self.clock.wait_s(frame.time_s, time.monotonic())):
                 return
             if time.monotonic() - connected_s > self._config.retry_max_s:
                 self._backoff.reset()
-            yield picture
-            yield picture.time_s + interval_s / 2
+            yield frame
+            yield frame.time_s + interval_s / 2
 
-    def _placed(self) -> Iterator[tuple[DecodedFrame, float]]:
-        """The pictures with their stream time, and how long after the one before each was captured.
+    def _timed_frames(self) -> Iterator[tuple[DecodedFrame, float]]:
+        """Yield frames with their stream times, and the interval since the frame before.
 
-        What a camera sends in one go when it is connected to, to begin with a key picture, is old already: of that
-        only the newest is kept.
+        A camera begins a connection with a burst of old frames, from a keyframe on. Only the newest of them is kept.
         """
         is_beginning = self.clock.early == "newest"
-        newest, came_s, stamp_s = None, -math.inf, -math.inf
-        for picture in self._new_pictures():
+        newest, arrived_s, stamp_s = None, -math.inf, -math.inf
+        for frame in self._new_frames():
             now_s = time.monotonic()
-            interval_s = picture.time_s - stamp_s if newest else picture.duration_s
-            is_burst = newest is not None and now_s - came_s < interval_s / 2
-            # The last picture before a break is held back for no longer than it took the stream to break.
-            held_s = interval_s if is_beginning else min(interval_s, now_s - came_s)
-            came_s, stamp_s = now_s, picture.time_s
-            placed = replace(picture, time_s=self._stream_s(picture, now_s, held_s))
+            interval_s = frame.time_s - stamp_s if newest else frame.duration_s
+            is_burst = newest is not None and now_s - arrived_s < interval_s / 2
+            # The last frame before a break was delayed for no longer than the break took.
+            delay_s = interval_s if is_beginning else min(interval_s, now_s - arrived_s)
+            arrived_s, stamp_s = now_s, frame.time_s
+            timed = replace(frame, time_s=self._to_stream_time(frame, now_s, delay_s))
             if is_beginning and newest and not is_burst:
                 is_beginning = False
                 yield newest
-            newest = placed, interval_s
+            newest = timed, interval_s
             if not is_beginning:
                 yield newest
         if is_beginning and newest:
             yield newest
 
-    def _new_pictures(self) -> Iterator[DecodedFrame]:
-        """The pictures but for those that were seen before the connection broke."""
+    def _new_frames(self) -> Iterator[DecodedFrame]:
+        """Yield the frames that were not already received before the connection broke."""
         connection = self._connection
-        seen_s, self._stamp_s = self._seen_stamp_s(), connection.first_stamp_s
-        for picture in connection.pictures():
-            self._stamp_s = max(self._stamp_s, connection.first_stamp_s + picture.time_s)
-            if connection.first_stamp_s + picture.time_s > seen_s:
-                yield picture
+        received_s, self._stamp_s = self._received_stamp_s(), connection.first_stamp_s
+        for frame in connection.frames():
+            self._stamp_s = max(self._stamp_s, connection.first_stamp_s + frame.time_s)
+            if connection.first_stamp_s + frame.time_s > received_s:
+                yield frame
 
-    def _seen_stamp_s(self) -> float:
-        """Up to which of its own stamps this connection gives again what was there before: a recording, or HLS.
+    def _received_stamp_s(self) -> float:
+        """Return the timestamp up to which this connection repeats what was received before: a recording, or HLS.
 
-        HLS begins some seconds back. Where its stamps lie elsewhere, the server has begun anew.
+        HLS begins some seconds back. If its timestamps do not overlap with the old ones, the server has restarted.
         """
         overlap_s = self._stamp_s - self._connection.first_stamp_s
-        is_again = self._connection.is_recording or (self._connection.is_paced and 0 <= overlap_s < MAX_OVERLAP_S)
-        return self._stamp_s if is_again else -math.inf
+        repeats = self._connection.is_recording or (self._connection.is_paced and 0 <= overlap_s < MAX_OVERLAP_S)
+        return self._stamp_s if repeats else -math.inf
 
-    def _stream_s(self, picture: DecodedFrame, now_s: float, held_s: float) -> float:
+    def _to_stream_time(self, frame: DecodedFrame, now_s: float, delay_s: float) -> float:
         has_clock = self._connection.has_clock or self.clock.early != "newest"
-        came_s = now_s - held_s if self._connection.holds_one_back else now_s
-        return self.clock.tell(picture.time_s if has_clock else None, came_s)
+        arrived_s = now_s - delay_s if self._connection.delays_one_frame else now_s
+        return self.clock.to_stream_time(frame.time_s if has_clock else None, arrived_s)
 
     def _is_over(self) -> bool:
         return self._connect is None or self._connection.has_ended
 
     def _reconnect(self) -> bool:
-        """Try until a connection stands; False where the stream has ended meanwhile, or shall not be watched any more.
+        """Retry until a connection is open; False if the stream has ended or the reader was closed.
 
-        Raises VideoError once it was tried for as long as it may be.
+        Raises VideoError after `live.retry_for_s`.
         """
         broken = self._connection
-        _LOG.warning("%s broke off (%s); connecting again", self._shown, broken.broken_by or "it ended")
+        _LOG.warning("%s disconnected (%s); reconnecting", self._shown, broken.broken_by or "it ended")
         broken_s = time.monotonic()
         while not self._stop.wait(self._backoff.next_s()):
             try:
                 connection = self._connect()
             except BrokenStreamError as error:
-                self._check_patience(time.monotonic() - broken_s, error)
+                self._check_retry_limit(time.monotonic() - broken_s, error)
                 continue
             if connection.is_recording and not broken.is_recording:
-                connection.close()  # what was live is now offered as a recording: it has ended
+                connection.close()  # a live stream that is now offered as a recording has ended
                 return False
-            self._take_over(connection)
-            _LOG.warning("%s is back after %.1f s", self._shown, time.monotonic() - broken_s)
+            self._switch_to(connection)
+            _LOG.warning("%s reconnected after %.1f s", self._shown, time.monotonic() - broken_s)
             return True
         return False
 
-    def _take_over(self, connection: "Connection") -> None:
-        self._past = replace(_sum(self._past, self._connection.skipped), num_reconnects=self._past.num_reconnects + 1)
-        self._connection = connection
-        if connection.is_recording:
+    def _switch_to(self, connection: "Connection") -> None:
+        if connection.is_recording:  # before other threads see it, as a seek resets the counts
             connection.seek(self._stamp_s - connection.first_stamp_s)
         else:
-            self.clock.reconnected()
+            self.clock.reconnect()
+        with self._swap:
+            past = _sum(self._past, self._connection.skipped)
+            self._past = replace(past, num_reconnects=past.num_reconnects + 1)
+            self._connection = connection
 
-    def _check_patience(self, tried_s: float, error: BrokenStreamError) -> None:
+    def _check_retry_limit(self, retried_s: float, error: BrokenStreamError) -> None:
         limit_s = self._config.retry_for_s
-        if limit_s is not None and tried_s > limit_s:
-            raise VideoError(f"{error}; it was tried for live.retry_for_s = {limit_s:g} s") from None
+        if limit_s is not None and retried_s > limit_s:
+            raise VideoError(f"{error}; retried for live.retry_for_s = {limit_s:g} s") from None
 
 
 class PacedFeed:
-    """A recording, shown as if it were live."""
+    """A recording, played in real time as if it were live."""
 
-    def __init__(self, source: PictureSource, stop: threading.Event):
+    def __init__(self, source: FrameSource, stop: threading.Event):
         self._source, self._stop = source, stop
         self.info = source.info
         self.clock = LiveClock("wait")
 
     @property
     def skipped(self) -> SkipCounts:
-        """What could not be shown so far."""
+        """Counts of what could not be shown so far."""
         return self._source.skipped
 
     def events(self) -> Iterator[DecodedFrame | float]:
-        """Yield each picture at its time."""
-        for picture in self._source.pictures():
+        """Yield each frame at its time."""
+        for frame in self._source.frames():
             now_s = time.monotonic()
-            time_s = self.clock.tell(picture.time_s, now_s)
+            time_s = self.clock.to_stream_time(frame.time_s, now_s)
             if self._stop.wait(self.clock.wait_s(time_s, now_s)):
                 return
-            yield replace(picture, time_s=time_s)
+            yield replace(frame, time_s=time_s)
 
     def close(self) -> None:
-        """Let the file go; safe to call twice."""
+        """Close the file. Safe to call twice."""
         self._source.close()
 
 
 class PushedFeed:
-    """Frames that are pushed, each captured when its pusher says."""
+    """Pushed frames, at the capture times given to `PushedFrames.push`."""
 
     def __init__(self, frames: PushedFrames, stop: threading.Event):
         self._frames, self._stop = frames, stop
@@ -249,25 +252,25 @@ class PushedFeed:
 
     @property
     def skipped(self) -> SkipCounts:
-        """The frames that were let go before anybody looked at them."""
+        """The frames that were dropped because there was no room for them."""
         return SkipCounts(num_frames=self._frames.num_dropped)
 
     def events(self) -> Iterator[DecodedFrame | float]:
-        """Yield the frames, and meanwhile how far stream time has come; a frame that is out of order is passed over."""
+        """Yield the frames, and stream time while none comes. A frame that is out of order is skipped."""
         newest_s = -math.inf
-        for pushed in pictures_of(self._frames, IDLE_S):
+        for pushed in decoded_frames(self._frames, IDLE_S):
             if self._stop.is_set():
                 return
             if pushed is None:
-                yield self.clock.stream_s(time.monotonic() - IDLE_S)
+                yield self.clock.now_to_stream_time(time.monotonic() - IDLE_S)
                 continue
-            picture, captured_s = pushed
+            frame, captured_s = pushed
             if captured_s > newest_s:
                 newest_s = captured_s
-                yield replace(picture, time_s=self.clock.tell(picture.time_s, captured_s))
+                yield replace(frame, time_s=self.clock.to_stream_time(frame.time_s, captured_s))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the caller owns the PushedFrames."""
 
 
 def _sum(first: SkipCounts, second: SkipCounts) -> SkipCounts:

@@ -1,4 +1,4 @@
-"""Frames pushed from Python are a source like a camera."""
+"""Frames pushed from Python, as a source like a camera."""
 
 import threading
 import time
@@ -17,36 +17,44 @@ if TYPE_CHECKING:
 
 
 class PushedFrames:
-    """A source that is fed by calls, from any thread, and watched by `session.stream(frames)`.
+    """A source whose frames are pushed from any thread, and watched by `session.stream(frames)`.
 
         camera = PushedFrames()
-        camera.push(picture)       # in one thread, as often as there is a picture
+        camera.push(frame)  # in one thread, for each frame
         for line in session.stream(camera): ...  # in another
 
-    At most `max_frames` frames wait to be looked at, `max_bytes` in all; beyond that the oldest is let go and counted
-    in `num_dropped`, or the call waits where it was told to.
+    At most `max_frames` frames and `max_bytes` bytes wait. Beyond that the oldest frame is dropped and counted in
+    `num_dropped`, or `push(..., wait=True)` blocks.
     """
 
     def __init__(self, *, max_frames: int = 64, max_bytes: int = 256 * 2**20):
         for name, value in (("max_frames", max_frames), ("max_bytes", max_bytes)):
             if value < 1:
-                raise ConfigError(f"{name} is {value}, but at least 1 must fit; leave it out for the usual number")
+                raise ConfigError(f"{name} is {value}, but must be at least 1; leave it out for the default")
         self.max_frames, self.max_bytes = max_frames, max_bytes
-        self.num_dropped = 0
+        self._num_dropped = 0
         self._frames: deque[tuple[torch.Tensor, float]] = deque()
         self._num_bytes = 0
         self._changed = threading.Condition()
         self._is_closed = False
 
-    def push(self, frame: "torch.Tensor | np.ndarray", *, captured_s: float | None = None, wait: bool = False) -> None:
-        """Hand over one frame, uint8 RGB: a tensor [3, H, W] or an array [H, W, 3]; it must not be written to after.
+    @property
+    def num_dropped(self) -> int:
+        """Frames dropped so far because there was no room."""
+        with self._changed:
+            return self._num_dropped
 
-        captured_s: when it was captured, by `time.monotonic()`; by default now. wait: block until there is room.
-        Raises VideoError for another shape, for a frame that can never fit, and after `close`.
+    def push(self, frame: "torch.Tensor | np.ndarray", *, captured_s: float | None = None, wait: bool = False) -> None:
+        """Push one frame, uint8 RGB: a tensor [3, H, W] or an array [H, W, 3]. Do not write to it afterwards.
+
+        captured_s: its capture time by `time.monotonic()`; now by default. wait: block until there is room.
+        Raises VideoError for another shape or dtype, for a frame larger than `max_bytes`, and after `close`.
         """
         frame = _channels_first(frame)
         if frame.nbytes > self.max_bytes:
-            raise VideoError(f"a frame of {frame.nbytes:,} bytes never fits; raise max_bytes = {self.max_bytes:,}")
+            raise VideoError(
+                f"a frame has {frame.nbytes:,} bytes, more than max_bytes = {self.max_bytes:,}; raise max_bytes"
+            )
         captured_s = time.monotonic() if captured_s is None else captured_s
         with self._changed:
             if wait:
@@ -55,21 +63,21 @@ class PushedFrames:
                 raise VideoError("a frame was pushed after close(); open another PushedFrames")
             while not self._fits(frame):
                 self._pop()
-                self.num_dropped += 1
+                self._num_dropped += 1
             self._frames.append((frame, captured_s))
             self._num_bytes += frame.nbytes
             self._changed.notify_all()
 
     def close(self) -> None:
-        """No more frames will come; those that wait are still seen. Safe to call twice, and from any thread."""
+        """End the source after the frames that wait. Safe to call twice, and from any thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def take(self, timeout_s: float) -> tuple[torch.Tensor, float] | None:
-        """The oldest frame and when it was captured, within some time; None where none has come.
+        """Return the oldest frame and its capture time; None if no frame came within `timeout_s`.
 
-        Raises EOFError once all is closed and taken.
+        Raises EOFError once the source is closed and empty.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._is_closed, timeout_s)
@@ -90,8 +98,8 @@ class PushedFrames:
         return frame, captured_s
 
 
-def pictures_of(frames: PushedFrames, idle_s: float) -> Iterator[tuple[DecodedFrame, float] | None]:
-    """Yield each pushed frame with the real time of its capture, and None whenever nothing has come for `idle_s`."""
+def decoded_frames(frames: PushedFrames, idle_s: float) -> Iterator[tuple[DecodedFrame, float] | None]:
+    """Yield each pushed frame with its capture time, and None whenever no frame came for `idle_s`."""
     first_s = None
     while True:
         try:
@@ -103,10 +111,10 @@ def pictures_of(frames: PushedFrames, idle_s: float) -> Iterator[tuple[DecodedFr
             continue
         frame, captured_s = taken
         first_s = captured_s if first_s is None else first_s
-        yield DecodedFrame(captured_s - first_s, 0.0, partial(_same, frame)), captured_s
+        yield DecodedFrame(captured_s - first_s, 0.0, partial(_identity, frame)), captured_s
 
 
-def _same(frame: torch.Tensor) -> torch.Tensor:
+def _identity(frame: torch.Tensor) -> torch.Tensor:
     return frame
 
 
@@ -116,7 +124,7 @@ def _channels_first(frame: "torch.Tensor | np.ndarray") -> torch.Tensor:
         frame = frame.permute(2, 0, 1) if frame.ndim == 3 else frame
     if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
         raise VideoError(
-            f"a frame is {str(frame.dtype).removeprefix('torch.')} {list(frame.shape)} with its channels first, "
-            "expected uint8 [3, H, W] as a tensor or [H, W, 3] as an array; give RGB frames of values 0 to 255"
+            f"a frame is {str(frame.dtype).removeprefix('torch.')} {list(frame.shape)} (channels first), but must be "
+            "uint8 [3, H, W] as a tensor or [H, W, 3] as an array; push RGB frames with values from 0 to 255"
         )
     return frame.contiguous()

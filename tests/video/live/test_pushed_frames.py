@@ -1,4 +1,4 @@
-"""Frames pushed from Python: from any thread, in bounded memory, at the times at which they were captured."""
+"""Frames pushed from Python: from any thread, in bounded memory, at their capture times."""
 
 import threading
 import time
@@ -16,29 +16,29 @@ def frame(value):
     return torch.full((3, 4, 6), value, dtype=torch.uint8)
 
 
-def seen(seconds):
-    return [(s.start_s, s.frames[:, 0, 0, 0].tolist()) for s in seconds]
+def times_and_values(turns):
+    return [(s.start_s, s.frames[:, 0, 0, 0].tolist()) for s in turns]
 
 
-def test_frames_are_seen_at_the_times_of_their_capture():
+def test_frames_are_sampled_at_their_capture_times():
     frames = PushedFrames()
     began_s = time.monotonic() - 100
     for i, at_s in enumerate([0, 0.5, 1.0, 1.5, 7.1, 7.6, 8.2]):
         frames.push(frame(i), captured_s=began_s + at_s)
     frames.close()
     with open_source(frames, live=LiveConfig(policy="wait")) as video:
-        seconds = list(video)
-    assert seen(seconds) == [(0, [0, 1]), (1, [2, 3]), (7, [4, 5]), (8, [5, 6])]
-    assert [s.captured_s - began_s for s in seconds] == pytest.approx([0.5, 1.5, 7.6, 8.2])
+        turns = list(video)
+    assert times_and_values(turns) == [(0, [0, 1]), (1, [2, 3]), (7, [4, 5]), (8, [5, 6])]
+    assert [s.captured_s - began_s for s in turns] == pytest.approx([0.5, 1.5, 7.6, 8.2])
 
 
-def test_a_second_is_given_when_it_is_over_though_no_frame_follows():
+def test_a_turn_is_yielded_when_it_is_over_without_a_later_frame():
     frames = PushedFrames()
     with open_source(frames) as video:
         frames.push(frame(1))
-        second = next(video)
-        assert 0.5 < time.monotonic() - second.captured_s < 5
-        assert seen([second]) == [(0, [1, 1])]
+        turn = next(video)
+        assert 0.5 < time.monotonic() - turn.captured_s < 5
+        assert times_and_values([turn]) == [(0, [1, 1])]
 
 
 def test_many_threads_may_push():
@@ -62,7 +62,7 @@ def test_many_threads_may_push():
 
 
 @pytest.mark.parametrize("limits", [{"max_frames": 5}, {"max_bytes": 5 * 72}])
-def test_the_oldest_go_where_there_is_no_room(limits):
+def test_the_oldest_frames_are_dropped_when_there_is_no_room(limits):
     frames = PushedFrames(**limits)
     for i in range(12):
         frames.push(frame(i))
@@ -71,7 +71,7 @@ def test_the_oldest_go_where_there_is_no_room(limits):
     assert frames.take(0) is None
 
 
-def test_who_pushes_can_wait_for_room_and_is_let_go_by_close():
+def test_push_can_wait_for_room_until_close():
     frames = PushedFrames(max_frames=1)
     frames.push(frame(0))
     ended = threading.Event()
@@ -112,14 +112,14 @@ def test_an_array_has_its_channels_last():
         np.zeros((4, 6, 4), np.uint8),
     ],
 )
-def test_what_is_no_frame_is_told_to_who_pushed_it(wrong):
+def test_an_invalid_frame_is_rejected_by_push(wrong):
     frames = PushedFrames()
     with pytest.raises(VideoError, match=r"uint8 \[3, H, W\]"):
         frames.push(wrong)
     assert frames.take(0) is None
 
 
-def test_a_frame_that_never_fits_and_limits_of_nothing_are_refused():
+def test_a_frame_over_the_limit_and_limits_of_zero_are_rejected():
     with pytest.raises(VideoError, match="max_bytes"):
         PushedFrames(max_bytes=10).push(frame(0), wait=True)
     for limits in ({"max_frames": 0}, {"max_bytes": 0}):
@@ -127,17 +127,17 @@ def test_a_frame_that_never_fits_and_limits_of_nothing_are_refused():
             PushedFrames(**limits)
 
 
-def test_frames_that_are_out_of_order_are_passed_over():
+def test_frames_that_are_out_of_order_are_skipped():
     frames = PushedFrames()
     began_s = time.monotonic() - 100
     for i, at_s in enumerate([0, 0.5, 0.3, 1.0, 1.5]):
         frames.push(frame(i), captured_s=began_s + at_s)
     frames.close()
     with open_source(frames, live=LiveConfig(policy="wait")) as video:
-        assert seen(video) == [(0, [0, 1]), (1, [3, 4])]
+        assert times_and_values(video) == [(0, [0, 1]), (1, [3, 4])]
 
 
-def test_closing_the_reader_leaves_the_frames_to_who_pushes():
+def test_closing_the_reader_leaves_the_pushed_frames_open():
     frames = PushedFrames()
     video = open_source(frames)
     video.close()

@@ -1,11 +1,11 @@
-"""Watch what does not wait: cameras, RTSP, RTMP, HLS, HTTP, a pipe, frames pushed from Python.
+"""Read sources that do not wait: cameras, RTSP, RTMP, HLS, HTTP, a pipe, frames pushed from Python.
 
 with open_source("rtsp://camera/stream") as video:
-    for second in video:
-        session.step(second)
+    for turn in video:
+        session.step(turn)
 
-A thread of its own receives, decodes and chooses frames; the seconds that the model has not seen yet wait in a backlog
-of bounded size, and the lag policy decides which of them it gets.
+A thread receives, decodes and samples frames. Turns that the model has not taken yet wait in a backlog of bounded size,
+and the lag policy chooses which of them it gets.
 """
 
 import threading
@@ -19,17 +19,19 @@ from typing import Self
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.video.address import Address, parse_address
-from streamingvlm.video.clock import SamplingGrid, VideoTurn
-from streamingvlm.video.frames import make_second
+from streamingvlm.video.frame_tensors import make_turn
 from streamingvlm.video.live.backlog import Backlog, Policy
-from streamingvlm.video.live.clock import LiveClock, LiveSampler
 from streamingvlm.video.live.feed import GAP, ConnectionFeed, Feed, PacedFeed, PushedFeed
-from streamingvlm.video.live.pushed import PushedFrames
-from streamingvlm.video.reader import VideoReader, open_pictures, open_video
+from streamingvlm.video.live.live_clock import LiveClock
+from streamingvlm.video.live.live_sampler import LiveSampler
+from streamingvlm.video.live.pushed_frames import PushedFrames
+from streamingvlm.video.reader import VideoReader, open_frame_source, open_video
+from streamingvlm.video.sampling_grid import SamplingGrid
 from streamingvlm.video.source import SkipCounts, VideoInfo
+from streamingvlm.video.video_turn import VideoTurn
 
-CLOSE_PATIENCE_S = 1.0
-"""A thread that is in the middle of a read is left behind after this; it lets its connection go by itself."""
+JOIN_TIMEOUT_S = 1.0
+"""A thread that is blocked in a read is not joined for longer than this; it closes its connection by itself."""
 
 
 def open_source(
@@ -42,13 +44,13 @@ def open_source(
     start_s: float = 0.0,
     live: LiveConfig | None = None,
 ) -> "VideoReader | LiveReader":
-    """Open anything that can be watched, to be read in chunks of `turn_s` seconds with `fps` frames a second.
+    """Open any source that is read in turns of `turn_s` seconds with `fps` frames per second.
 
     source: the path of a file, an address (rtsp, rtsps, rtmp, http, https, file), "webcam" or "webcam:1", "-" for a
-    pipe on standard input, or PushedFrames. A file is read as by `open_video`, `decoder` and `prefetch` are for it;
-    under a policy other than "wait" it is shown as if it were live. `start_s`: where in a file to begin.
+    pipe on standard input, or PushedFrames. `decoder`, `prefetch` and `start_s`, the time at which to begin, are for
+    files. A file is read by `open_video`; under a policy other than "wait" it plays in real time as if it were live.
 
-    Raises VideoError where the source cannot be opened, ConfigError where a setting is out of range.
+    Raises VideoError if the source cannot be opened, ConfigError if a setting is out of range.
     """
     live = live or LiveConfig()
     grid = SamplingGrid(fps=fps, turn_s=turn_s)
@@ -61,14 +63,14 @@ def open_source(
     elif live.policy in (None, "wait"):
         return open_video(address.target, fps=fps, turn_s=turn_s, decoder=decoder, prefetch=prefetch, start_s=start_s)
     else:
-        feed, policy = PacedFeed(open_pictures(address.target, decoder, start_s=start_s), stop), live.policy
+        feed, policy = PacedFeed(open_frame_source(address.target, decoder, start_s=start_s), stop), live.policy
     return LiveReader(feed, policy, live, grid, stop, name=address.name)
 
 
 class LiveReader:
-    """The seconds of a live source: an iterator, read once, and a context manager, as a VideoReader is.
+    """The turns of a live source: a context manager and an iterator that is read once, like a VideoReader.
 
-    Which second comes next is the lag policy's matter. A reader that is dropped ends its thread, as `close` does.
+    The lag policy chooses the next turn. A reader that is garbage collected ends its thread, as `close` does.
     """
 
     def __init__(
@@ -93,17 +95,17 @@ class LiveReader:
 
     @property
     def skipped(self) -> SkipCounts:
-        """What of the stream could not be shown so far; it runs a little ahead of the caller."""
+        """Counts of what could not be shown so far, a little ahead of the caller."""
         return self._feed.skipped
 
     def __iter__(self) -> Iterator[VideoTurn]:
         return self
 
     def __next__(self) -> VideoTurn:
-        second = self._backlog.take()
-        if second is None:
+        turn = self._backlog.take()
+        if turn is None:
             raise StopIteration
-        return second
+        return turn
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +114,7 @@ class LiveReader:
         self.close()
 
     def close(self) -> None:
-        """End the thread and let the source go; safe to call twice, and from any thread. Iteration then ends."""
+        """End the thread and close the source; iteration then ends. Safe to call twice, and from any thread."""
         self._shut_down()
 
 
@@ -120,53 +122,53 @@ def _shut_down(stop: threading.Event, backlog: Backlog, thread: threading.Thread
     stop.set()
     backlog.clear()
     if thread is not threading.current_thread():
-        thread.join(CLOSE_PATIENCE_S)
+        thread.join(JOIN_TIMEOUT_S)
 
 
 def _receive(feed: Feed, grid: SamplingGrid, backlog: Backlog) -> None:
-    """Move what a feed gives into a backlog, until it ends; an error belongs to who takes from there."""
+    """Put the turns of a feed into a backlog until the feed ends; an error is raised where they are taken."""
     error = None
     try:
-        for second in _seconds(feed, grid):
-            backlog.put(second)
-    except BaseException as raised:  # noqa: BLE001 - raised again where the seconds are taken
+        for turn in _turns(feed, grid):
+            backlog.put(turn)
+    except BaseException as raised:  # noqa: BLE001 - raised again in `Backlog.take`
         error = raised
     finally:
         feed.close()
         backlog.end(error)
 
 
-def _seconds(feed: Feed, grid: SamplingGrid) -> Iterator[VideoTurn]:
+def _turns(feed: Feed, grid: SamplingGrid) -> Iterator[VideoTurn]:
     sampler = LiveSampler(grid)
     before = None
-    for event in _and_gap(feed.events()):
+    for event in _with_final_gap(feed.events()):
         if event == GAP:
-            chosen = sampler.flush()
+            complete = sampler.flush()
         elif isinstance(event, float):
-            chosen = sampler.advance(event)
+            complete = sampler.advance(event)
         else:
-            chosen = sampler.add(event)
-        for index, shown in chosen:
-            second = make_second(index, shown, before, grid)
-            before = shown[-1]
-            yield replace(second, captured_s=feed.clock.captured_s(before.time_s, time.monotonic()))
+            complete = sampler.add(event)
+        for index, sampled in complete:
+            turn = make_turn(index, sampled, before, grid)
+            before = sampled[-1]
+            yield replace(turn, captured_s=feed.clock.captured_s(before.time_s, time.monotonic()))
 
 
-def _and_gap(events: Iterator) -> Iterator:
+def _with_final_gap(events: Iterator) -> Iterator:
     yield from events
     yield GAP
 
 
 def _connect(address: Address, config: LiveConfig, stop: threading.Event) -> tuple[ConnectionFeed, Policy]:
-    from streamingvlm.video.live.connection import connect  # no decoder is imported before it is needed
+    from streamingvlm.video.live.connection import connect  # imports a decoder
 
-    reconnect = partial(connect, address, config, stop.is_set)
-    connection = reconnect()
+    connect_again = partial(connect, address, config, stop.is_set)
+    connection = connect_again()
     is_pipe = address.kind == "pipe"
     policy = config.policy or ("wait" if is_pipe or connection.is_recording else "drop")
     if policy == "wait":
         clock = LiveClock("keep")
     else:
         clock = LiveClock("wait" if connection.is_paced or connection.is_recording else "newest")
-    feed = ConnectionFeed(connection, None if is_pipe else reconnect, clock, config, shown=address.shown, stop=stop)
+    feed = ConnectionFeed(connection, None if is_pipe else connect_again, clock, config, shown=address.shown, stop=stop)
     return feed, policy
