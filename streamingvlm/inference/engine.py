@@ -1,12 +1,12 @@
 """An engine serves many streams with one model.
 
-It works in rounds: encode the frames that are due, begin their requests, then prefill a bounded number of tokens and
-decode one token of every stream, each batched across streams. So a decoding stream never waits for more than one
-bounded prefill, and under overload the stream that has waited longest is next.
+Each round encodes frames that are due, prefills at most ``max_prefill_tokens`` in total, and decodes one token of every
+decoding stream; all three are batched across streams. A decoding stream therefore never waits for more than one bounded
+prefill. Waiting streams are served in order of arrival.
 
-    scheduler.py    what runs next          executor.py         runs it, request by request
-    requests.py     what a turn is          model_runner.py     the forward passes
-    slots.py        who has memory          vision_runner.py    the vision tower
+    scheduler.py    scheduling          executor.py         one round
+    requests.py     request types       model_runner.py     forward passes
+    slots.py        stream slots        vision_runner.py    the vision tower
 """
 
 import logging
@@ -24,7 +24,7 @@ from streamingvlm.errors import ClosedError, ConfigError, StreamingVLMError
 from streamingvlm.inference.executor import Executor
 from streamingvlm.inference.fair_lock import FairLock
 from streamingvlm.inference.model_runner import ModelRunner, OnProgress, can_capture
-from streamingvlm.inference.requests import QUESTION_ROOM_TOKENS, Request, RunBetweenTurns
+from streamingvlm.inference.requests import FORK_RESERVE_TOKENS, Request, RunBetweenTurns
 from streamingvlm.inference.sampling import Sampler, SampleTokens
 from streamingvlm.inference.scheduler import Scheduler
 from streamingvlm.inference.sequence import TokenSequence
@@ -36,26 +36,28 @@ from streamingvlm.model.loading import StreamingModel
 
 log = logging.getLogger(__name__)
 
-# Streams of an engine that is limited by memory alone.
+# Default of num_slots if only memory_bytes is given.
 _MAX_SLOTS = 256
-# Capacity of a cache without a bound, before it first grows.
+# Initial capacity of an unbounded cache.
 _INITIAL_CAPACITY_TOKENS = 4096
 
 
 class Engine:
     """Serves many streams with one model, each with its own windows, prompts, sampling and frame rate.
 
-    num_slots: the most streams at once. Without memory_bytes it allocates for as many like the first, and grows.
-    memory_bytes: for the caches of all streams, allocated at once; a stream that does not fit is refused.
-    max_prefill_tokens: the most tokens that are prefilled in one round.
+    num_slots: maximum number of streams, 256 by default. Without memory_bytes, the key/value pool is sized for
+        num_slots streams as large as the first, and grows on demand.
+    memory_bytes: size of the key/value pool. It is allocated when the first stream is added; a stream that does not fit
+        raises EngineFull.
+    max_prefill_tokens: maximum number of tokens prefilled in one round.
     cache_dtype: how keys and values are stored, as in ``CacheConfig.dtype``.
-    graphs: capture the decode step as CUDA graphs when streams are added; by default if the model allows it.
-    static_decode: pad the decode step to a few numbers of streams, as graphs need it, also without graphs.
-    async_vision: encode video in another thread, a turn ahead; by default on CUDA.
+    graphs: capture CUDA graphs of the decode step when streams are added; by default, if the model supports it.
+    static_decode: pad decode batches to a few fixed sizes, as graphs do, without capturing graphs.
+    async_vision: encode the next turn's frames in a background thread; by default on CUDA.
     on_progress: called with (done, total) while graphs are captured.
-    sample: chooses the tokens, with the signature of `sampling.sample_tokens`, which is the default.
+    sample: sampling function, `sampling.sample_tokens` by default.
 
-    Without a worker (`start`), the model runs in the thread that waits for a request. Raises ConfigError.
+    Unless ``start`` was called, the thread that waits for a request runs the model. Raises ConfigError.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Engine:
         self.model = model
         self.num_slots = num_slots or _MAX_SLOTS
         self.cache_dtype = cache_dtype
-        self.runner: ModelRunner | None = None  # made for the first stream, whose size decides the pool's
+        self.runner: ModelRunner | None = None  # created for the first stream, whose capacity sizes the pool
         self._memory_bytes = memory_bytes
         graphs = can_capture(model) if graphs is None else graphs
         self._runner_settings = {"graphs": graphs, "static_decode": static_decode, "sample": sample}
@@ -100,12 +102,12 @@ class Engine:
 
     @property
     def num_streams(self) -> int:
-        """Open streams."""
+        """Number of open streams."""
         return self._slots.num_taken
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have not begun."""
+        """Number of requests that have not started."""
         return self._scheduler.num_waiting
 
     def add_stream(
@@ -116,18 +118,19 @@ class Engine:
         previous_text: str = "",
         on_token: Callable[[str], None] | None = None,
     ) -> Stream:
-        """Add a stream and capture the graphs that it needs. Raises EngineFull if there is no room, and ConfigError.
+        """Add a stream, and capture the decode graphs for the new number of streams.
 
-        config: its cache dtype is the engine's, or not given.
+        config: its cache dtype must be None or the engine's. query, previous_text, on_token: as in StreamingSession.
+        Raises EngineFull if there is no slot or no memory, and ConfigError.
         """
         if config.cache.dtype not in (None, self.cache_dtype):
             raise ConfigError(
-                f"cache.dtype={config.cache.dtype} is not that of the engine ({self.cache_dtype}); give the engine "
-                "cache_dtype, too"
+                f"cache.dtype={config.cache.dtype} is not that of the engine ({self.cache_dtype}); give the same "
+                "cache_dtype to the engine"
             )
         config = config.with_cache_dtype(self.cache_dtype)
         capacity = config.capacity_tokens(query, previous_text)
-        num_tokens = capacity + QUESTION_ROOM_TOKENS if capacity else _INITIAL_CAPACITY_TOKENS
+        num_tokens = capacity + FORK_RESERVE_TOKENS if capacity else _INITIAL_CAPACITY_TOKENS
         with self._model_lock:
             self._check_open()
             slot = self._slots.first_free()
@@ -148,33 +151,33 @@ class Engine:
         return stream
 
     def remove_stream(self, stream: Stream):
-        """Remove a stream: its requests are cancelled, and it accepts no more."""
-        with self._scheduler.changed:
+        """Cancel the stream's requests and free its slot. Later submits raise ClosedError."""
+        with self._scheduler.condition:
             if stream.is_closed:  # its slot may be another stream's by now
                 return
             stream.is_closed = True
-        with self.paused(stream):
+        with self.exclusive(stream):
             self._slots.release(stream)
 
     @contextmanager
-    def paused(self, stream: Stream) -> Iterator[None]:
-        """Cancel a stream's requests, and run no round during the block."""
+    def exclusive(self, stream: Stream) -> Iterator[None]:
+        """Cancel the stream's requests and hold the model lock: no stream runs during the block."""
         self._check_not_in_round()
         with self._model_lock:
             self._finish(self._scheduler.of_stream(stream), CancelledError())
             yield
 
     def abort(self, stream: Stream):
-        """Cancel a stream's requests; a turn that has begun ends with what was generated."""
-        with self.paused(stream):
+        """Cancel the stream's requests: their futures raise CancelledError. Generated text stays in the cache."""
+        with self.exclusive(stream):
             pass
 
     def run_between_turns(self, stream: Stream, function: Callable[[Stream], Any]) -> Any:
-        """Call ``function(stream)`` while no turn of the stream is running, and return its result. From any thread."""
+        """Call ``function(stream)`` between two turns, and return its result. From any thread."""
         return self.submit_and_wait(RunBetweenTurns(stream, function))
 
     def _new_runner(self, capacity: int) -> ModelRunner:
-        """Allocate the pool: all memory there is, or for as many streams as there are slots."""
+        """Create the pool: memory_bytes if given, else ``capacity`` tokens for every slot."""
         text_config, dtype = self.model.text_model.config, self.model.dtype
         num_tokens = capacity * self.num_slots
         if self._memory_bytes is not None:
@@ -186,8 +189,8 @@ class Engine:
     # --- requests
 
     def submit(self, request: Request) -> Future:
-        """Queue a request behind those of its stream, and return its future. Raises ClosedError."""
-        with self._scheduler.changed:
+        """Append a request to its stream's queue, and return its future. Raises ClosedError."""
+        with self._scheduler.condition:
             self._check_open()
             if request.stream.is_closed:
                 raise ClosedError("the stream is closed; open another one")
@@ -196,15 +199,16 @@ class Engine:
         return request.future
 
     def submit_and_wait(self, request: Request) -> Any:
-        """Submit a request and wait for it. In the middle of a round it is refused and not queued."""
+        """Submit a request and wait for it. Raises StreamingVLMError in a callback of a round."""
         self._check_not_in_round()
         self.submit(request)
         return self.wait(request)
 
     def wait(self, request: Request) -> Any:
-        """Wait for a request and return its result or raise its error; without a worker, run the model here.
+        """Return a request's result or raise its error; without a worker, run rounds in this thread until it is done.
 
-        Interrupted (Ctrl-C), the request ends with what was generated so far.
+        On KeyboardInterrupt, a waiting request is cancelled, and a running one stops after its next token. An interrupt
+        in the middle of a round fails all requests.
         """
         self._check_not_in_round()
         try:
@@ -212,12 +216,12 @@ class Engine:
                 self.step(request.future)
             return request.future.result()
         except BaseException:
-            if not request.future.cancel():  # it has begun: its next token is the last
+            if not request.future.cancel():  # it is running
                 request.abort_requested = True
             raise
 
     def run_until_idle(self):
-        """Run rounds in this thread until all requests are done."""
+        """Run rounds in this thread until no request is left."""
         self._check_not_in_round()
         while self._scheduler.requests:
             self.step()
@@ -233,7 +237,7 @@ class Engine:
 
     def close(self):
         """Stop the worker, cancel all requests, and accept no more."""
-        with self._scheduler.changed:
+        with self._scheduler.condition:
             self._is_closed = True
             self._scheduler.notify()
         if self._worker is not None:
@@ -252,13 +256,13 @@ class Engine:
     def _run_worker(self):
         scheduler = self._scheduler
         while True:
-            with scheduler.changed:
-                scheduler.changed.wait_for(lambda: self._is_closed or scheduler.requests)
+            with scheduler.condition:
+                scheduler.condition.wait_for(lambda: self._is_closed or scheduler.requests)
             if self._is_closed:
                 return
             try:
                 self.step()
-            except Exception:  # the requests have failed with it; later ones must still be served
+            except Exception:  # step() has failed all requests; later ones must still be served
                 log.exception("a round of the engine failed")
 
     def _check_open(self):
@@ -268,28 +272,28 @@ class Engine:
     def _check_not_in_round(self):
         if threading.current_thread() is self._running_thread:
             raise StreamingVLMError(
-                "this is in the middle of a turn (in on_token?), where the engine cannot be waited for; use submit, or "
+                "a callback in the middle of a turn (on_token, on_turn_end) cannot wait for the engine; use submit, or "
                 "another thread"
             )
 
     # --- a round
 
     def step(self, awaited: Future | None = None):
-        """Run one round as soon as there is work; return without one if ``awaited`` is done by another thread."""
+        """Run one round as soon as there is work; return early if another thread completes ``awaited``."""
         scheduler = self._scheduler
 
         def is_awaited_done():
             return awaited is not None and awaited.done()
 
-        with scheduler.changed:
-            scheduler.changed.wait_for(lambda: self._can_run() or is_awaited_done() or not scheduler.requests)
+        with scheduler.condition:
+            scheduler.condition.wait_for(lambda: self._should_wake() or is_awaited_done() or not scheduler.requests)
         with self._model_lock, torch.inference_mode():
             if is_awaited_done():
                 return
             self._running_thread = threading.current_thread()
             try:
                 self._run_round()
-            except BaseException as error:  # Ctrl-C: a request left half done would never be finished
+            except BaseException as error:  # KeyboardInterrupt, too: a future that is never resolved blocks its thread
                 self._finish(scheduler.requests, error)
                 raise
             finally:
@@ -300,18 +304,18 @@ class Engine:
         due, upcoming = self._scheduler.next_requests()
         self._vision.encode(due, upcoming)
         for request in due:
-            if not request.needs_vision and self._scheduler.start(request):
+            if not request.needs_vision and self._scheduler.admit(request):
                 self._vision.synchronize(request)
                 self._executor.begin(request)
         self._vision.prefetch(*self._scheduler.next_requests())
         self._executor.run_round()
 
-    def _can_run(self) -> bool:
+    def _should_wake(self) -> bool:
         due, _ = self._scheduler.next_requests()
         return self._is_closed or self._scheduler.has_running or any(map(self._vision.is_ready, due))
 
     def _finish(self, requests: Sequence[Request], error: BaseException):
-        """Fail or cancel requests, waiting and running ones."""
+        """Remove requests from the scheduler and fail or cancel them."""
         self._scheduler.remove(requests)
         for request in requests:
             request.finish(error)
@@ -325,7 +329,7 @@ def _check_settings(
     graphs: bool | None,
 ):
     if num_slots is None and memory_bytes is None:
-        raise ConfigError("an engine needs num_slots or memory_bytes to know how much memory it may take; give one")
+        raise ConfigError("an engine needs num_slots or memory_bytes as its limit; give one")
     for name, value in (("num_slots", num_slots), ("memory_bytes", memory_bytes)):
         if value is not None:
             at_least(name, value, 1, "room for a stream")
@@ -334,5 +338,5 @@ def _check_settings(
         dtype = str(model.dtype).removeprefix("torch.")
         raise ConfigError(
             f"graphs=true with a model in {dtype} on {model.device.type}, but CUDA graphs need CUDA and half "
-            "precision; leave it out"
+            "precision; omit graphs"
         )

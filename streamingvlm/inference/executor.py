@@ -1,7 +1,7 @@
-"""Executes a round: begins requests, runs what the scheduler planned, and hands the results to the requests.
+"""Executes a round: begins requests, runs the scheduled passes, and passes the sampled tokens to the requests.
 
-Several streams share a forward pass. An error in the pass fails all requests in it; an error in the code of a single
-request (its text, its callback) fails that request alone.
+Several streams share a forward pass. An error in the pass fails all its requests; an error raised by one request's own
+methods or callbacks fails only that request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,29 +23,30 @@ class Executor:
         self.runner = runner
 
     def begin(self, request: Request):
-        """Begin a request that was started by the scheduler and whose frames are encoded."""
+        """Begin an admitted request whose frames are encoded."""
         with self._failing([request]):
             request.begin(self.runner.prefill_pending)
             if not request.has_prefill:
                 self.finish(request)
 
     def run_round(self):
-        """Prefill what is scheduled, and decode one token of every decoding stream.
+        """Run the scheduled prefills, and decode one token of every decoding stream.
 
-        Both run in one pass, where a token costs a fraction of its own pass; in two if the decode step is static.
+        Decodes join the prefill pass, which is cheaper than a pass of their own; with static_decode they run
+        separately.
         """
         plan = self.scheduler.schedule()
         if self.runner.static_decode:
             if plan.prefills:
                 self._prefill(plan.prefills, [])
-            self._decode(self.scheduler.schedule().decodes)  # with those whose prefill is complete now
+            self._decode(self.scheduler.schedule().decodes)  # includes requests that just finished their prefill
         elif plan.prefills:
             self._prefill(plan.prefills, plan.decodes)
         else:
             self._decode(plan.decodes)
 
     def finish(self, request: Request, error: BaseException | None = None):
-        """End a request, complete or failed."""
+        """Remove a request from the scheduler and resolve its future."""
         self.scheduler.remove([request])
         request.finish(error)
 
@@ -56,8 +57,8 @@ class Executor:
             for request in decodes:
                 request.sequence.append_token(request.reply[-1])
                 batch.append(PrefillSlice(request.sequence, request.sequence.pending()))
-            logits = self.runner.prefill(batch)
-            started, first_logits = self._start_decoding(requests, logits[: len(requests)])
+            logits = self.runner.prefill(batch)  # also commits the tokens of the decodes
+            started, first_logits = self._after_prefill(requests, logits[: len(requests)])
             sampled = [*decodes, *started]
             if sampled:
                 rows = torch.cat((logits[len(requests) :], first_logits))
@@ -74,22 +75,22 @@ class Executor:
                 request.sequence.commit_token()
             self._append(requests, tokens)
 
-    def _start_decoding(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[list[Request], torch.Tensor]:
-        """Return the requests whose reply starts now, with their logits; others end, or have more to prefill."""
+    def _after_prefill(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[list[Request], torch.Tensor]:
+        """Handle requests whose prefill is complete; return those to sample from, with their logits."""
         complete = [row for row, request in enumerate(requests) if not request.sequence.num_pending]
-        if not complete:
+        if not complete:  # the first one used the whole budget
             self.scheduler.defer_first_prefill()
         requests, logits = self._score([requests[row] for row in complete], logits[complete])
         for request in requests:
             self.scheduler.start_decoding(request)
             request.start_decoding()
-            if not request.max_new_tokens:
+            if not request.max_new_tokens:  # a forced or scored reply
                 self.finish(request)
         started = [row for row, request in enumerate(requests) if request.max_new_tokens]
         return [requests[row] for row in started], logits[started]
 
     def _score(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[Sequence[Request], torch.Tensor]:
-        """Call `on_first_logits`; return the requests that need no further prefill, with their logits."""
+        """Call `on_first_logits`; drop the requests that appended more tokens to prefill."""
         if not any(request.score_token_ids for request in requests):
             return requests, logits
         ready = []
@@ -110,10 +111,10 @@ class Executor:
 
     @contextmanager
     def _failing(self, requests: Sequence[Request]) -> Iterator[None]:
-        """Let an error in the block end ``requests``; those of other streams go on."""
+        """On an exception in the block, fail ``requests``; other requests continue."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - raised where the futures are waited for
+        except Exception as error:  # noqa: BLE001 - raised again by future.result()
             for request in requests:
                 if not request.future.done():
                     self.finish(request, error)

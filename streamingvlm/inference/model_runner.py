@@ -1,7 +1,7 @@
-"""Runs the model for an engine: one forward pass for all prefills, one for all decodes.
+"""Runs the model for an engine: batched prefill, which may include decode tokens, and batched decode.
 
-The scheduler decides; the runner obeys, and owns what all streams share: the pool of keys and values, the penalty mask,
-the decode steps and their CUDA graphs.
+The runner has no scheduling logic. It owns what all streams share: the pool of keys and values, the penalty mask, and
+the decode steps with their CUDA graphs.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +29,17 @@ from streamingvlm.model.text_forward import forward_text
 
 OnProgress = Callable[[int, int], None]
 
-# Rows of the decode steps of fixed shape: numbers of streams between them are padded.
+# Batch sizes of static decode; a batch is padded to the next size.
 _SMALL_NUM_ROWS = (1, 2, 4)
 _ROWS_STEP = 8
 
 
 class ModelRunner:
-    """Prefills tokens and generates the next ones.
+    """Prefills tokens and samples the next ones.
 
-    pool: the keys and values of all streams; num_slots: the most streams at once.
-    static_decode: pad the decode step to a few numbers of rows; graphs: capture it as a CUDA graph for each of them.
-    sample: chooses the tokens, with the signature of `sample_tokens`, which is the default.
+    pool: the keys and values of all streams; num_slots: maximum number of streams.
+    static_decode: pad decode batches to fixed sizes; graphs: capture a CUDA graph for each size.
+    sample: sampling function, `sample_tokens` by default.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ModelRunner:
         graphs: bool = False,
         sample: SampleTokens | None = None,
     ):
-        forget_copies()  # weights may have changed since the last engine
+        forget_copies()  # reordered copies of weights, which may have changed since the last engine
         self.model = model
         self.pool = pool
         self.num_slots = num_slots
@@ -64,7 +64,8 @@ class ModelRunner:
         self._noise = torch.empty(0, num_ids, device=model.device)
         self._features = SamplingFeatures()
         self._decode_graphs: dict[tuple[int, SamplingFeatures], DecodeGraph] = {}
-        self._graph_key: tuple[int, int] | None = None  # what the decode graphs were made for
+        # Address of the pool and longest sequence that the decode graphs are valid for.
+        self._graph_key: tuple[int, int] | None = None
         self._graph_memory = torch.cuda.graph_pool_handle() if graphs else None
 
     def prefill(self, batch: Sequence[PrefillSlice]) -> torch.Tensor:
@@ -82,20 +83,20 @@ class ModelRunner:
         return self.model.logits(hidden)
 
     def prefill_pending(self, sequence: TokenSequence):
-        """Prefill all that is pending of one stream, outside of any batch."""
+        """Prefill all pending tokens of one stream in a pass of its own."""
         sequence.prepare_positions()
         if slices := sequence.pending():
             self.prefill([PrefillSlice(sequence, slices)])
 
     def score_tokens(self, logits: torch.Tensor, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
-        """Return the probability of each group of tokens, by its row of ``logits`` [N, V].
+        """Return, for each row of ``logits`` [N, V], the softmax probability of each group of token ids.
 
         groups: the groups of ids of each row. Penalty and temperature are not applied.
         """
         pairs = [(row, token) for row, row_groups in enumerate(groups) for ids in row_groups for token in ids]
         rows, ids = on_device(pairs, torch.long, self.model.device).unbind(1)
-        found = iter(logits.float().softmax(-1)[rows, ids].tolist())
-        return [[sum(next(found) for _ in ids) for ids in row_groups] for row_groups in groups]
+        probabilities = iter(logits.float().softmax(-1)[rows, ids].tolist())
+        return [[sum(next(probabilities) for _ in ids) for ids in row_groups] for row_groups in groups]
 
     def sample_next(self, samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
         """Sample the next token of several streams from ``logits`` [N, V]."""
@@ -114,15 +115,15 @@ class ModelRunner:
         return tokens.tolist()
 
     def decode(self, items: Sequence[DecodeItem]) -> list[int]:
-        """Prefill the appended token of each stream; return the next token of each."""
+        """Run a decode step for the appended token of each stream; return the sampled tokens."""
         features = SamplingFeatures.of([item.sampler for item in items])
         return self._decode_graph(len(items), features).run(items)
 
     def capture_graphs(self, num_streams: int, sampler: Sampler, on_progress: OnProgress | None = None):
-        """Make the decode steps of up to ``num_streams`` streams before they are needed.
+        """Build, and with ``graphs`` capture, the decode steps for up to ``num_streams`` streams.
 
-        Steps of fixed shape serve all streams alike, so each has the sampling features that any stream uses.
-        on_progress: called with the number of steps that are done, and of all.
+        All streams share them, so they include every sampling feature that any stream has used. The largest is captured
+        first, because the smaller ones then fit in its memory. on_progress: called with (done, total).
         """
         if not self.static_decode:
             return
@@ -136,7 +137,7 @@ class ModelRunner:
     def _decode_graph(self, num_items: int, features: SamplingFeatures) -> DecodeGraph:
         num_rows = padded_rows(num_items) if self.static_decode else num_items
         features = self._features.union(features) if self.static_decode else features
-        # A graph depends on the addresses of the pool's buffers and on the longest sequence.
+        # A decode step is valid for one address of the pool and one longest sequence.
         graph_key = (self.pool.keys.data_ptr(), self.pool.longest)
         if graph_key != self._graph_key or not self.static_decode:
             kept = self._decode_graphs.get((num_rows, features)) if graph_key == self._graph_key else None
@@ -155,7 +156,7 @@ class ModelRunner:
             features=features,
             max_seqlen_k=self.pool.longest,
             noise=self._noise_for(num_rows, features),
-            sample=lambda *logits, **rows: self.sample(*logits, **rows),  # whatever ``sample`` is at that time
+            sample=lambda *logits, **rows: self.sample(*logits, **rows),  # late binding: it may be replaced
         )
         if self.graphs:
             graph.capture_(self._graph_memory)
@@ -164,18 +165,19 @@ class ModelRunner:
     def _noise_for(self, num_rows: int, features: SamplingFeatures) -> torch.Tensor | None:
         if not features.is_random:
             return None
-        if len(self._noise) < num_rows:  # once under static_decode: captured graphs keep the address
-            most = padded_rows(self.num_slots) if self.static_decode else num_rows
-            self._noise = torch.ones(max(most, num_rows), self._noise.shape[1], device=self._noise.device)
+        if len(self._noise) < num_rows:
+            # Static: allocate once at full size, because captured graphs hold the address.
+            max_rows = padded_rows(self.num_slots) if self.static_decode else num_rows
+            self._noise = torch.ones(max(max_rows, num_rows), self._noise.shape[1], device=self._noise.device)
         return self._noise[:num_rows]
 
 
 def padded_rows(num_streams: int) -> int:
-    """Return the rows of the decode step that serves ``num_streams`` streams: 1, 2, 4, then multiples of 8."""
+    """Return the batch size that ``num_streams`` are padded to: 1, 2, 4, then multiples of 8."""
     return next((rows for rows in _SMALL_NUM_ROWS if rows >= num_streams), -(-num_streams // _ROWS_STEP) * _ROWS_STEP)
 
 
 def can_capture(model: StreamingModel) -> bool:
-    """Return True if the decode step can be a CUDA graph: attention must take sequences of any length in one call."""
+    """Return True if the decode step can be a CUDA graph: it needs a variable-length attention kernel."""
     head_size = model.text_model.layers[0].self_attn.head_dim
     return takes_runs_at_once(torch.empty(0, head_size, dtype=model.dtype, device=model.device))

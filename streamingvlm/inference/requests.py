@@ -3,16 +3,22 @@
     GenerateTurn        prefill a turn of video and generate the reply
     ForcedTurn          prefill a turn of video with a given reply
     ForkQuestion        answer a question from a fork of the cache
-    ScoreChoices        score the first word of an answer, from a fork of the cache
-    RunBetweenTurns     call a function while the stream is at rest
+    ScoreChoices        score the first token of an answer, from a fork of the cache
+    RunBetweenTurns     call a function between two turns
 
-The engine encodes a request's frames, calls `begin`, which appends what is to be prefilled, then `on_first_logits` and
-`append` for each generated token, and `finish`. A request that began is finished whatever happens, so that the next
-one of its stream can follow. A request knows its Stream; the stream knows no request.
+The life of a request:
 
-A fork appends its tokens past the stream's own, into memory that the stream does not use between turns, and drops them
-at the end: it costs the tokens of question and answer alone. It samples from a copy of the random state, so that the
-stream continues, token for token, as if there had been no question.
+    1. The vision runner encodes its frames.
+    2. `begin` evicts tokens and appends new ones, which are pending.
+    3. The runner prefills them; `on_first_logits` gets scores before the first token is sampled.
+    4. `append` gets each sampled token.
+    5. `finish` resolves the future. It is called after `begin` even on an error.
+
+A request holds its Stream; a Stream holds no requests.
+
+A fork appends its tokens after the stream's own and removes them at the end, so it costs only the tokens of question
+and answer. It samples from a copy of the random state: the stream continues, token for token, as if there had been no
+question.
 """
 
 import time
@@ -34,24 +40,23 @@ from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.turns import Tokens, Turn, TurnFormat
 from streamingvlm.video.video_turn import VideoTurn
 
-# Room of a cache past what the stream itself needs, for a question and an answer of usual length; a longer one makes
-# the cache grow, once.
-QUESTION_ROOM_TOKENS = 128
+# Cache tokens reserved for a fork, in addition to the stream's own; a longer fork grows the cache.
+FORK_RESERVE_TOKENS = 128
 
-# Prefill what is pending of one sequence at once, outside of any batch.
+# Prefills all pending tokens of one sequence now, in a pass of its own.
 PrefillPending = Callable[[TokenSequence], None]
 
 _NO_FRAMES = torch.empty(0)
 
 
 class Request(ABC):
-    """Work for one stream; the requests of a stream are done one after the other.
+    """Work for one stream. The requests of a stream run in order.
 
     future: the result.
-    frames: uint8 [F, 3, H, W] to encode first, None for none; detail: share of the usual pixels to spend on them.
-    max_new_tokens: the most tokens of the reply, 0 for none.
+    frames: uint8 [F, 3, H, W] to encode, or None; detail: pixel budget as a fraction of the usual one.
+    max_new_tokens: maximum length of the reply; 0 if nothing is generated.
     score_token_ids: groups of token ids; `on_first_logits` gets the probability of each group as first token.
-    has_prefill: False for a request that is finished as soon as it began.
+    has_prefill: False if `begin` does all the work.
     """
 
     frames: torch.Tensor | None = None
@@ -70,7 +75,7 @@ class Request(ABC):
         self.vision: VisionFeatures | None = None
         self.vision_error: Exception | None = None
         self.reply: list[int] = []
-        self.abort_requested = False  # the reply ends with the next token
+        self.abort_requested = False  # stop after the next token
         self._has_begun = False
 
     @property
@@ -85,12 +90,12 @@ class Request(ABC):
 
     @property
     def needs_vision(self) -> bool:
-        """Whether there are frames that were not encoded yet."""
+        """Whether there are frames that are not encoded yet."""
         return self.frames is not None and self.vision is None and self.vision_error is None
 
     @property
     def is_complete(self) -> bool:
-        """Whether the reply is at its end."""
+        """Whether generation should stop."""
         return (
             self.abort_requested
             or len(self.reply) >= self.max_new_tokens
@@ -98,13 +103,13 @@ class Request(ABC):
         )
 
     def begin(self, prefill_pending: PrefillPending):
-        """Evict, append the request's tokens and rotate the cache: what is pending afterwards is to be prefilled.
+        """Evict, append tokens, and apply the rotary embedding of the new positions to the cached keys.
 
-        Raises the error of encoding the frames, and EngineFull if the cache cannot grow as far as it must.
+        Raises the error of encoding the frames, and EngineFull if the cache cannot grow enough.
         """
         if self.vision_error is not None:
             raise self.vision_error
-        self._append_tokens(prefill_pending)
+        self._on_begin(prefill_pending)
         self._has_begun = True
         if self.has_prefill:
             self.prefill_started_at = time.perf_counter()
@@ -112,23 +117,23 @@ class Request(ABC):
             self.sequence.prepare_positions(self.max_new_tokens)
 
     @abstractmethod
-    def _append_tokens(self, prefill_pending: PrefillPending):
-        """Append to the stream what is to be prefilled."""
+    def _on_begin(self, prefill_pending: PrefillPending):
+        """Append the tokens to prefill."""
 
     def on_first_logits(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
-        """Receive the probability of each group of ``score_token_ids``; ``logits`` [V] may be changed in place.
+        """Receive the probability of each group of ``score_token_ids``; may modify ``logits`` [V] in place.
 
-        Returns True if more tokens were appended, to be prefilled before the reply starts.
+        Returns True if it appended more tokens, which are prefilled before the reply starts.
         """
         return False
 
     def start_decoding(self):
-        """Note that the prefill is complete."""
+        """Record the end of the prefill."""
         self.decode_started_at = time.perf_counter()
         self.record_stage("prefill", self.decode_started_at - self.prefill_started_at)
 
     def append(self, token: int):
-        """Append a generated token to the reply."""
+        """Append a sampled token to the reply."""
         self.reply.append(token)
         self.token_times.append(time.perf_counter())
 
@@ -138,19 +143,19 @@ class Request(ABC):
 
     @abstractmethod
     def _finish(self) -> Any:
-        """Leave the stream ready for the next request, and return the result."""
+        """Clean up the sequence for the next request, and return the result."""
 
     def finish(self, error: BaseException | None = None):
-        """End the request, complete or failed, and resolve its future."""
+        """Clean up and resolve the future with the result or with ``error``."""
         result = None
         if self._has_begun:
             self._has_begun = False
             try:
                 result = self._finish()
-            except Exception as failure:  # noqa: BLE001 - raised where the future is waited for
+            except Exception as failure:  # noqa: BLE001 - raised again by future.result()
                 error = error or failure
         if isinstance(error, CancelledError):
-            self.future.cancel()  # has no effect on a running request
+            self.future.cancel()  # no effect on a running future, whose error is set below
         if self.future.cancelled():
             self.future.set_running_or_notify_cancel()
         elif error is None:
@@ -160,7 +165,7 @@ class Request(ABC):
 
 
 class RunBetweenTurns(Request):
-    """Call a function with the stream while no turn of it is running; the result is the function's."""
+    """Call a function with the stream between two turns; the result is its return value."""
 
     has_prefill = False
 
@@ -169,7 +174,7 @@ class RunBetweenTurns(Request):
         self._function = function
         self._result: Any = None
 
-    def _append_tokens(self, prefill_pending: PrefillPending):
+    def _on_begin(self, prefill_pending: PrefillPending):
         self._result = self._function(self.stream)
 
     def _finish(self) -> Any:
@@ -177,18 +182,19 @@ class RunBetweenTurns(Request):
 
 
 class TurnRequest(Request):
-    """A turn of video, from frames or from a VideoTurn with its own times. ``question`` is of this turn alone."""
+    """A turn of video: frames, or a VideoTurn with timestamps of its own. question: for this turn only."""
 
     def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str):
         super().__init__(stream)
         self.frames, self.video_turn = frames, None
         if isinstance(frames, VideoTurn):
             self.frames, self.detail = frames.frames, frames.detail
-            self.video_turn = replace(frames, frames=_NO_FRAMES)  # frames are kept no longer than needed
+            # Without frames, which are freed as soon as self.frames is None.
+            self.video_turn = replace(frames, frames=_NO_FRAMES)
         self.question = question
         self.turn: Turn | None = None
 
-    def _append_tokens(self, prefill_pending: PrefillPending):
+    def _on_begin(self, prefill_pending: PrefillPending):
         stream = self.stream
         query = stream.query  # other threads may set it at any moment
         with stream.stats.stage("evict"):
@@ -210,7 +216,7 @@ class TurnRequest(Request):
         return Turn(index, start_s, end_s, self.vision.grid)
 
     def _evict(self, prefill_pending: PrefillPending) -> bool:
-        """Apply the cache policy; return True if this is the first turn of an empty cache."""
+        """Apply the cache policy; return True if the cache starts, or restarts, with this turn."""
         sequence, turn = self.sequence, self.turn
         is_first = not sequence.layout.segments
         if is_first:
@@ -235,9 +241,9 @@ class TurnRequest(Request):
 
 
 class GenerateTurn(TurnRequest):
-    """A turn to which the model replies, or stays silent by the silence threshold.
+    """A turn with a generated reply, or a forced silent one if P(silence) is at least ``silence_threshold``.
 
-    A threshold on the silent token is how VideoLLM-online (arXiv 2406.11816) corrects a model that is too quiet.
+    VideoLLM-online (arXiv 2406.11816) uses such a threshold to adjust how often the model speaks.
     """
 
     def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str, max_new_tokens: int):
@@ -248,14 +254,14 @@ class GenerateTurn(TurnRequest):
         self._reply_end: Tokens | None = None
         self._sent_text = ""
 
-    def _append_tokens(self, prefill_pending: PrefillPending):
-        super()._append_tokens(prefill_pending)
+    def _on_begin(self, prefill_pending: PrefillPending):
+        super()._on_begin(prefill_pending)
         self.sampler.reset_penalty(self.sequence.ids)
 
     def on_first_logits(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
         (self.silence,) = probabilities
         threshold = self.stream.config.sampling.silence_threshold
-        if threshold is None or self.question:  # a question is answered
+        if threshold is None or self.question:  # a question always gets a generated reply
             return False
         if self.silence >= threshold:
             self._force_silence()
@@ -264,7 +270,7 @@ class GenerateTurn(TurnRequest):
         return False
 
     def _force_silence(self):
-        """Append the silent reply, to be prefilled; nothing is generated."""
+        """Append the silent reply, which is prefilled; generate nothing."""
         reply, self._reply_end = self.stream.config.turn_format.given_reply(self.turn, "")
         self.max_new_tokens, self.score_token_ids = 0, ()
         self.sequence.append(reply)
@@ -276,7 +282,7 @@ class GenerateTurn(TurnRequest):
             self._send_text()
 
     def _send_text(self):
-        """Call ``on_token`` with what is new of the text; an incomplete character waits for its other bytes."""
+        """Call ``on_token`` with the new text; hold back an incomplete UTF-8 character."""
         text = self.stream.config.turn_format.spoken_text(self.reply)
         if text != self._sent_text and not text.endswith("\ufffd"):
             new, self._sent_text = text[len(self._sent_text) :], text
@@ -292,14 +298,17 @@ class GenerateTurn(TurnRequest):
 
 
 class ForcedTurn(TurnRequest):
-    """A turn with a given reply: it is prefilled, and its last tokens stay pending as those of a generated reply."""
+    """A turn with a given reply, which is prefilled instead of generated.
+
+    Its last tokens stay pending until the next turn, as those of a generated reply do.
+    """
 
     def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str, reply: str):
         super().__init__(stream, frames, question)
         self.text = reply
 
-    def _append_tokens(self, prefill_pending: PrefillPending):
-        super()._append_tokens(prefill_pending)
+    def _on_begin(self, prefill_pending: PrefillPending):
+        super()._on_begin(prefill_pending)
         reply, self._reply_end = self.stream.config.turn_format.given_reply(self.turn, self.text)
         self.sequence.append(reply)
 
@@ -310,16 +319,16 @@ class ForcedTurn(TurnRequest):
 
 
 class _Fork(Request):
-    """A question whose tokens leave the cache when it is answered."""
+    """A question whose tokens are removed from the cache afterwards."""
 
     def __init__(self, stream: Stream, question: str):
         super().__init__(stream)
         self.question = question
         self._duration_s = 0.0
 
-    def _append_tokens(self, prefill_pending: PrefillPending):
+    def _on_begin(self, prefill_pending: PrefillPending):
         self._state_before = self.sequence.state
-        self._has_begun = True  # what is appended from here on is dropped again, also if appending fails
+        self._has_begun = True  # from here on, finish() rolls back
         for tokens in self._message():
             self.sequence.append(tokens)
 
@@ -329,8 +338,8 @@ class _Fork(Request):
         if not segments:
             yield turn_format.prologue(self.stream.previous_text)
         elif last.kind is SegmentKind.REPLY_END:
-            yield turn_format.line_feed(_moment(last.turn, last))
-        yield turn_format.message(_moment(self.stream.num_turns, last), self.question)
+            yield turn_format.line_feed(_zero_length_turn(last.turn, last))
+        yield turn_format.message(_zero_length_turn(self.stream.num_turns, last), self.question)
 
     def record_stage(self, stage: str, duration_s: float):
         self._duration_s += duration_s
@@ -346,15 +355,15 @@ class _Fork(Request):
 
 
 class ForkQuestion(_Fork):
-    """A question answered in at most ``max_new_tokens`` tokens; the result is the text."""
+    """Answers a question in at most ``max_new_tokens`` tokens; the result is the text."""
 
     def __init__(self, stream: Stream, question: str, max_new_tokens: int):
         super().__init__(stream, question)
         self.max_new_tokens = max_new_tokens
 
-    def _append_tokens(self, prefill_pending: PrefillPending):
-        super()._append_tokens(prefill_pending)
-        # The fork uses the stream's row of the penalty mask, which each of the stream's turns resets.
+    def _on_begin(self, prefill_pending: PrefillPending):
+        super()._on_begin(prefill_pending)
+        # Sharing the stream's row of the penalty mask is safe: every turn resets it.
         self._sampler = self.stream.sampler.fork()
         self._sampler.reset_penalty(self.sequence.ids)
 
@@ -368,7 +377,7 @@ class ForkQuestion(_Fork):
 
 
 class ScoreChoices(_Fork):
-    """A question of which only the first token of the answer is scored; the result is each choice's probability."""
+    """Scores only the first token of an answer; the result is a probability for each choice."""
 
     def __init__(self, stream: Stream, question: str, choices: Sequence[str]):
         super().__init__(stream, question)
@@ -385,16 +394,16 @@ class ScoreChoices(_Fork):
 
 
 def first_token_ids(turn_format: TurnFormat, choice: str, choices: Sequence[str]) -> list[int]:
-    """Return the ids with which an answer ``choice`` can start and no answer of the other ``choices`` can.
+    """Return the token ids that can start ``choice``, in any case and spacing, but none of the other ``choices``.
 
-    In lower or upper case, with or without a leading space. Raises ConfigError if there is no such id.
+    Raises ConfigError if there are none.
     """
     own = _first_ids(turn_format, choice)
     others = (_first_ids(turn_format, other) for other in choices if other != choice)
     if not (ids := own.difference(*others)):
         raise ConfigError(
-            f"choice {choice!r} starts with the same token as another of {', '.join(map(repr, choices))}; give choices "
-            "that differ in their first letter"
+            f"choice {choice!r} has no first token of its own among {', '.join(map(repr, choices))}; give choices that "
+            "start with different letters"
         )
     return sorted(ids)
 
@@ -405,5 +414,5 @@ def _first_ids(turn_format: TurnFormat, choice: str) -> set[int]:
     return {encoded[0] for encoded in ids if encoded}
 
 
-def _moment(index: int, last: Segment) -> Turn:
+def _zero_length_turn(index: int, last: Segment) -> Turn:
     return Turn(index, last.end_s, last.end_s, (0, 0, 0))

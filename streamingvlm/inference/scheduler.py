@@ -1,10 +1,10 @@
 """Decides which requests run in the next round, and how many tokens of each.
 
-Every stream has a queue, and at most one of its requests runs: waiting -> prefilling -> decoding -> done. Prefill is
-bounded by a number of tokens a round and served in order of arrival, so that a decoding stream never waits for more
-than one bounded prefill. A request whose prefill did not fit lets the others go first in the next round.
+A request is waiting, prefilling, decoding, then done; at most one request of a stream runs at a time. Prefills are
+served in order of arrival, at most max_prefill_tokens in a round. If no prefill of a round completes, the first one
+moves to the back, so that a long prefill does not block the others.
 
-The scheduler works with plain integers and holds no tensor. It may be called from any thread.
+The scheduler does no tensor work. It may be called from any thread.
 """
 
 import threading
@@ -16,14 +16,14 @@ from streamingvlm.inference.stream import Stream
 
 
 class ScheduledPrefill(NamedTuple):
-    """A request, and the number of its pending tokens that are prefilled in this round."""
+    """A request, and how many of its pending tokens this round prefills."""
 
     request: Request
     num_tokens: int
 
 
 class SchedulerOutput(NamedTuple):
-    """One round: what is prefilled, and which requests decode one token."""
+    """The plan of one round: prefills, and requests that decode one token."""
 
     prefills: list[ScheduledPrefill]
     decodes: list[Request]
@@ -32,13 +32,13 @@ class SchedulerOutput(NamedTuple):
 class Scheduler:
     """The requests of an engine.
 
-    max_prefill_tokens: the most tokens that are prefilled in one round.
-    changed: notified when there may be something new to do; it is also the lock of all that is here.
+    max_prefill_tokens: maximum number of tokens prefilled in one round.
+    condition: guards all fields; notified when a request was added or a round has ended.
     """
 
     def __init__(self, max_prefill_tokens: int):
         self.max_prefill_tokens = max_prefill_tokens
-        self.changed = threading.Condition()
+        self.condition = threading.Condition()
         self._waiting: list[Request] = []  # in order of arrival
         self._prefilling: list[Request] = []
         self._decoding: list[Request] = []
@@ -46,19 +46,19 @@ class Scheduler:
     @property
     def requests(self) -> list[Request]:
         """All requests: decoding, prefilling and waiting ones."""
-        with self.changed:
+        with self.condition:
             return self._decoding + self._prefilling + self._waiting
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have not begun."""
-        with self.changed:
+        """Number of requests that have not started."""
+        with self.condition:
             return len(self._waiting)
 
     @property
     def has_running(self) -> bool:
         """Whether a request is prefilling or decoding."""
-        with self.changed:
+        with self.condition:
             return bool(self._decoding or self._prefilling)
 
     def of_stream(self, stream: Stream) -> list[Request]:
@@ -66,20 +66,20 @@ class Scheduler:
         return [request for request in self.requests if request.stream is stream]
 
     def notify(self):
-        """Wake the threads that wait for ``changed``."""
-        with self.changed:
-            self.changed.notify_all()
+        """Wake the threads that wait for ``condition``."""
+        with self.condition:
+            self.condition.notify_all()
 
     def add(self, request: Request):
-        """Queue a request behind those of its stream."""
-        with self.changed:
+        """Append a request to its stream's queue."""
+        with self.condition:
             self._waiting.append(request)
-            self.changed.notify_all()
+            self.condition.notify_all()
 
     def next_requests(self) -> tuple[list[Request], list[Request]]:
-        """Return the next request of each stream in order of arrival: due ones, and upcoming ones of busy streams."""
+        """Return (due, upcoming): the first waiting request of each idle stream, and of each busy stream."""
         seen, due, upcoming = set(), [], []
-        with self.changed:
+        with self.condition:
             busy = {request.stream for request in self._decoding + self._prefilling}
             for request in self._waiting:
                 if request.stream not in seen:
@@ -87,9 +87,9 @@ class Scheduler:
                     (upcoming if request.stream in busy else due).append(request)
         return due, upcoming
 
-    def start(self, request: Request) -> bool:
-        """Move a due request to the prefilling ones; return False if it was cancelled meanwhile."""
-        with self.changed:
+    def admit(self, request: Request) -> bool:
+        """Move a due request to the prefilling ones; return False if it was cancelled."""
+        with self.condition:
             self._waiting.remove(request)
             if not request.future.set_running_or_notify_cancel():
                 return False
@@ -97,30 +97,30 @@ class Scheduler:
             return True
 
     def schedule(self) -> SchedulerOutput:
-        """Return the next round."""
-        prefills, room = [], self.max_prefill_tokens
-        with self.changed:
+        """Plan the next round; changes no state."""
+        prefills, budget = [], self.max_prefill_tokens
+        with self.condition:
             for request in self._prefilling:
-                if room > 0:
-                    num_tokens = min(room, request.sequence.num_pending)
+                if budget > 0:
+                    num_tokens = min(budget, request.sequence.num_pending)
                     prefills.append(ScheduledPrefill(request, num_tokens))
-                    room -= num_tokens
+                    budget -= num_tokens
             return SchedulerOutput(prefills, list(self._decoding))
 
     def start_decoding(self, request: Request):
         """Move a request whose prefill is complete to the decoding ones."""
-        with self.changed:
+        with self.condition:
             self._prefilling.remove(request)
             self._decoding.append(request)
 
     def defer_first_prefill(self):
-        """Let the first prefilling request go last: it needs more than one round, and the others are next."""
-        with self.changed:
+        """Move the first prefilling request to the back."""
+        with self.condition:
             self._prefilling.append(self._prefilling.pop(0))
 
     def remove(self, requests: Iterable[Request]):
-        """Forget requests, wherever they are."""
+        """Remove requests from all queues."""
         gone = set(requests)
-        with self.changed:
+        with self.condition:
             for queue in (self._waiting, self._prefilling, self._decoding):
                 queue[:] = [request for request in queue if request not in gone]

@@ -1,8 +1,8 @@
-"""One stream's tokens as the host plans them, with the KVCache that holds their keys and values.
+"""CPU-side state of one stream's tokens, together with its KVCache.
 
-A sequence knows ids, layout and positions, and which tokens still need a forward pass. Such *pending* tokens stand at
-the end: the last one or two of a reply are prefilled together with the next turn. Tokens in the *stale range* have
-keys, but these are to be computed again. The forward passes, which batch many streams, are in model_runner.py.
+A sequence tracks ids, layout and positions, and which tokens are *pending*, that is, need a forward pass. New tokens
+are pending, and so are *stale* ones, whose cached keys and values must be recomputed. New tokens are always at the
+end: the last one or two of a reply are prefilled with the next turn. model_runner.py runs the forward passes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +25,13 @@ from streamingvlm.turns import Tokens
 
 @dataclass(frozen=True)
 class SequenceState:
-    """The host's part of a sequence; together with the tensors of its KVCache it is complete.
+    """Everything in a sequence except the tensors of its KVCache.
 
-    layout, ids, positions [3, T]: the tokens; next_position: the position of the token after them.
-    num_cached: the first tokens, which have keys and values.
-    stale_range: tokens whose keys and values are to be computed again, as words have joined the previous text.
-    vision: features by turn, of vision tokens that are still pending; under ``recompute``, of all vision tokens.
-    token_uids: one number a token; the key and value behind a number never change.
+    layout, ids, positions [3, T]: of all tokens; next_position: of the token after them.
+    num_cached: number of leading tokens with cached keys and values.
+    stale_range: cached tokens that must be recomputed, because text was added to the previous text.
+    vision: features by turn: for pending vision tokens only, or for all under ``recompute``.
+    token_uids: a unique id for each computed key and value, by which a snapshot finds what it has already written.
     """
 
     layout: CacheLayout
@@ -47,7 +47,7 @@ class SequenceState:
 class TokenSequence:
     """The tokens of one stream under a cache policy.
 
-    config: the policy; kv: the stream's keys and values; rotation: the rotary angles of the model.
+    config: the policy; kv: the stream's keys and values; rotation: the model's rotary embedding.
     """
 
     def __init__(self, config: CacheConfig, kv: KVCache, rotation: Rotation):
@@ -63,7 +63,7 @@ class TokenSequence:
 
     @property
     def state(self) -> SequenceState:
-        """The host's part as it is now. Setting an earlier state drops what was appended since: the end of a fork."""
+        """The current state. Setting an earlier one removes what was appended since; it does not undo evictions."""
         return SequenceState(
             layout=self.layout,
             ids=tuple(self.ids),
@@ -87,12 +87,12 @@ class TokenSequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, pending ones included."""
+        """Number of tokens, pending ones included."""
         return len(self.ids)
 
     @property
     def num_pending(self) -> int:
-        """Tokens that need a forward pass: stale and pending ones."""
+        """Number of tokens that need a forward pass."""
         return len(self.stale_range) + len(self.ids) - self.kv.num_tokens
 
     @property
@@ -108,7 +108,7 @@ class TokenSequence:
         return self._next_position
 
     def evict(self, plan: EvictionPlan):
-        """Drop and move tokens as planned. No pending token may stand before a cached one afterwards."""
+        """Drop and move tokens as planned. New tokens must still be at the end afterwards: see `moves_pending`."""
         assert not self.moves_pending(plan), "pending tokens must be prefilled before they are moved"
         if self.config.recompute:
             self.kv.clear_()
@@ -130,19 +130,19 @@ class TokenSequence:
         self.vision = {turn: vision for turn, vision in self.vision.items() if turn in kept_turns}
 
     def _mark_stale(self, plan: EvictionPlan):
-        """Mark the previous text from the first moved token on; those before it see the same tokens as ever."""
+        """Mark the previous text as stale from the first moved token on; earlier tokens keep their context."""
         first, stop = num_in_place(plan.runs), plan.layout.prologue.num_tokens
         self.stale_range = range(min(first, stop, self.stale_range.start if self.stale_range else stop), stop)
 
     def moves_pending(self, plan: EvictionPlan) -> bool:
-        """Whether a pending token would no longer stand at the end, where alone it can be prefilled."""
+        """Return True if the plan moves a new token before a cached one, where it could not be prefilled."""
         if self.config.recompute:
             return False
         reaching_pending = dropwhile(lambda run: run.stop <= self.kv.num_tokens, plan.runs)
         return any(run.start < self.kv.num_tokens for run in islice(reaching_pending, 1, None))
 
     def append(self, tokens: Tokens):
-        """Append tokens; they are pending."""
+        """Append tokens, which are pending."""
         if self._is_contiguous:
             self._has_positions = False
         else:
@@ -163,16 +163,16 @@ class TokenSequence:
         self.vision[turn] = vision
 
     def replace_reply(self, tokens: Tokens):
-        """Replace what `append_token` added by the same tokens with their segments, and with what ends the reply."""
+        """Append the decoded tokens again, now with layout segments and followed by the end of the reply."""
         del self.ids[self.layout.num_tokens :]
         self.append(tokens)
 
     def prepare_positions(self, num_reply_tokens: int = 0):
-        """Rotate the cached keys to the tokens' positions, and reserve room for the tokens and for a reply.
+        """Rotate the cached keys to their positions, and reserve room for pending tokens and a reply.
 
-        Raises EngineFull if an unbounded cache, or a long question, outgrows the memory.
+        Raises EngineFull if the pool has no room for an unbounded cache or a long question.
         """
-        # Native positions are fixed by the keys computed with them: while there are none, all are free.
+        # Native positions never change once keys were computed with them; with nothing cached, number from 0.
         if self.kv.num_tokens == 0:
             self._has_positions = False
         self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)
@@ -185,21 +185,21 @@ class TokenSequence:
         return self.config.positions == "contiguous"
 
     def _update_positions(self):
-        """Contiguous positions are a function of the layout, computed once it is as the model will see it."""
+        """Compute contiguous positions lazily: they depend on the layout only."""
         if not self._has_positions:
             self._positions = contiguous_positions(self.layout.segments)
             self._next_position = next_position(self._positions)
             self._has_positions = True
 
     def pending(self, max_tokens: int | None = None) -> list[SequenceSlice]:
-        """Return the next tokens to prefill, at most ``max_tokens``: the stale range first, then what is pending."""
+        """Return the next pending tokens, at most ``max_tokens``: stale ones first, then new ones."""
         room = len(self.ids) if max_tokens is None else max_tokens
         stale = self.stale_range[:room]
         pending = range(self.kv.num_tokens, len(self.ids))[: room - len(stale)]
         return [SequenceSlice.of(self.kv, part.start, part.stop) for part in (stale, pending) if part]
 
     def mark_computed(self, slices: list[SequenceSlice]):
-        """Count slices that `pending` returned as computed; drop vision features that are no longer needed."""
+        """Mark slices that `pending` returned as computed, and drop vision features that are no longer needed."""
         for part in slices:
             if part.first == self.kv.num_tokens:
                 self.kv.num_tokens = part.stop
@@ -210,25 +210,25 @@ class TokenSequence:
             self.vision.clear()
 
     def append_token(self, token: int):
-        """Append a token of the reply; `commit_token` once its key is in the cache."""
+        """Append a token of the reply; call `commit_token` when its key and value are in the cache."""
         self.ids.append(token)
 
     def decode_inputs(self) -> tuple[int, int, int, int]:
-        """Return the appended token's id, its slot in the pool, the stream's first slot, and its sequence length."""
-        first, place = self.kv.extent.start, self.kv.num_tokens
-        return self.ids[-1], first + place, first, place + 1
+        """Return the appended token's id, its row of the pool, the first row of the stream, and the sequence length."""
+        first, offset = self.kv.extent.start, self.kv.num_tokens
+        return self.ids[-1], first + offset, first, offset + 1
 
     @property
     def decode_position(self) -> float:
-        """The position of the appended token: tokens of a reply follow each other."""
+        """The position of the appended token: the tokens of a reply have consecutive positions."""
         return self.next_position + self.kv.num_tokens - self.positions.shape[1]
 
     def commit_token(self):
-        """Count the appended token as cached."""
+        """Mark the appended token as cached."""
         self.kv.num_tokens += 1
 
     def pending_vision(self, slices: list[SequenceSlice]) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
-        """Yield each part of a vision span in ``slices``: its offset, counted over the slices, and its features."""
+        """Yield each part of a vision span in ``slices``: its offset in the concatenated slices, and its features."""
         offset = 0
         for part in slices:
             for first, features in self._vision_between(part.first, part.stop):
@@ -236,7 +236,7 @@ class TokenSequence:
             offset += len(part)
 
     def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
-        num_before: dict[int, int] = {}  # the spans of a turn share its features, in order
+        num_before: dict[int, int] = {}  # the spans of a turn index its features one after the other
         for segment, start, end in self.layout.spans_of(SegmentKind.VISION):
             if start >= stop:
                 return

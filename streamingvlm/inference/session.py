@@ -98,7 +98,7 @@ class StreamingSession:
         """
         session = cls(model, **read_settings(path, model), **settings)
         try:
-            with session.engine.paused(session._stream):
+            with session.engine.exclusive(session._stream):
                 restore(session._stream, path)
         except BaseException:
             session.close()
@@ -212,7 +212,7 @@ class StreamingSession:
 
         Requests that are not done are cancelled.
         """
-        with self.engine.paused(self._stream):
+        with self.engine.exclusive(self._stream):
             self._stream.reset()
 
     def close(self):

@@ -1,7 +1,4 @@
-"""All state of one stream, in one object.
-
-The weights are not here (StreamingModel), and neither is the schedule (Scheduler): a stream is what a snapshot saves.
-"""
+"""All state of one stream, in one object. It holds neither weights nor scheduling state."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +18,7 @@ from streamingvlm.video.video_turn import VideoTurn
 
 @dataclass(frozen=True)
 class Counters:
-    """The totals of a stream's stats that a snapshot keeps."""
+    """The totals of a stream's stats that a snapshot saves."""
 
     num_turns: int = 0
     num_tokens: int = 0
@@ -32,9 +29,9 @@ class Counters:
 
 @dataclass(frozen=True)
 class StreamState:
-    """All that changes while a stream runs, but for the keys and values of its cache.
+    """What changes while a stream runs, except keys and values, the query and the settings.
 
-    random_state: of the sampler's generator; cached_query: the standing query that the cache holds.
+    cached_query: the query in the cache; random_state: state of the sampler's generator.
     """
 
     sequence: SequenceState
@@ -46,13 +43,15 @@ class StreamState:
 
 @dataclass(frozen=True)
 class StreamView:
-    """A read-only view of a stream between two turns.
+    """A view of a stream between two turns, for inspection only.
 
-    ids: of all tokens; layout, positions [3, T], next_position: theirs. num_cached: the first tokens, which have keys.
-    keys, values: [layers, kv heads, num_cached, head size], as the cache stores them; keys are unrotated.
+    ids, layout, positions [3, T]: of all tokens; next_position: of the token after them.
+    num_cached: number of leading tokens with cached keys and values.
+    keys, values: [layers, kv heads, num_cached, head size], as stored, keys before the rotary embedding. They alias the
+        live cache: clone them to keep them.
     allocated_tokens, num_bytes: memory reserved for the stream's cache.
-    stale_range: tokens whose keys will be computed again; pending_vision_turns: turns with features kept for prefill.
-    random_state: of the sampler's generator.
+    stale_range: cached tokens that will be recomputed; vision_turns: turns whose features are still needed.
+    random_state: state of the sampler's generator.
     """
 
     ids: list[int]
@@ -65,15 +64,15 @@ class StreamView:
     allocated_tokens: int
     num_bytes: int
     stale_range: range
-    pending_vision_turns: frozenset[int]
+    vision_turns: frozenset[int]
     random_state: torch.Tensor
 
 
 class Stream:
-    """One stream of video: its settings, its tokens, its sampler, and how far it is.
+    """One stream of video: settings, tokens, sampler, stats, and the number of turns.
 
-    query: the standing instruction, which any thread may change at any moment; it enters the cache with the next turn.
-    slot: the stream's place in its engine. on_token: called with each new piece of text.
+    query: the standing instruction. Any thread may set it at any time; it takes effect with the next turn.
+    on_token: called with each new piece of text.
     on_turn_end: hooks called with the stream after each turn, in the thread that runs the model.
     """
 
@@ -100,11 +99,11 @@ class Stream:
 
     @property
     def slot(self) -> int:
-        """The stream's place in its engine."""
+        """The stream's index in the engine: its row of per-stream buffers."""
         return self.sampler.slot
 
     def reset(self):
-        """Start from the beginning: empty cache, clock at 0, generator at its seed."""
+        """Start again: empty cache, time 0, sampler at its seed."""
         self.sequence.clear()
         self.sampler.reset()
         self.num_turns = 0
@@ -117,7 +116,7 @@ class Stream:
         return self.sequence.layout.segments[-1].end_s if self.num_turns else 0.0
 
     def set_cached_query(self, query: str):
-        """Record the standing query that the cache holds now; a longer one raises the bound of the cache."""
+        """Record the query in the cache, and update capacity_tokens, which depends on its length."""
         if query != self.cached_query:
             self.capacity_tokens = self.config.capacity_tokens(query, self.previous_text)
             self.stats.capacity_tokens = self.capacity_tokens
@@ -133,9 +132,9 @@ class Stream:
         silence: float | None = None,
         video_turn: VideoTurn | None = None,
     ) -> Commentary:
-        """Count a finished turn, call the hooks, and return its line.
+        """Record a finished turn, call the hooks, and return the Commentary.
 
-        created_at: when the turn was submitted, by the performance counter. video_turn: times and lag of its frames.
+        created_at: time.perf_counter() at which the turn was submitted. video_turn: lag of its frames.
         """
         self.num_turns += 1
         latency_s = time.perf_counter() - created_at
@@ -153,7 +152,7 @@ class Stream:
 
     @property
     def state(self) -> StreamState:
-        """The host's state as it is between two turns."""
+        """The state between two turns."""
         counters = Counters(**{field.name: getattr(self.stats, field.name) for field in fields(Counters)})
         random_state = self.sampler.generator.get_state()
         return StreamState(self.sequence.state, self.num_turns, self.cached_query, counters, random_state)
@@ -168,7 +167,7 @@ class Stream:
         self.sampler.generator.set_state(state.random_state)
 
     def inspect(self) -> StreamView:
-        """Return a read-only view of the stream."""
+        """Return a view of the stream between two turns."""
         sequence, kv = self.sequence, self.sequence.kv
         return StreamView(
             ids=list(sequence.ids),
@@ -181,13 +180,13 @@ class Stream:
             allocated_tokens=kv.capacity,
             num_bytes=kv.num_bytes,
             stale_range=sequence.stale_range,
-            pending_vision_turns=frozenset(sequence.vision),
+            vision_turns=frozenset(sequence.vision),
             random_state=self.sampler.generator.get_state(),
         )
 
 
 def _lag_of(video_turn: VideoTurn | None) -> dict[str, float | None]:
-    """Return the fields of a Commentary that tell how late it is."""
+    """Return the lag and detail fields of a Commentary."""
     if video_turn is None:
         return {}
     return {

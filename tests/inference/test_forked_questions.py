@@ -52,7 +52,7 @@ def state_of(session: StreamingSession) -> list:
     """All that decides what a stream says from now on."""
     view = session.inspect()
     tensors = (view.keys, view.values, view.positions, view.random_state)
-    host = (tuple(view.ids), view.layout, view.next_position, view.stale_range, view.pending_vision_turns)
+    host = (tuple(view.ids), view.layout, view.next_position, view.stale_range, view.vision_turns)
     return [*(tensor.clone() for tensor in tensors), host]
 
 
