@@ -6,8 +6,8 @@ import pytest
 from running_server import MATCH, Running, as_jpeg, running
 
 from streamingvlm.model.loading import StreamingModel, load_model
-from streamingvlm.serving.config import Limits, ServerConfig
-from streamingvlm.serving.places import resolve_host
+from streamingvlm.serving.access_policy import resolve_host
+from streamingvlm.serving.server_config import ServerConfig, ServerLimits
 from streamingvlm.video.reader import open_video
 
 
@@ -22,7 +22,7 @@ def serving(pitch):
     """Give a context manager that runs a server with these limits and other settings."""
 
     def start(*, limits: dict | None = None, resolve_name=resolve_host, settings: dict | None = None, **config):
-        chosen = Limits(**{"requests_per_s": 10_000, "burst_requests": 10_000, **(limits or {})})
+        chosen = ServerLimits(**{"requests_per_s": 10_000, "burst_requests": 10_000, **(limits or {})})
         return running(pitch, ServerConfig(limits=chosen, **config), resolve_name=resolve_name, **(settings or {}))
 
     return start

@@ -18,12 +18,12 @@ from websockets.sync.client import ClientConnection, connect
 
 import streamingvlm
 from streamingvlm.model.loading import StreamingModel
+from streamingvlm.serving.access_policy import resolve_host
 from streamingvlm.serving.app import create_app
-from streamingvlm.serving.config import ServerConfig
-from streamingvlm.serving.pictures import decode_jpeg
-from streamingvlm.serving.places import resolve_host
+from streamingvlm.serving.jpeg import decode_jpeg
 from streamingvlm.serving.server import DrainingServer, bind
-from streamingvlm.serving.streams import Streams
+from streamingvlm.serving.server_config import ServerConfig
+from streamingvlm.serving.stream_pool import StreamPool
 from streamingvlm.video.clock import VideoTurn
 
 MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
@@ -87,7 +87,7 @@ class Running:
 @contextmanager
 def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve_host, **settings) -> Iterator[Running]:
     """Serve in a thread of this process, as the script does in its own."""
-    streams = Streams(model, settings, **config.limits.room)
+    streams = StreamPool(model, settings, **config.limits.engine_capacity)
     app = create_app(streams, config, resolve_name=resolve_name)
     listener = bind(replace(config, port=0))
     is_ready = threading.Event()
@@ -122,8 +122,8 @@ class Hold:
 def held(server: Running, jpegs: list[bytes]) -> Iterator[None]:
     """The model of a server in the middle of another stream's turn for the length of the block."""
     hold = Hold()
-    stream = server.app.state.hub.streams.open(on_token=hold)
-    futures = [stream.submit(second) for second in seconds_of(jpegs)]
+    stream = server.app.state.manager.pool.open(on_token=hold)
+    futures = [stream.submit(second) for second in turns_of(jpegs)]
     assert hold.begun.wait(PATIENCE_S)
     try:
         yield
@@ -134,7 +134,7 @@ def held(server: Running, jpegs: list[bytes]) -> Iterator[None]:
         stream.close()
 
 
-def seconds_of(jpegs: list[bytes]) -> list[VideoTurn]:
+def turns_of(jpegs: list[bytes]) -> list[VideoTurn]:
     """What the server makes of JPEGs, two of them a second."""
     frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
     return [VideoTurn(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(len(jpegs) // 2)]

@@ -114,7 +114,7 @@ def test_a_question_joins_the_last_second(client, pitch, match_jpegs, streams):
 def expected_answer(pitch, jpegs):
     import torch
 
-    from streamingvlm.serving.pictures import decode_jpeg
+    from streamingvlm.serving.jpeg import decode_jpeg
     from streamingvlm.video.clock import VideoTurn
 
     frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
@@ -145,15 +145,15 @@ def test_a_wrong_key_and_a_wrong_model_are_errors_of_the_client(locked, client):
     "parts, told",
     [
         ([{"type": "text", "text": "hello"}], "give one clip"),
-        ([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.jpg"}}], "comes within the request"),
-        ([{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,***"}}], "not base64"),
+        ([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.jpg"}}], "must be sent within the request"),
+        ([{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,***"}}], "not valid base64"),
         ([{"type": "image_url", "image_url": {"url": data_url("image/jpeg", b"hello")}}], "no JPEG"),
-        ([{"type": "image_url"}], "has no link"),
+        ([{"type": "image_url"}], "has no URL"),
         (
             [{"type": "video_url", "video_url": {"url": data_url("video/mp4", b"hello" * 100)}}],
             "the clip is not a video",
         ),
-        ([{"type": "video_url", "video_url": {"url": "file:///etc/passwd"}}], "comes within the request"),
+        ([{"type": "video_url", "video_url": {"url": "file:///etc/passwd"}}], "must be sent within the request"),
         ([{"type": "video_url", "video_url": {"url": data_url("video/mp4", MATCH.read_bytes())}}], "longer than 20 s"),
         ([{"type": "audio", "audio": {}}], "type"),
     ],
@@ -178,7 +178,7 @@ def test_so_many_clips_at_a_time_and_no_more(serving, match_jpegs):
         for clip in clips:
             clip.join()
         assert [answer.status_code for answer in answers] == [429, 200]
-        assert "1 clips are being watched" in error_of(answers[0])
+        assert "1 clips are being processed" in error_of(answers[0])
 
 
 def ask(server, body):

@@ -60,8 +60,8 @@ def test_an_id_that_is_no_number_is_refused(server, told):
 def test_state_tells_the_cache_in_runs_that_add_up(server, told):
     states = [data for kind, _, data in server.events(told[0]) if kind == "state"]
     cache = states[-1]["cache"]
-    assert sum(run[1] for run in cache["runs"]) == pytest.approx(cache["num_tokens"], abs=2)
-    assert {run[0] for run in cache["runs"]} >= {"prompt", "vision", "text"}
+    assert sum(span[1] for span in cache["spans"]) == pytest.approx(cache["num_tokens"], abs=2)
+    assert {span[0] for span in cache["spans"]} >= {"prompt", "vision", "text"}
 
 
 def test_who_cannot_be_kept_up_with_is_told_what_it_missed(serving, match_jpegs):
@@ -83,7 +83,7 @@ def test_listeners_of_a_session_are_counted(serving):
         with server.socket(f"/v1/sessions/{session}/commentary") as first:
             response = server.http.get(f"/v1/sessions/{session}/commentary")
             assert response.status_code == 429
-            assert "1 listen to this session" in error_of(response)
+            assert "1 clients listen to this session" in error_of(response)
             with pytest.raises(InvalidStatus, match="429"), server.socket(f"/v1/sessions/{session}/commentary"):
                 pass
             server.http.delete(f"/v1/sessions/{session}")

@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.serving.commentary import CommentaryLog
+from streamingvlm.serving.commentary_log import CommentaryLog
 
 
 async def hear(log, after, pace):
@@ -27,9 +27,9 @@ def test_every_listener_gets_each_line_once_or_is_told_how_many_it_missed(num_li
         listeners = [asyncio.ensure_future(hear(log, after, pace)) for after in afters]
         for number in range(num_lines):
             if pace.random() < 0.5:
-                log.utter({"text": "half"})
+                log.publish_partial({"text": "half"})
                 await asyncio.sleep(0)
-            log.say({"text": str(number + 1)}, {"turn": number + 1})
+            log.publish_line({"text": str(number + 1)}, {"turn": number + 1})
             if pace.random() < 0.5:
                 await asyncio.sleep(0)
         log.end("finished")
@@ -57,7 +57,7 @@ def test_every_listener_gets_each_line_once_or_is_told_how_many_it_missed(num_li
 def test_a_listener_that_leaves_is_forgotten():
     async def leave():
         log = CommentaryLog(10)
-        log.say({}, {})
+        log.publish_line({}, {})
         events = log.follow(0)
         await anext(events)
         assert log.num_listeners == 1
@@ -73,13 +73,13 @@ def test_words_half_spoken_are_told_until_their_line_is_whole():
         events = log.follow(0)
         heard = []
         for act in (
-            lambda: log.utter({"text": "a"}),
-            lambda: log.utter({"text": "a goal"}),
-            lambda: log.say({"text": "a goal"}, {}),
+            lambda: log.publish_partial({"text": "a"}),
+            lambda: log.publish_partial({"text": "a goal"}),
+            lambda: log.publish_line({"text": "a goal"}, {}),
             lambda: log.end("finished"),
         ):
             act()
             heard.append((await anext(events)).kind)
         return heard
 
-    assert asyncio.run(told()) == ["words", "words", "line", "state"]
+    assert asyncio.run(told()) == ["partial", "partial", "line", "state"]

@@ -9,11 +9,11 @@ import time
 
 import pytest
 from PIL import Image
-from running_server import error_of, seconds_of
+from running_server import error_of, turns_of
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from streamingvlm import StreamingSession
-from streamingvlm.serving.pictures import decode_jpeg
+from streamingvlm.serving.jpeg import decode_jpeg
 
 
 def at(time_s, jpeg):
@@ -30,7 +30,7 @@ def jpeg_of(width, height, **options):
 def expected(pitch, match_jpegs):
     """What the embedded model itself says of the first ten seconds."""
     session = StreamingSession(pitch)
-    return [session.step(second).text for second in seconds_of(match_jpegs[:20])]
+    return [session.step(second).text for second in turns_of(match_jpegs[:20])]
 
 
 def test_frames_by_socket_are_spoken_of_as_the_model_does(server, match_jpegs, expected):
@@ -53,16 +53,16 @@ def test_frames_by_request_are_spoken_of_as_the_model_does(server, match_jpegs, 
         while (response := server.http.post(path, content=jpeg, params={"time_s": index / 2})).status_code == 503:
             assert response.headers["Retry-After"] == "1"
             time.sleep(0.05)
-        assert response.json() == {"object": "frame", "taken": True}
+        assert response.json() == {"object": "frame", "accepted": True}
     server.http.post(f"/v1/sessions/{session}/finish")
     assert [line["text"] for line in server.lines(session)[0]] == expected
 
 
 def test_a_frame_that_comes_too_late_is_not_taken(server, match_jpegs):
     path = f"/v1/sessions/{server.open()}/frames"
-    for time_s, taken in ((4.0, True), (4.1, False), (2.0, False), (4.5, True)):
+    for time_s, accepted in ((4.0, True), (4.1, False), (2.0, False), (4.5, True)):
         response = server.http.post(path, content=match_jpegs[0], params={"time_s": time_s})
-        assert response.json()["taken"] is taken
+        assert response.json()["accepted"] is accepted
 
 
 def test_frames_without_a_time_are_shown_when_they_come(server, match_jpegs):
@@ -170,7 +170,7 @@ def test_frames_beyond_the_rate_are_let_go(serving, match_jpegs):
                 socket.send(at(index / 2, match_jpegs[index]))
             socket.send(json.dumps({"type": "finish"}))
             server.lines(session)
-        assert 'streamingvlm_frames_total{how="over the rate"}' in server.http.get("/metrics").text
+        assert 'streamingvlm_frames_total{outcome="rate_limited"}' in server.http.get("/metrics").text
 
 
 def test_a_pusher_that_vanishes_leaves_its_session_alone(server, match_jpegs):

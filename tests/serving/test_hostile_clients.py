@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from bystander import undisturbed
 from running_server import KEY, OTHER_KEY, PATIENCE_S
+from undisturbed_session import undisturbed
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 LIMITS = {"max_sessions": 8, "max_frame_bytes": 100_000, "request_s": 2.0, "max_frame_pixels": 640 * 480}

@@ -72,7 +72,7 @@ class Viewer:
         elif kind == "end":
             self.end = data
         else:
-            assert kind == "state" or kind == "words", kind
+            assert kind == "state" or kind == "partial", kind
 
     def is_to_reconnect(self, kind):
         return kind == "line" and len(self.lines) % 25 == 0

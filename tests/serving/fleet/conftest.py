@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from streamingvlm import StreamingSession
-from streamingvlm.serving.pictures import decode_jpeg
+from streamingvlm.serving.jpeg import decode_jpeg
 
 
 @pytest.fixture(scope="session")

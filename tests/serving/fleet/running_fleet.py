@@ -14,15 +14,15 @@ from running_server import Running
 from websockets.exceptions import ConnectionClosedError
 
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.fleet.fleet import Fleet
-from streamingvlm.serving.fleet.front import create_front
-from streamingvlm.serving.fleet.kept import left_in
-from streamingvlm.serving.fleet.link import Address
+from streamingvlm.serving.fleet.frontend import create_frontend
 from streamingvlm.serving.fleet.replica import ReplicaServer
+from streamingvlm.serving.fleet.replica_client import ReplicaAddress
+from streamingvlm.serving.fleet.session_store import stored_sessions
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.server import DrainingServer, bind
-from streamingvlm.serving.streams import Streams
+from streamingvlm.serving.server_config import ServerConfig
+from streamingvlm.serving.stream_pool import StreamPool
 
 SECRET = "the secret of a front and its replicas".replace(" ", "-")
 
@@ -37,7 +37,7 @@ class RunningFleet(Running):
 
     def replica_of(self, session: str) -> str:
         """The name of the replica that has a session."""
-        return self.fleet._sessions[session].link.address.id
+        return self.fleet._sessions[session].client.address.id
 
     def leave(self, name: str):
         """Have a replica leave in good order, as Ray Serve has it."""
@@ -58,17 +58,17 @@ def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *na
         replicas: dict[str, ReplicaServer] = {}
 
         def start(name: str):
-            streams = Streams(model, {}, **config.limits.room)
+            streams = StreamPool(model, {}, **config.limits.engine_capacity)
             stack.callback(streams.close)
             replicas[name] = server = ReplicaServer(streams, config, folder, SECRET)
             stack.callback(server.leave)
 
-        async def find() -> list[Address]:
-            return [Address(name, server.url, 0) for name, server in replicas.items()]
+        async def find() -> list[ReplicaAddress]:
+            return [ReplicaAddress(name, server.url, 0) for name, server in replicas.items()]
 
         for name in names:
             start(name)
-        fleet = Fleet(config, Metrics(), find, SECRET, left_in(folder))
+        fleet = Fleet(config, Metrics(), find, SECRET, stored_sessions(folder))
         url = stack.enter_context(_serving(fleet))
         headers = {"Authorization": f"Bearer {config.api_keys[0]}"} if config.api_keys else {}
         http = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60))
@@ -79,7 +79,7 @@ def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *na
 def _serving(fleet: Fleet) -> Iterator[str]:
     listener = bind(replace(fleet.config, port=0))
     is_ready = threading.Event()
-    server = DrainingServer(create_front(fleet), fleet.config, on_ready=is_ready.set)
+    server = DrainingServer(create_frontend(fleet), fleet.config, on_ready=is_ready.set)
     run = threading.Thread(target=server.run, args=([listener],))
     run.start()
     assert is_ready.wait(60)

@@ -10,7 +10,7 @@ from running_fleet import SECRET, Watched, running_fleet
 from running_server import KEY, MATCH, OTHER_KEY, error_of
 
 from streamingvlm import StreamingSession
-from streamingvlm.serving.config import Allowed, Limits, ServerConfig
+from streamingvlm.serving.server_config import AllowedSources, ServerConfig, ServerLimits
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def two(pitch, tmp_path):
     """Give a front with two replicas, a and b."""
 
     def start(*names, limits=None, **config):
-        chosen = Limits(**{"requests_per_s": 10_000, "burst_requests": 10_000, **(limits or {})})
+        chosen = ServerLimits(**{"requests_per_s": 10_000, "burst_requests": 10_000, **(limits or {})})
         return running_fleet(pitch, ServerConfig(limits=chosen, **config), tmp_path, *(names or ("a", "b")))
 
     return start
@@ -39,7 +39,7 @@ def test_sessions_land_on_both_replicas_and_stay_there(two, match_jpegs, unmoved
         first.hear(4)
         second.hear(3)
         had = {server.replica_of(first.id): 4, server.replica_of(second.id): 3}
-        assert counted(server, "streamingvlm_lines_total") == {"front": 0, **had}
+        assert counted(server, "streamingvlm_lines_total") == {"frontend": 0, **had}
         answer = server.http.post(f"{first.path}/questions", json={"question": "What is the score?"})
         assert answer.json()["time_s"] == 4
         assert server.http.get(f"{first.path}/frame").content.startswith(b"\xff\xd8")
@@ -90,7 +90,7 @@ def test_a_file_is_watched_on_from_where_it_was(two, pitch):
     said_before = MATCH.with_suffix(".txt").read_text().strip()
     lines = StreamingSession(pitch, previous_text=said_before).stream(MATCH)
     expected = [line.text for _, line in zip(range(12), lines, strict=False)]
-    with two(allowed=Allowed(folder=MATCH.parent)) as server:
+    with two(allowed=AllowedSources(folder=MATCH.parent)) as server:
         session = server.open(source={"file": "match.mp4"}, previous_text=said_before)
         heard = []
         with server.socket(f"/v1/sessions/{session}/commentary") as socket:
@@ -131,7 +131,7 @@ def test_a_full_replica_is_passed_over_and_a_full_fleet_refuses(two):
         assert sorted(server.replica_of(session) for session in sessions) == ["a", "a", "b", "b"]
         refused = server.http.post("/v1/sessions", json={})
         assert refused.status_code == 429
-        assert "room" in error_of(refused)
+        assert "limit" in error_of(refused)
         server.http.delete(f"/v1/sessions/{sessions[0]}")
         while server.http.post("/v1/sessions", json={}).status_code != 201:
             time.sleep(0.1)
@@ -170,10 +170,10 @@ def test_sessions_belong_to_their_key_and_replicas_serve_their_front_alone(two):
             assert server.http.request(method, path + name, headers=others).status_code == 404
         assert server.http.get(path).status_code == 200
         replica = server.replicas[server.replica_of(session)].url
-        for headers in ({}, server.http.headers, {"x-front-secret": "guessed"}):
+        for headers in ({}, server.http.headers, {"x-frontend-secret": "guessed"}):
             for name in (path, "/replica", "/metrics", "/health"):
                 assert httpx.get(replica + name, headers=headers).status_code == 401
-        assert httpx.get(f"{replica}/replica", headers={"x-front-secret": SECRET}).status_code == 200
+        assert httpx.get(f"{replica}/replica", headers={"x-frontend-secret": SECRET}).status_code == 200
         for escape in (f"{path}/../../replica", f"{path}/..%2F..%2Freplica", "/replica", f"{path}%2F..%2F..%2Freplica"):
             assert server.http.get(escape).status_code == 404
 

@@ -50,8 +50,8 @@ class Cluster(Running):
     @property
     def replicas(self) -> dict[str, int]:
         """The replicas that are there, and their processes."""
-        gone = {entry["replica"] for entry in self._told("a replica has gone")}
-        return {e["replica"]: e["pid"] for e in self._told("a replica has come") if e["replica"] not in gone}
+        gone = {entry["replica"] for entry in self._told("replica lost")}
+        return {e["replica"]: e["pid"] for e in self._told("replica joined") if e["replica"] not in gone}
 
     def replica_of(self, session: str) -> str:
         """The name of the replica that has a session."""
@@ -70,7 +70,7 @@ class Cluster(Running):
         """The replicas whose figures are told."""
         rows = self.http.get("/metrics").text.splitlines()
         figures = [row for row in rows if row.startswith("streamingvlm_lines_total")]
-        return {row.split('replica="')[1].split('"')[0] for row in figures} - {"front"}
+        return {row.split('replica="')[1].split('"')[0] for row in figures} - {"frontend"}
 
     def _told(self, message: str) -> list[dict]:
         return [entry for entry in list(self.entries) if entry["message"] == message]

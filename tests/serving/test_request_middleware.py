@@ -12,10 +12,10 @@ import pytest
 from running_server import KEY, OTHER_KEY, error_of
 from websockets.exceptions import InvalidStatus
 
-from streamingvlm.serving.config import Limits, ServerConfig
-from streamingvlm.serving.gate import Gate
 from streamingvlm.serving.logs import JsonFormatter
 from streamingvlm.serving.metrics import Metrics
+from streamingvlm.serving.request_middleware import RequestMiddleware
+from streamingvlm.serving.server_config import ServerConfig, ServerLimits
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_a_body_that_never_comes_is_not_waited_for(serving):
             raw.settimeout(30)
             answer = raw.makefile("rb").read()
         assert b"408" in answer.split(b"\r\n")[0]
-        assert b"not whole within 0.3 s" in answer
+        assert b"not complete within 0.3 s" in answer
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_who_does_not_take_an_answer_is_left():
         await asyncio.sleep(0 if len(taken) < 4 else 3600)
 
     scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"host", b"localhost")]}
-    gate = Gate(endless, ServerConfig(limits=Limits(send_s=0.1)), Metrics())
+    gate = RequestMiddleware(endless, ServerConfig(limits=ServerLimits(send_s=0.1)), Metrics())
     asyncio.run(asyncio.wait_for(gate(scope, None, full_after_three), 30))
     assert len(taken) == 4
 
@@ -269,7 +269,7 @@ def test_metrics_count_what_was_turned_away(serving):
     with serving(api_keys=(KEY,)) as server:
         httpx.get(server.url + "/v1/models")
         figures = server.http.get("/metrics").text
-        assert 'streamingvlm_refused_total{why="401"} 1.0' in figures
+        assert 'streamingvlm_requests_rejected_total{status="401"} 1.0' in figures
         assert "process_resident_memory_bytes" in figures
 
 

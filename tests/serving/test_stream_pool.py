@@ -9,8 +9,8 @@ from running_server import MATCH, PATIENCE_S, Hold
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ClosedError, ConfigError, EngineFull, VideoError
-from streamingvlm.serving.cache_picture import cache_picture
-from streamingvlm.serving.streams import Streams
+from streamingvlm.serving.cache_spans import cache_spans
+from streamingvlm.serving.stream_pool import StreamPool
 from streamingvlm.video.clock import VideoTurn
 from streamingvlm.video.reader import open_video
 
@@ -23,7 +23,7 @@ def seconds():
 
 @pytest.fixture
 def streams(pitch):
-    opened = Streams(pitch, {})
+    opened = StreamPool(pitch, {})
     yield opened
     opened.close()
 
@@ -43,7 +43,7 @@ def test_streams_at_once_say_what_each_says_alone(pitch, streams, seconds):
 
 def test_a_cache_of_bytes_is_that_of_all_streams(pitch, seconds):
     cache = {"dtype": "fp8"}
-    opened = Streams(pitch, {"cache": cache})
+    opened = StreamPool(pitch, {"cache": cache})
     try:
         stream = opened.open(cache={"vision_window_s": 4.0})
         alone = StreamingSession(pitch, cache={**cache, "vision_window_s": 4.0})
@@ -55,7 +55,7 @@ def test_a_cache_of_bytes_is_that_of_all_streams(pitch, seconds):
 
 def test_a_question_and_its_limit_reach_the_turn(pitch, streams, seconds):
     stream = streams.open(query="Who leads?")
-    stream.listen(seconds[0])
+    stream.submit_silent(seconds[0])
     line = stream.submit(seconds[1], question="pass", max_new_tokens=3).result(PATIENCE_S)
     alone = StreamingSession(pitch, query="Who leads?")
     alone.hear(seconds[0], "")
@@ -68,11 +68,11 @@ def test_questions_beside_the_stream_and_a_new_instruction(pitch, streams, secon
     answer = stream.ask("Who leads?", max_new_tokens=8)
     assert texts(lines) == [alone.step(second).text for second in seconds[:3]]
     assert answer.result(PATIENCE_S) == alone.ask("Who leads?", max_new_tokens=8)
-    stream.instruct("Say who has the ball")
+    stream.set_query("Say who has the ball")
     alone.query = "Say who has the ball"
     lines = [stream.submit(second) for second in seconds[3:6]]
     assert texts(lines) == [alone.step(second).text for second in seconds[3:6]]
-    assert any(run.what == "query" for run in stream.state.runs)
+    assert any(span.kind == "query" for span in stream.status.spans)
 
 
 def test_a_stream_that_fails_touches_no_other(pitch, streams, seconds):
@@ -128,11 +128,11 @@ def test_what_nobody_waits_for_any_more_is_not_done(pitch, streams, seconds):
     hold.go_on.set()
     assert line.result(PATIENCE_S).text == StreamingSession(pitch).step(seconds[1]).text
     assert talks.result(PATIENCE_S)
-    assert other.state.num_turns == 1
+    assert other.status.num_turns == 1
 
 
 def test_there_is_room_for_so_many_and_who_leaves_makes_room(pitch, seconds):
-    streams = Streams(pitch, {}, num_streams=2)
+    streams = StreamPool(pitch, {}, num_streams=2)
     first, second = streams.open(), streams.open()
     with pytest.raises(EngineFull):
         streams.open()
@@ -144,11 +144,11 @@ def test_there_is_room_for_so_many_and_who_leaves_makes_room(pitch, seconds):
 
 def test_memory_too_small_for_one_stream_is_told_at_the_start(pitch):
     with pytest.raises(EngineFull, match="give the engine more memory"):
-        Streams(pitch, {}, memory_bytes=100_000)
+        StreamPool(pitch, {}, memory_bytes=100_000)
 
 
 def test_after_the_end_nothing_runs(pitch, seconds):
-    streams = Streams(pitch, {})
+    streams = StreamPool(pitch, {})
     hold = Hold()
     stream = streams.open(on_token=hold)
     assert streams.is_running
@@ -169,14 +169,16 @@ def test_the_picture_of_a_cache_is_drawn_to_scale(streams, seconds):
     stream = streams.open(query="Who leads?", previous_text="Wanderers home blue, Harriers away red. " * 20)
     for second in seconds:
         stream.submit(second).result(PATIENCE_S)
-    session, state = stream.session, stream.state
-    assert state.runs == tuple(cache_picture(session.layout, session.cache_config))
-    assert sum(run.num_tokens for run in state.runs) == session.layout.num_tokens
-    by_sort = {what: [run for run in state.runs if run.what == what] for what in {run.what for run in state.runs}}
-    assert [run.num_tokens for run in by_sort["sink"]] == [session.cache_config.text_sink_tokens]
-    (window,) = by_sort["window"]
+    session, status = stream.session, stream.status
+    assert status.spans == tuple(cache_spans(session.layout, session.cache_config))
+    assert sum(span.num_tokens for span in status.spans) == session.layout.num_tokens
+    by_kind = {
+        kind: [span for span in status.spans if span.kind == kind] for kind in {span.kind for span in status.spans}
+    }
+    assert [span.num_tokens for span in by_kind["sink"]] == [session.cache_config.text_sink_tokens]
+    (window,) = by_kind["window"]
     most = session.cache_config.text_window_tokens
     assert most - session.cache_config.text_step_tokens < window.num_tokens <= most
-    assert len(by_sort["query"]) == 1
-    assert len({run.turn for run in by_sort["vision"]}) == session.cache_config.vision_window_s
-    assert state.capacity_tokens >= state.cache_tokens > 0
+    assert len(by_kind["query"]) == 1
+    assert len({span.turn for span in by_kind["vision"]}) == session.cache_config.vision_window_s
+    assert status.capacity_tokens >= status.cache_tokens > 0

@@ -12,9 +12,9 @@ import pytest
 from running_server import MATCH, error_of
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.config import Allowed
-from streamingvlm.serving.gateway import Gateway
-from streamingvlm.serving.places import Addresses
+from streamingvlm.serving.access_policy import HostPolicy
+from streamingvlm.serving.egress_proxy import EgressProxy
+from streamingvlm.serving.server_config import AllowedSources
 
 PUBLIC = "93.184.215.14"
 
@@ -91,7 +91,7 @@ def gateway(names, *hosts):
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    way = Gateway(Addresses(Allowed(hosts=hosts), names))
+    way = EgressProxy(HostPolicy(AllowedSources(hosts=hosts), names))
     asyncio.run_coroutine_threadsafe(way.__aenter__(), loop).result(30)
     try:
         yield way.url
@@ -143,8 +143,8 @@ def test_nothing_else_is_reached_be_it_through_a_redirect(site, target):
 
 def test_a_name_that_changes_its_mind_is_looked_at_each_time(site):
     names = Names(fickle_example=[PUBLIC, "127.0.0.1"])
-    addresses = Addresses(Allowed(hosts=("*",)), names)
-    addresses.check(f"http://fickle.example:{site.port}/")
+    addresses = HostPolicy(AllowedSources(hosts=("*",)), names)
+    addresses.check_url(f"http://fickle.example:{site.port}/")
     with gateway(names, "*") as proxy:
         assert get(proxy, f"http://fickle.example:{site.port}/").status_code == 403
     assert site.asked == []
@@ -192,7 +192,7 @@ def test_nonsense_ends_in_a_closed_connection(head):
 def test_a_way_around_the_gateway_is_refused(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(ConfigError, match="no_proxy"):
-        asyncio.run(Gateway(Addresses(Allowed())).__aenter__())
+        asyncio.run(EgressProxy(HostPolicy(AllowedSources())).__aenter__())
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def watching(serving, monkeypatch):
         from streamingvlm.config import LiveConfig
 
         live = LiveConfig(retry_for_s=0.1, open_timeout_s=20)
-        return serving(allowed=Allowed(hosts=hosts), resolve_name=names, live=live)
+        return serving(allowed=AllowedSources(hosts=hosts), resolve_name=names, live=live)
 
     return start
 
