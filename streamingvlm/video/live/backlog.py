@@ -55,12 +55,14 @@ class Backlog:
     @property
     def num_frames(self) -> int:
         """Frames that wait."""
-        return sum(len(second.frames) for second in self._seconds)
+        with self._changed:
+            return sum(len(second.frames) for second in self._seconds)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the frames that wait."""
-        return sum(second.frames.nbytes for second in self._seconds)
+        with self._changed:
+            return sum(second.frames.nbytes for second in self._seconds)
 
     def put(self, second: VideoTurn) -> None:
         """Add the newest second. Under `wait` this blocks until there is room; after `end` the second is forgotten.
@@ -99,10 +101,9 @@ class Backlog:
                 if self._error is not None:
                     raise self._error
                 return None
-            second = self._next_turn()
+            second = replace(self._next_turn(), dropped_s=self._dropped_s)
+            self._dropped_s = 0.0
             self._changed.notify_all()
-        second = replace(second, dropped_s=self._dropped_s)
-        self._dropped_s = 0.0
         return second
 
     def _next_turn(self) -> VideoTurn:
