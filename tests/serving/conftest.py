@@ -1,4 +1,4 @@
-"""The embedded model behind a real server, and frames of the bundled match to push at it."""
+"""The embedded model behind a real server, and frames of the sample match to push."""
 
 from collections.abc import Iterator
 
@@ -30,13 +30,13 @@ def serving(pitch):
 
 @pytest.fixture(scope="module")
 def server(serving) -> Iterator[Running]:
-    """One server for the tests of a file that change nothing of it."""
+    """One server for the tests of a file that do not change it."""
     with serving() as running_server:
         yield running_server
 
 
 @pytest.fixture(scope="session")
 def match_jpegs() -> list[bytes]:
-    """The first 20 s of the bundled match, two frames a second."""
+    """The first 20 s of the sample match, two frames per second."""
     with open_video(MATCH) as video:
         return [as_jpeg(frame) for _, second in zip(range(20), video, strict=False) for frame in second.frames]

@@ -71,7 +71,7 @@ def test_a_clip_without_a_question_gets_its_commentary(client, clip, commentary)
     assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
 
 
-def test_the_same_clip_streams_the_same_words(client, clip, commentary):
+def test_a_streamed_completion_has_the_same_text(client, clip, commentary):
     video = {"type": "video_url", "video_url": {"url": data_url("video/mp4", clip.read_bytes())}}
     chunks = list(
         client.chat.completions.create(
@@ -85,7 +85,7 @@ def test_the_same_clip_streams_the_same_words(client, clip, commentary):
     assert chunks[-1].usage.completion_tokens > 0
 
 
-def test_frames_are_a_clip_at_the_models_own_rate(client, pitch):
+def test_images_are_a_clip_at_the_models_frame_rate(client, pitch):
     with open_video(MATCH) as video:
         seconds = [second for _, second in zip(range(4), video, strict=False)]
     from running_server import as_jpeg
@@ -97,7 +97,7 @@ def test_frames_are_a_clip_at_the_models_own_rate(client, pitch):
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
-def test_a_question_joins_the_last_second(client, pitch, match_jpegs, streams):
+def test_a_question_joins_the_last_turn(client, pitch, match_jpegs, streams):
     messages = [
         {"role": "system", "content": "Be brief."},
         *user(*images(match_jpegs[:8]), {"type": "text", "text": "pass"}),
@@ -124,7 +124,7 @@ def expected_answer(pitch, jpegs):
     return session.step(VideoTurn(3, 3, 4, torch.stack(frames[6:8])), question="pass", max_new_tokens=5).text
 
 
-def test_an_answer_stops_at_its_most_tokens(client, match_jpegs):
+def test_an_answer_stops_at_max_tokens(client, match_jpegs):
     answer = client.chat.completions.create(
         model="pitch", messages=user(*images(match_jpegs[:2]), {"type": "text", "text": "kick-off for"}), max_tokens=1
     )
@@ -158,14 +158,14 @@ def test_a_wrong_key_and_a_wrong_model_are_errors_of_the_client(locked, client):
         ([{"type": "audio", "audio": {}}], "type"),
     ],
 )
-def test_what_is_no_clip_is_refused_before_anything_is_streamed(client, parts, told, streams):
+def test_an_invalid_clip_is_refused_before_the_response_starts(client, parts, told, streams):
     with pytest.raises(openai.BadRequestError, match=told) as error:
         client.chat.completions.create(model="pitch", messages=user(*parts), stream=streams)
     assert "\n" not in error.value.body["message"]
     assert "/tmp" not in error.value.body["message"]
 
 
-def test_so_many_clips_at_a_time_and_no_more(serving, match_jpegs):
+def test_concurrent_clips_are_limited(serving, match_jpegs):
     body = {"model": "pitch", "messages": user(*images(match_jpegs[:2]))}
     with serving(limits={"max_clips": 1}) as server:
         clips = [threading.Thread(target=lambda: answers.append(ask(server, body))) for _ in range(2)]
@@ -185,7 +185,7 @@ def ask(server, body):
     return server.http.post("/v1/chat/completions", json=body)
 
 
-def test_nothing_of_a_clip_is_left_behind(client, clip, tmp_path, monkeypatch):
+def test_a_clip_leaves_no_files(client, clip, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     video = {"type": "video_url", "video_url": {"url": data_url("video/mp4", clip.read_bytes())}}
     client.chat.completions.create(model="pitch", messages=user(video))

@@ -10,7 +10,7 @@ from running_server import KEY, MATCH
 
 pytestmark = pytest.mark.browser
 
-PATIENCE_MS = 180_000  # a machine that draws pictures without a GPU, and has other work to do
+PATIENCE_MS = 180_000  # for a busy machine without a GPU
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -38,7 +38,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser: Browser):
-    """Open the page of a server; whatever it complains of fails the test."""
+    """Open the page of a server; any error of the page fails the test."""
     complaints, contexts = [], []
 
     def open_at(url: str, **options) -> Page:
@@ -69,7 +69,7 @@ def saved(page, name) -> str:
 
 
 def nameless(page) -> list[str]:
-    """Things to use or to look at that a screen reader could not name."""
+    """Elements without a name for screen readers."""
     roles = "button|link|textbox|slider|img|dialog|group|region|log|list"
     shown = page.locator("body").aria_snapshot().splitlines()
     return [line for line in shown if re.match(rf"\s*- (?:{roles})(?! \"[^\"])(?=[: \[]|$)", line)]
@@ -79,7 +79,7 @@ def overflow_px(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_page):
+def test_a_file_is_played_asked_about_sought_in_and_exported(server, open_page):
     page = open_page(server.url, viewport={"width": 1280, "height": 800})
     expect(page.get_by_text("pitch", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="VTT")).to_be_disabled()
@@ -121,7 +121,7 @@ def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_p
     expect(lines(page)).to_have_count(0)
 
 
-def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page):
+def test_the_sample_match_is_usable_by_keyboard_only(server, open_page):
     page = open_page(server.url)
     expect(page.get_by_text("pitch", exact=True)).to_be_visible()
     page.keyboard.press("Tab")
@@ -148,7 +148,7 @@ def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page):
     expect(page.locator(".exchange .answer")).to_have_text(re.compile(r"\w"))
 
 
-def test_a_camera_is_watched_on_a_phone(server, open_page):
+def test_a_camera_works_on_a_phone(server, open_page):
     page = open_page(
         server.url, viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True
     )

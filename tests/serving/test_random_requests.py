@@ -1,4 +1,4 @@
-"""Requests drawn at random from the server's own OpenAPI schema: each gets an answer in one line, none a 500."""
+"""Random requests from the server's OpenAPI schema: errors are one line, and never a 500."""
 
 import random
 
@@ -17,7 +17,7 @@ ANSWER_S = 60
 
 
 class Attack:
-    """Sends what is drawn to operations of the schema, half of it to a session that is there."""
+    """Sends random requests to the operations of the schema, half of them to an existing session."""
 
     def __init__(self, server):
         self.server = server

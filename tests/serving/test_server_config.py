@@ -1,4 +1,4 @@
-"""What an operator may set: nothing opens more than it says."""
+"""Validation of the server's settings."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_loopback_needs_no_key(host):
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "192.168.1.1", "example.com", "localhost.example.com", "", "127.0.0.1.example.com"]
 )
-def test_anything_else_does(host):
+def test_any_other_host_needs_a_key(host):
     assert not is_loopback(host)
     with pytest.raises(ConfigError, match="there is no key"):
         ServerConfig(host=host)
@@ -41,7 +41,7 @@ def test_keys_are_read_from_a_file_one_a_line(tmp_path):
         read_keys(file)
 
 
-def test_each_key_has_an_owner_of_its_own_and_nobody_else_has():
+def test_each_key_has_an_owner_id_and_wrong_keys_have_none():
     ring = ApiKeys((KEY, "another-key-of-somebody"))
     owners = {ring.owner(KEY), ring.owner("another-key-of-somebody")}
     assert len(owners) == 2
@@ -62,7 +62,7 @@ def test_a_limit_leaves_something(limit, value):
         ServerLimits(**{limit: value})
 
 
-def test_limits_of_a_file_fall_back_on_the_usual_and_know_their_names():
+def test_limits_of_a_file_have_defaults_and_unknown_names_are_refused():
     assert limits_from({"max_sessions": 3, "idle_s": None}) == ServerLimits(max_sessions=3)
     with pytest.raises(ConfigError, match="limits has no 'sessions'"):
         limits_from({"sessions": 3})
@@ -81,16 +81,16 @@ def test_limits_of_a_file_fall_back_on_the_usual_and_know_their_names():
         ("http://[", "localhost:8000", False),
     ],
 )
-def test_a_page_is_its_own_by_name_and_port(origin, host, own):
+def test_same_origin_means_same_host_and_port(origin, host, own):
     headers = {"host": host, **({} if origin is None else {"origin": origin})}
     assert is_same_origin(headers) is own
 
 
 @pytest.mark.parametrize("host", ["localhost:80", "127.0.0.1:80", "[::1]:80", "localhost"])
-def test_names_of_this_machine(host):
+def test_loopback_host_headers(host):
     assert is_loopback_host(host)
 
 
 @pytest.mark.parametrize("host", ["", "evil.example", "localhost.evil.example", "0.0.0.0", "[::1", "127.0.0.1:80:90@x"])
-def test_names_of_others(host):
+def test_other_host_headers(host):
     assert not is_loopback_host(host)

@@ -1,4 +1,4 @@
-"""Sessions by REST: opened, listed, inspected, asked, ended; within limits, and none at another's cost."""
+"""Sessions by REST: open, list, inspect, ask, end; limits and isolation."""
 
 import json
 import struct
@@ -74,13 +74,13 @@ def test_a_file_elsewhere_is_not_found(with_folder, name):
     assert response.status_code == expected, response.text
 
 
-def test_a_file_that_is_no_video_is_told_without_its_place(with_folder):
+def test_an_error_about_a_file_does_not_reveal_its_folder(with_folder):
     response = with_folder.http.post("/v1/sessions", json={"source": {"file": "tokenizer.json"}})
     assert response.status_code == 400
     assert str(MATCH.parent) not in error_of(response)
 
 
-def test_files_and_addresses_are_closed_by_default(server):
+def test_files_and_addresses_are_refused_by_default(server):
     for source in ({"file": "match.mp4"}, {"url": "http://127.0.0.1/match.mp4"}):
         response = server.http.post("/v1/sessions", json={"source": source})
         assert response.status_code == 403
@@ -100,7 +100,7 @@ def test_settings_may_ask_for_less_and_are_used(server, match_jpegs):
     )
 
 
-def test_there_is_room_for_so_many_sessions_and_no_more(serving):
+def test_the_number_of_sessions_is_limited(serving):
     with serving(limits={"max_sessions": 2}) as server:
         first = server.open()
         server.open()
@@ -113,7 +113,7 @@ def test_there_is_room_for_so_many_sessions_and_no_more(serving):
         server.open()
 
 
-def test_many_who_ask_at_once_do_not_get_past_the_limit(serving):
+def test_concurrent_requests_do_not_exceed_the_session_limit(serving):
     with serving(limits={"max_sessions": 3}) as server:
         statuses = []
 
@@ -128,7 +128,7 @@ def test_many_who_ask_at_once_do_not_get_past_the_limit(serving):
         assert sorted(statuses) == [201] * 3 + [429] * 9
 
 
-def test_a_session_that_is_fed_nothing_ends_and_is_forgotten(serving):
+def test_an_idle_session_ends_and_is_removed(serving):
     with serving(limits={"idle_s": 0.2, "retention_s": 0.2}) as server:
         session = server.open()
         _, end = server.lines(session)
@@ -139,7 +139,7 @@ def test_a_session_that_is_fed_nothing_ends_and_is_forgotten(serving):
             time.sleep(0.05)
 
 
-def test_a_session_has_its_time(serving, match_jpegs):
+def test_a_session_has_a_time_limit(serving, match_jpegs):
     with serving(limits={"session_s": 0.5}) as server:
         session = server.open()
         server.http.post(f"/v1/sessions/{session}/frames", content=match_jpegs[0])
@@ -164,7 +164,7 @@ def test_one_failing_session_ends_alone(serving, match_jpegs):
         assert server.wait_for(other, 1)["status"] == "live"
 
 
-def test_two_streams_say_what_each_would_say_alone(server, match_jpegs):
+def test_two_sessions_give_the_lines_of_each_alone(server, match_jpegs):
     sessions = [server.open(lag="wait") for _ in range(2)]
     starts = [0, 12]
     threads = [
@@ -187,7 +187,7 @@ def wait_for_question(server, session):
         time.sleep(0.01)
 
 
-def test_a_question_is_answered_beside_the_stream(server, pitch, match_jpegs):
+def test_a_question_does_not_change_the_stream(server, pitch, match_jpegs):
     session, alone = server.open(lag="wait"), StreamingSession(pitch)
     first, second, third = turns_of(match_jpegs[:6])
     push(server, session, match_jpegs[:4])
@@ -204,7 +204,7 @@ def test_a_question_is_answered_beside_the_stream(server, pitch, match_jpegs):
     assert texts_of(server, session) == [*texts, alone.step(third).text]
 
 
-def test_questions_wait_in_a_short_line(serving, match_jpegs):
+def test_pending_questions_are_limited(serving, match_jpegs):
     with serving(limits={"max_questions": 1}) as server:
         session, answers = server.open(), []
         path = f"/v1/sessions/{session}/questions"
@@ -219,7 +219,7 @@ def test_questions_wait_in_a_short_line(serving, match_jpegs):
         assert answers[0].status_code == 200
 
 
-def test_a_question_to_a_session_that_is_deleted_meanwhile_is_told_so(server, match_jpegs):
+def test_a_pending_question_fails_when_its_session_is_deleted(server, match_jpegs):
     session, answers = server.open(), []
     path = f"/v1/sessions/{session}"
     asking = threading.Thread(
@@ -237,7 +237,7 @@ def test_a_question_to_a_session_that_is_deleted_meanwhile_is_told_so(server, ma
     assert {answer.status_code for answer in answers} == {204, 409}
 
 
-def test_the_standing_instruction_may_change(server, pitch, match_jpegs):
+def test_the_query_may_change(server, pitch, match_jpegs):
     session, alone = server.open(query="Who has the ball?", lag="wait"), StreamingSession(pitch)
     alone.query = "Who has the ball?"
     push(server, session, match_jpegs[:4])
@@ -254,7 +254,7 @@ def test_the_standing_instruction_may_change(server, pitch, match_jpegs):
     assert texts_of(server, session) == texts
 
 
-def test_where_memory_is_spent_a_session_is_refused_and_one_that_ends_makes_room(serving, pitch):
+def test_a_session_beyond_the_memory_is_refused_until_another_ends(serving, pitch):
     one = StreamingSession(pitch)
     with serving(limits={"max_cache_bytes": int(2.5 * one.decoder.kv.num_bytes)}) as server:
         first, _ = server.open(), server.open()
@@ -267,20 +267,20 @@ def test_where_memory_is_spent_a_session_is_refused_and_one_that_ends_makes_room
         server.open()
 
 
-def test_figures_tell_of_sessions_lines_and_caches(serving, match_jpegs):
+def test_metrics_of_sessions_lines_and_caches(serving, match_jpegs):
     with serving() as server:
         session = server.open(lag="wait")
         push(server, session, match_jpegs[:8])
-        figures = {
+        metrics = {
             name: float(value)
             for name, value in (
                 row.rsplit(" ", 1) for row in server.http.get("/metrics").text.splitlines() if row[0] != "#"
             )
         }
         state = server.http.get(f"/v1/sessions/{session}").json()["state"]
-        assert figures["streamingvlm_sessions"] == figures["streamingvlm_sessions_opened_total"] == 1
-        assert figures["streamingvlm_lines_total"] == figures["streamingvlm_frame_to_text_seconds_count"] == 4
-        assert figures["streamingvlm_generated_tokens_total"] == state["num_tokens"]
-        assert figures["streamingvlm_cache_tokens"] == state["cache"]["num_tokens"]
-        assert figures['streamingvlm_frames_total{outcome="accepted"}'] == 8
-        assert 0 < figures["streamingvlm_cache_fill_max"] <= 1
+        assert metrics["streamingvlm_sessions"] == metrics["streamingvlm_sessions_opened_total"] == 1
+        assert metrics["streamingvlm_lines_total"] == metrics["streamingvlm_frame_to_text_seconds_count"] == 4
+        assert metrics["streamingvlm_generated_tokens_total"] == state["num_tokens"]
+        assert metrics["streamingvlm_cache_tokens"] == state["cache"]["num_tokens"]
+        assert metrics['streamingvlm_frames_total{outcome="accepted"}'] == 8
+        assert 0 < metrics["streamingvlm_cache_fill_max"] <= 1

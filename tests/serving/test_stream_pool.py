@@ -1,4 +1,4 @@
-"""All streams of the server in one engine: each says what it would say alone, whatever becomes of the others."""
+"""The streams of one engine: each gives the lines that it gives alone, whatever happens to the others."""
 
 import threading
 from concurrent.futures import wait
@@ -16,9 +16,9 @@ from streamingvlm.video.reader import open_video
 
 
 @pytest.fixture(scope="module")
-def seconds():
+def turns():
     with open_video(MATCH) as video:
-        return [second for _, second in zip(range(20), video, strict=False)]
+        return [turn for _, turn in zip(range(20), video, strict=False)]
 
 
 @pytest.fixture
@@ -32,75 +32,75 @@ def texts(futures):
     return [future.result(PATIENCE_S).text for future in futures]
 
 
-def test_streams_at_once_say_what_each_says_alone(pitch, streams, seconds):
+def test_concurrent_streams_give_the_lines_of_each_alone(pitch, streams, turns):
     queries = ["", "Who leads?", "Say the score"]
     opened = [streams.open(query=query) for query in queries]
-    futures = [[stream.submit(second) for stream in opened] for second in seconds[:6]]
+    futures = [[stream.submit(turn) for stream in opened] for turn in turns[:6]]
     for number, query in enumerate(queries):
         alone = StreamingSession(pitch, query=query)
-        assert texts(row[number] for row in futures) == [alone.step(second).text for second in seconds[:6]]
+        assert texts(row[number] for row in futures) == [alone.step(turn).text for turn in turns[:6]]
 
 
-def test_a_cache_of_bytes_is_that_of_all_streams(pitch, seconds):
+def test_the_cache_dtype_applies_to_all_streams(pitch, turns):
     cache = {"dtype": "fp8"}
     opened = StreamPool(pitch, {"cache": cache})
     try:
         stream = opened.open(cache={"vision_window_s": 4.0})
         alone = StreamingSession(pitch, cache={**cache, "vision_window_s": 4.0})
         assert stream.session.decoder.kv.keys.dtype == torch.uint8
-        assert texts(map(stream.submit, seconds[:3])) == [alone.step(second).text for second in seconds[:3]]
+        assert texts(map(stream.submit, turns[:3])) == [alone.step(turn).text for turn in turns[:3]]
     finally:
         opened.close()
 
 
-def test_a_question_and_its_limit_reach_the_turn(pitch, streams, seconds):
+def test_a_question_and_its_limit_reach_the_turn(pitch, streams, turns):
     stream = streams.open(query="Who leads?")
-    stream.submit_silent(seconds[0])
-    line = stream.submit(seconds[1], question="pass", max_new_tokens=3).result(PATIENCE_S)
+    stream.submit_silent(turns[0])
+    line = stream.submit(turns[1], question="pass", max_new_tokens=3).result(PATIENCE_S)
     alone = StreamingSession(pitch, query="Who leads?")
-    alone.hear(seconds[0], "")
-    assert line.text == alone.step(seconds[1], question="pass", max_new_tokens=3).text
+    alone.hear(turns[0], "")
+    assert line.text == alone.step(turns[1], question="pass", max_new_tokens=3).text
 
 
-def test_questions_beside_the_stream_and_a_new_instruction(pitch, streams, seconds):
+def test_questions_and_a_new_query(pitch, streams, turns):
     stream, alone = streams.open(), StreamingSession(pitch)
-    lines = [stream.submit(second) for second in seconds[:3]]
+    lines = [stream.submit(turn) for turn in turns[:3]]
     answer = stream.ask("Who leads?", max_new_tokens=8)
-    assert texts(lines) == [alone.step(second).text for second in seconds[:3]]
+    assert texts(lines) == [alone.step(turn).text for turn in turns[:3]]
     assert answer.result(PATIENCE_S) == alone.ask("Who leads?", max_new_tokens=8)
     stream.set_query("Say who has the ball")
     alone.query = "Say who has the ball"
-    lines = [stream.submit(second) for second in seconds[3:6]]
-    assert texts(lines) == [alone.step(second).text for second in seconds[3:6]]
+    lines = [stream.submit(turn) for turn in turns[3:6]]
+    assert texts(lines) == [alone.step(turn).text for turn in turns[3:6]]
     assert any(span.kind == "query" for span in stream.status.spans)
 
 
-def test_a_stream_that_fails_touches_no_other(pitch, streams, seconds):
+def test_a_failing_stream_does_not_affect_others(pitch, streams, turns):
     def fail(_piece):
         raise RuntimeError("the listener is broken")
 
     good, blind, broken = streams.open(), streams.open(), streams.open(on_token=fail)
-    futures = [(good.submit(second), blind.submit(no_second(second)), broken.submit(second)) for second in seconds[:3]]
+    futures = [(good.submit(turn), blind.submit(no_frames(turn)), broken.submit(turn)) for turn in turns[:3]]
     alone = StreamingSession(pitch)
-    assert texts(row[0] for row in futures) == [alone.step(second).text for second in seconds[:3]]
+    assert texts(row[0] for row in futures) == [alone.step(turn).text for turn in turns[:3]]
     assert all(isinstance(row[1].exception(PATIENCE_S), VideoError) for row in futures)
     assert {type(row[2].exception(PATIENCE_S)) for row in futures} <= {RuntimeError, type(None)}
     assert any(row[2].exception() for row in futures)
-    assert blind.submit(seconds[0]).result(PATIENCE_S).end_s == 1
+    assert blind.submit(turns[0]).result(PATIENCE_S).end_s == 1
     with pytest.raises(ConfigError, match="max_new_tokens"):
-        good.submit(seconds[3], max_new_tokens=0)
+        good.submit(turns[3], max_new_tokens=0)
 
 
-def no_second(second):
-    return VideoTurn(second.index, second.start_s, second.end_s, torch.zeros(2, 3, 8, 8))  # no uint8
+def no_frames(turn):
+    return VideoTurn(turn.index, turn.start_s, turn.end_s, torch.zeros(2, 3, 8, 8))  # no uint8
 
 
-def test_a_closed_stream_ends_what_it_waited_for_and_no_other(streams, seconds):
+def test_closing_a_stream_ends_its_pending_futures_only(streams, turns):
     hold = Hold()
     talking, waiting = streams.open(on_token=hold), streams.open()
-    talks = [talking.submit(second) for second in seconds[:3]]
+    talks = [talking.submit(turn) for turn in turns[:3]]
     assert hold.begun.wait(PATIENCE_S)
-    kept = waiting.submit(seconds[0])
+    kept = waiting.submit(turns[0])
     asked = talking.ask("Who leads?")
     closing = threading.Thread(target=talking.close)
     closing.start()
@@ -112,47 +112,47 @@ def test_a_closed_stream_ends_what_it_waited_for_and_no_other(streams, seconds):
         with pytest.raises(ClosedError, match="the session has ended"):
             future.result()
     with pytest.raises(ClosedError):
-        talking.submit(seconds[3])
+        talking.submit(turns[3])
     talking.close()
-    assert waiting.submit(seconds[1]).result(PATIENCE_S).end_s == 2
+    assert waiting.submit(turns[1]).result(PATIENCE_S).end_s == 2
 
 
-def test_what_nobody_waits_for_any_more_is_not_done(pitch, streams, seconds):
+def test_cancelled_requests_do_not_run(pitch, streams, turns):
     hold = Hold()
     talking, other = streams.open(on_token=hold), streams.open()
-    talks = talking.submit(seconds[0])
+    talks = talking.submit(turns[0])
     assert hold.begun.wait(PATIENCE_S)
-    given_up = [other.submit(seconds[0]), other.ask("Who leads?")]
+    given_up = [other.submit(turns[0]), other.ask("Who leads?")]
     assert all(future.cancel() for future in given_up)
-    line = other.submit(seconds[1])
+    line = other.submit(turns[1])
     hold.go_on.set()
-    assert line.result(PATIENCE_S).text == StreamingSession(pitch).step(seconds[1]).text
+    assert line.result(PATIENCE_S).text == StreamingSession(pitch).step(turns[1]).text
     assert talks.result(PATIENCE_S)
     assert other.status.num_turns == 1
 
 
-def test_there_is_room_for_so_many_and_who_leaves_makes_room(pitch, seconds):
+def test_the_number_of_streams_is_limited_and_closing_frees_a_slot(pitch, turns):
     streams = StreamPool(pitch, {}, num_streams=2)
     first, second = streams.open(), streams.open()
     with pytest.raises(EngineFull):
         streams.open()
     first.close()
-    lines = [stream.submit(seconds[0]) for stream in (second, streams.open())]
+    lines = [stream.submit(turns[0]) for stream in (second, streams.open())]
     assert len(set(texts(lines))) == 1
     streams.close()
 
 
-def test_memory_too_small_for_one_stream_is_told_at_the_start(pitch):
+def test_memory_too_small_for_one_stream_raises_at_the_start(pitch):
     with pytest.raises(EngineFull, match="give the engine more memory"):
         StreamPool(pitch, {}, memory_bytes=100_000)
 
 
-def test_after_the_end_nothing_runs(pitch, seconds):
+def test_after_close_nothing_runs(pitch, turns):
     streams = StreamPool(pitch, {})
     hold = Hold()
     stream = streams.open(on_token=hold)
     assert streams.is_running
-    talks = [stream.submit(second) for second in seconds[:2]]
+    talks = [stream.submit(turn) for turn in turns[:2]]
     assert hold.begun.wait(PATIENCE_S)
     closing = threading.Thread(target=streams.close)
     closing.start()
@@ -162,13 +162,13 @@ def test_after_the_end_nothing_runs(pitch, seconds):
     with pytest.raises(ClosedError):
         talks[1].result(PATIENCE_S)
     with pytest.raises(ClosedError):
-        stream.submit(seconds[2])
+        stream.submit(turns[2])
 
 
-def test_the_picture_of_a_cache_is_drawn_to_scale(streams, seconds):
+def test_the_cache_spans_match_the_layout(streams, turns):
     stream = streams.open(query="Who leads?", previous_text="Wanderers home blue, Harriers away red. " * 20)
-    for second in seconds:
-        stream.submit(second).result(PATIENCE_S)
+    for turn in turns:
+        stream.submit(turn).result(PATIENCE_S)
     session, status = stream.session, stream.status
     assert status.spans == tuple(cache_spans(session.layout, session.cache_config))
     assert sum(span.num_tokens for span in status.spans) == session.layout.num_tokens

@@ -1,4 +1,4 @@
-"""State that several threads touch: each of these races broke the server once."""
+"""State that several threads use: regression tests of races."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Somebody who watches in peace while others misbehave."""
+"""A session that must not be affected by misbehaving clients."""
 
 import struct
 import threading
@@ -16,7 +16,7 @@ _PAUSE_S = 0.2
 
 @contextmanager
 def undisturbed(server: Running, model: StreamingModel, jpegs: list[bytes], key: str | None = None) -> Iterator[None]:
-    """A session that is fed for the length of the block; it says what the model says alone, each line once."""
+    """Push to a session during the block; it must give the lines of the model alone, each once."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     response = server.http.post("/v1/sessions", json={"lag": "wait"}, headers=headers)
     assert response.status_code == 201, response.text

@@ -1,4 +1,4 @@
-"""A front on loopback, and replicas in threads of this process."""
+"""A frontend on loopback, and replicas in threads of this process."""
 
 import json
 import struct
@@ -24,27 +24,27 @@ from streamingvlm.serving.server import DrainingServer, bind
 from streamingvlm.serving.server_config import ServerConfig
 from streamingvlm.serving.stream_pool import StreamPool
 
-SECRET = "the secret of a front and its replicas".replace(" ", "-")
+SECRET = "the secret of a frontend and its replicas".replace(" ", "-")
 
 
 @dataclass
 class RunningFleet(Running):
-    """A front that runs, and its replicas by name."""
+    """A running frontend and its replicas by name."""
 
     replicas: dict[str, ReplicaServer]
     fleet: Fleet
     start: object
 
     def replica_of(self, session: str) -> str:
-        """The name of the replica that has a session."""
+        """The name of a session's replica."""
         return self.fleet._sessions[session].client.address.id
 
     def leave(self, name: str):
-        """Have a replica leave in good order, as Ray Serve has it."""
+        """Shut a replica down gracefully, as Ray Serve does."""
         self.replicas.pop(name).leave()
 
     def cut_off(self, name: str) -> ReplicaServer:
-        """Have a replica answer nobody from now on, while it goes on in ignorance of that."""
+        """Cut a replica's connections, while it continues to run."""
         server = self.replicas.pop(name)
         server._server.force_exit = server._server.should_exit = True
         server._thread.join(30)
@@ -53,7 +53,7 @@ class RunningFleet(Running):
 
 @contextmanager
 def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *names: str) -> Iterator[RunningFleet]:
-    """Run a front in a thread of this process, as the script does in its own, and replicas of these names."""
+    """Run a frontend in a thread of this process, and replicas of these names."""
     with ExitStack() as stack:
         replicas: dict[str, ReplicaServer] = {}
 
@@ -91,10 +91,10 @@ def _serving(fleet: Fleet) -> Iterator[str]:
         assert not run.is_alive()
 
 
-class Watched:
-    """A session that is listened to all the time by one WebSocket, and pushed to by another.
+class PushedSession:
+    """A session with one WebSocket that listens all the time, and one that pushes.
 
-    session, after: of one that is open already, and of which so many seconds were seen and heard.
+    session, after: an open session, and the number of turns that it has already processed.
     """
 
     def __init__(self, server: Running, jpegs: list[bytes], *, headers=None, session: str = "", after: int = 0):
@@ -110,32 +110,32 @@ class Watched:
 
     @property
     def lines(self) -> list[dict]:
-        """What was heard so far."""
+        """The lines received so far."""
         return [message for message in list(self.messages) if message["type"] == "line"]
 
     @property
     def end(self) -> dict:
-        """What the listener was told last, once that is the end."""
+        """The end event."""
         self._listening.join(120)
         assert not self._listening.is_alive(), "the commentary does not end"
         return self.messages[-1]
 
     def push(self, until_s: int):
-        """Push what is before a time; the frames may wait in the server still."""
+        """Push the frames before a time; they may still wait in the server."""
         for index in range(2 * self._pushed_s, 2 * until_s):
             self._pusher.send(struct.pack(">d", index / 2) + self.jpegs[index])
         self._pushed_s = until_s
 
-    def hear(self, until_s: int):
-        """Wait until the lines before a time were heard."""
+    def wait_for_lines(self, until_s: int):
+        """Wait for the lines before a time."""
         deadline_s = time.monotonic() + 120
         while len(self.lines) < until_s - self._after:
             assert time.monotonic() < deadline_s and self._listening.is_alive(), self.messages
             time.sleep(0.02)
 
     def finish(self) -> list[str]:
-        """The text of all its lines, each of which came once and in order."""
-        self.hear(self._pushed_s)
+        """The text of all its lines; each must have arrived once and in order."""
+        self.wait_for_lines(self._pushed_s)
         assert self.server.http.post(f"{self.path}/finish").status_code == 202
         end, lines = self.end, self.lines
         assert (end["type"], end["reason"], end["last_id"]) == ("end", "finished", self._pushed_s)

@@ -62,13 +62,13 @@ def test_a_line_without_its_snapshot_is_discarded(tmp_path, stream, turns, more)
     assert "not saved" not in json.dumps(load(tmp_path).lines)
 
 
-def test_before_the_first_second_there_is_nothing_but_what_was_request(tmp_path):
+def test_before_the_first_turn_only_the_request_is_stored(tmp_path):
     SessionStore.create(tmp_path, request(), max_lines=100)
     again = load(tmp_path)
     assert (again.lines, again.end_s, again.has_snapshot) == ([], 0.0, False)
 
 
-def test_the_journal_stays_short_and_keeps_the_newest_lines(tmp_path, stream, turns):
+def test_the_journal_is_bounded_and_keeps_the_newest_lines(tmp_path, stream, turns):
     store = SessionStore.create(tmp_path, request(), max_lines=1)
     append(store, stream, turns)
     journal = next((tmp_path / ID).glob("lines-*.jsonl"))
