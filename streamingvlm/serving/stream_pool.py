@@ -1,6 +1,6 @@
 """The server's streams: all in one engine, which batches their work into shared forward passes.
 
-This module is the only one of the server that uses inference: open a stream, submit turns and questions, get futures.
+The server runs inference through this module: open a stream, submit turns and questions, get futures.
 """
 
 from collections.abc import Callable, Mapping
