@@ -9,8 +9,8 @@ from socket import socket
 from typing import Any
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.logs import log_json
+from streamingvlm.serving.server_config import ServerConfig
 
 
 def serve_on_ray(options: dict[str, Any], config: ServerConfig, listener: socket, on_ready: Callable[[], None]):
@@ -19,9 +19,9 @@ def serve_on_ray(options: dict[str, Any], config: ServerConfig, listener: socket
     _prepare_ray(given["address"])
     try:
         from streamingvlm.serving.fleet.fleet import Fleet
-        from streamingvlm.serving.fleet.front import create_front
-        from streamingvlm.serving.fleet.kept import left_in
+        from streamingvlm.serving.fleet.frontend import create_frontend
         from streamingvlm.serving.fleet.ray_serve import RayReplicas, ReplicaOptions, ReplicaPlan, new_secret
+        from streamingvlm.serving.fleet.session_store import stored_sessions
     except ImportError as error:
         raise ConfigError(f'{error.name} is missing; run: pip install "streamingvlm[ray]"') from error
     from streamingvlm.serving.metrics import Metrics
@@ -33,8 +33,8 @@ def serve_on_ray(options: dict[str, Any], config: ServerConfig, listener: socket
     with _sessions_folder(options["serving"]) as folder:
         plan = ReplicaPlan(options["model"], settings, config, folder, new_secret(), options["log_level"])
         with RayReplicas(replica_options, plan) as replicas:
-            fleet = Fleet(config, Metrics(), replicas.find, plan.secret, left_in(folder))
-            DrainingServer(create_front(fleet), config, on_ready=on_ready).run(sockets=[listener])
+            fleet = Fleet(config, Metrics(), replicas.discover, plan.secret, stored_sessions(folder))
+            DrainingServer(create_frontend(fleet), config, on_ready=on_ready).run(sockets=[listener])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from streamingvlm.config import LiveConfig, resolve
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.config import Allowed, ServerConfig, limits_from, read_keys
+from streamingvlm.serving.server_config import AllowedSources, ServerConfig, limits_from, read_keys
 
 
 def serve(options: dict[str, Any]):
@@ -38,11 +38,12 @@ def serve_alone(options: dict[str, Any], config: ServerConfig, listener: socket,
     from streamingvlm.serving.app import create_app
     from streamingvlm.serving.logs import log_json
     from streamingvlm.serving.server import DrainingServer
-    from streamingvlm.serving.streams import Streams
+    from streamingvlm.serving.stream_pool import StreamPool
 
     log_json(options["log_level"])
     model = load_model(**options["model"])
-    streams = Streams(model, {name: options[name] for name in ("cache", "video", "sampling")}, **config.limits.room)
+    settings = {name: options[name] for name in ("cache", "video", "sampling")}
+    streams = StreamPool(model, settings, **config.limits.engine_capacity)
     try:
         app = create_app(streams, config)
         DrainingServer(app, config, on_ready=on_ready).run(sockets=[listener])
@@ -63,7 +64,7 @@ def server_config(options: dict[str, Any]) -> ServerConfig:
         proxies=tuple(options["proxies"]),
         ice_servers=tuple(options["ice_servers"]),
         limits=limits_from(options["limits"]),
-        allowed=Allowed(folder or None, tuple(options["hosts"])),
+        allowed=AllowedSources(folder or None, tuple(options["hosts"])),
         live=resolve(LiveConfig, options["live"], {}),
     )
 

@@ -65,7 +65,7 @@ class StreamingSession:
         config = StreamConfig.resolve(model, cache=cache, video=video, sampling=sampling)
         self.model = model
         self.reader: VideoReader | LiveReader | None = None
-        self._autosave = None if autosave is None else SnapshotWriter(autosave, model)
+        self._autosave = None if autosave is None else SnapshotWriter(autosave)
         self.engine = Engine(model, num_slots=1, cache_dtype=config.cache.dtype) if engine is None else engine
         self._stream = self.engine.add_stream(config, query=query, previous_text=previous_text, on_token=on_token)
         if self._autosave is not None:
@@ -111,7 +111,7 @@ class StreamingSession:
         From any thread, between two turns. Raises SnapshotError if it cannot be written.
         """
         is_autosave = self._autosave is not None and self._autosave.path.resolve() == Path(path).resolve()
-        writer = self._autosave if is_autosave else SnapshotWriter(path, self.model)
+        writer = self._autosave if is_autosave else SnapshotWriter(path)
         self.run_between_turns(writer.save)
 
     # --- settings and state

@@ -40,14 +40,13 @@ class _TokenFile:
 
 
 class SnapshotWriter:
-    """Keeps a folder up to date with one stream of a model, at the cost of what is new.
+    """Keeps a folder up to date with one stream, at the cost of what is new.
 
     Raises SnapshotError if the folder cannot be written or holds something else.
     """
 
-    def __init__(self, path: str | Path, model: StreamingModel):
+    def __init__(self, path: str | Path):
         self._folder = SnapshotFolder(path)
-        self._model = model
         self._locations: dict[int, TokenLocation] = {}  # by token uid
         self._files: dict[str, _TokenFile] = {}
         self._num_saves = 0
@@ -59,7 +58,7 @@ class SnapshotWriter:
 
     def save(self, stream: Stream):
         """Write the stream as it is between two turns. A save that fails or is killed leaves the previous one."""
-        state, kv = stream.state, stream.sequence.kv
+        state, kv, model = stream.state, stream.sequence.kv, stream.config.model
         # Under recompute, all keys are computed again with the next turn: nothing is worth saving.
         uids = () if stream.config.cache.recompute else state.sequence.token_uids[: state.sequence.num_cached]
         self._num_saves += 1
@@ -69,7 +68,7 @@ class SnapshotWriter:
         part = self._folder.write_part(f"state-{self._num_saves}.safetensors", _tensors(state, rows))
         parts = [file.part for file in files.values()]
         body = {
-            "model": {"name": self._model.name, **_model_identity(self._model)},
+            "model": {"name": model.name, **_model_identity(model)},
             "settings": _settings(stream),
             "stream": _document(state),
             "state": asdict(part),

@@ -22,8 +22,9 @@ Given = Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How one stream is watched: settings, vision encoder, turn format. It does not change while the stream runs."""
+    """The model and settings of one stream, with vision encoder and turn format. Constant while the stream runs."""
 
+    model: StreamingModel
     cache: CacheConfig
     video: VideoConfig
     sampling: SamplingConfig
@@ -45,6 +46,7 @@ class StreamConfig:
         if differing := contradictions(video, own):
             log.warning("%s was trained with other turns than it is given now: %s", model.name, ", ".join(differing))
         return cls(
+            model,
             resolve(CacheConfig, cache, own),
             video,
             resolve(SamplingConfig, sampling, own),

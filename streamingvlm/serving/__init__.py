@@ -1,1 +1,1 @@
-"""Watching over the network: sessions by REST, commentary by WebSocket and server-sent events, and a page."""
+"""Live commentary over HTTP: sessions by REST, commentary by WebSocket and server-sent events, and a web page."""

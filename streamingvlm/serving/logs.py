@@ -1,4 +1,4 @@
-"""Logs as a line of JSON an event, for machines to read; the fields of ``extra`` are fields of the object."""
+"""JSON logs: one object per line; the fields of ``extra`` become fields of the object."""
 
 import json
 import logging
@@ -8,10 +8,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message, whatever ``extra`` brought, and the traceback of an error."""
+    """Formats a record as one JSON object: time, level, logger, message, the fields of ``extra``, and a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON; a line feed in what somebody sent stays inside its string."""
+        """Return the record as one line; JSON escapes line feeds in client data, so no log entry can be forged."""
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -29,5 +29,5 @@ def log_json(level: str = "info"):
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("aioice", "aiortc", "websockets", "httpx"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for verbose in ("aioice", "aiortc", "websockets", "httpx"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The server as a process: listening before the model is loaded, draining before it stops."""
+"""The server process: it binds its port before the model is loaded, and drains before it stops."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.config import ServerConfig
+from streamingvlm.serving.server_config import ServerConfig
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _SHUTDOWN_S = 2
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """Take the port, so that what is wrong with it shows before a model is loaded. Raises ConfigError."""
+    """Bind the port, so that an error shows before a model is loaded. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -39,26 +39,26 @@ def bind(config: ServerConfig) -> socket.socket:
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves until SIGTERM or Ctrl-C, then lets its sessions end; a second signal does not wait for them.
+    """Serves until SIGTERM or Ctrl-C, then drains its sessions; a second signal stops it immediately.
 
-    on_ready: called once requests are taken.
+    on_ready: called as soon as requests are accepted.
     """
 
     def __init__(self, app: FastAPI, config: ServerConfig, on_ready: Callable[[], None]):
-        super().__init__(_settings(app, config))
+        super().__init__(_uvicorn_config(app, config))
         self._app, self._on_ready = app, on_ready
         self._draining: Future | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None):
-        """Begin to accept, and say so."""
+        """Start to accept requests, and call ``on_ready``."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         if self.started:
             self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None):
-        """Drain at the first signal, leave at the second."""
+        """Drain at the first signal, stop at the second."""
         if self._draining is not None or self._loop is None:
             super().handle_exit(sig, frame)
             return
@@ -66,11 +66,11 @@ class DrainingServer(uvicorn.Server):
         self._draining = asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
 
     async def _drain(self):
-        await self._app.state.hub.drain()
+        await self._app.state.manager.drain()
         self.should_exit = True
 
 
-def _settings(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         log_config=None,

@@ -18,12 +18,12 @@ from websockets.sync.client import ClientConnection, connect
 
 import streamingvlm
 from streamingvlm.model.loading import StreamingModel
+from streamingvlm.serving.access_policy import resolve_host
 from streamingvlm.serving.app import create_app
-from streamingvlm.serving.config import ServerConfig
-from streamingvlm.serving.pictures import decode_jpeg
-from streamingvlm.serving.places import resolve_host
+from streamingvlm.serving.jpeg import decode_jpeg
 from streamingvlm.serving.server import DrainingServer, bind
-from streamingvlm.serving.streams import Streams
+from streamingvlm.serving.server_config import ServerConfig
+from streamingvlm.serving.stream_pool import StreamPool
 from streamingvlm.video.video_turn import VideoTurn
 
 MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
@@ -34,7 +34,7 @@ OTHER_KEY = "another key, just as long".replace(" ", "-")
 
 @dataclass
 class Running:
-    """A server that runs, and how to talk to it."""
+    """A running server and a client for it."""
 
     app: FastAPI
     url: str
@@ -76,7 +76,7 @@ class Running:
                     event = {}
 
     def wait_for(self, session: str, num_lines: int, headers: dict[str, str] | None = None) -> dict:
-        """The session, once it has said so many lines."""
+        """Wait until the session has this many lines; return it."""
         deadline_s = time.monotonic() + 120
         while (state := self.http.get(f"/v1/sessions/{session}", headers=headers).json())["num_lines"] < num_lines:
             assert time.monotonic() < deadline_s, state
@@ -87,7 +87,7 @@ class Running:
 @contextmanager
 def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve_host, **settings) -> Iterator[Running]:
     """Serve in a thread of this process, as the script does in its own."""
-    streams = Streams(model, settings, **config.limits.room)
+    streams = StreamPool(model, settings, **config.limits.engine_capacity)
     app = create_app(streams, config, resolve_name=resolve_name)
     listener = bind(replace(config, port=0))
     is_ready = threading.Event()
@@ -108,7 +108,7 @@ def running(model: StreamingModel, config: ServerConfig, *, resolve_name=resolve
 
 
 class Hold:
-    """Given as ``on_token``, keeps the model in the middle of a turn until it may go on."""
+    """Used as ``on_token``: holds the model in the middle of a turn."""
 
     def __init__(self):
         self.begun, self.go_on = threading.Event(), threading.Event()
@@ -120,10 +120,10 @@ class Hold:
 
 @contextmanager
 def held(server: Running, jpegs: list[bytes]) -> Iterator[None]:
-    """The model of a server in the middle of another stream's turn for the length of the block."""
+    """Hold the model of a server in the middle of another stream's turn during the block."""
     hold = Hold()
-    stream = server.app.state.hub.streams.open(on_token=hold)
-    futures = [stream.submit(second) for second in seconds_of(jpegs)]
+    stream = server.app.state.manager.pool.open(on_token=hold)
+    futures = [stream.submit(second) for second in turns_of(jpegs)]
     assert hold.begun.wait(PATIENCE_S)
     try:
         yield
@@ -134,8 +134,8 @@ def held(server: Running, jpegs: list[bytes]) -> Iterator[None]:
         stream.close()
 
 
-def seconds_of(jpegs: list[bytes]) -> list[VideoTurn]:
-    """What the server makes of JPEGs, two of them a second."""
+def turns_of(jpegs: list[bytes]) -> list[VideoTurn]:
+    """The turns that the server makes of JPEGs, two per turn."""
     frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
     return [VideoTurn(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])) for i in range(len(jpegs) // 2)]
 
@@ -147,7 +147,7 @@ def as_jpeg(frame) -> bytes:
 
 
 def error_of(response: httpx.Response) -> str:
-    """The one clear line of a refusal."""
+    """The one-line message of an error response."""
     message = response.json()["error"]["message"]
     assert message and "\n" not in message
     return message

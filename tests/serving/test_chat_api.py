@@ -71,7 +71,7 @@ def test_a_clip_without_a_question_gets_its_commentary(client, clip, commentary)
     assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
 
 
-def test_the_same_clip_streams_the_same_words(client, clip, commentary):
+def test_a_streamed_completion_has_the_same_text(client, clip, commentary):
     video = {"type": "video_url", "video_url": {"url": data_url("video/mp4", clip.read_bytes())}}
     chunks = list(
         client.chat.completions.create(
@@ -85,7 +85,7 @@ def test_the_same_clip_streams_the_same_words(client, clip, commentary):
     assert chunks[-1].usage.completion_tokens > 0
 
 
-def test_frames_are_a_clip_at_the_models_own_rate(client, pitch):
+def test_images_are_a_clip_at_the_models_frame_rate(client, pitch):
     with open_video(MATCH) as video:
         seconds = [second for _, second in zip(range(4), video, strict=False)]
     from running_server import as_jpeg
@@ -97,7 +97,7 @@ def test_frames_are_a_clip_at_the_models_own_rate(client, pitch):
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
-def test_a_question_joins_the_last_second(client, pitch, match_jpegs, streams):
+def test_a_question_joins_the_last_turn(client, pitch, match_jpegs, streams):
     messages = [
         {"role": "system", "content": "Be brief."},
         *user(*images(match_jpegs[:8]), {"type": "text", "text": "pass"}),
@@ -114,17 +114,17 @@ def test_a_question_joins_the_last_second(client, pitch, match_jpegs, streams):
 def expected_answer(pitch, jpegs):
     import torch
 
-    from streamingvlm.serving.pictures import decode_jpeg
+    from streamingvlm.serving.jpeg import decode_jpeg
     from streamingvlm.video.video_turn import VideoTurn
 
     frames = [decode_jpeg(jpeg, max_pixels=10**6) for jpeg in jpegs]
     session = StreamingSession(pitch, query="Be brief.")
     for i in range(3):
-        session.hear(VideoTurn(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])), "")
+        session.step(VideoTurn(i, i, i + 1, torch.stack(frames[2 * i : 2 * i + 2])), reply="")
     return session.step(VideoTurn(3, 3, 4, torch.stack(frames[6:8])), question="pass", max_new_tokens=5).text
 
 
-def test_an_answer_stops_at_its_most_tokens(client, match_jpegs):
+def test_an_answer_stops_at_max_tokens(client, match_jpegs):
     answer = client.chat.completions.create(
         model="pitch", messages=user(*images(match_jpegs[:2]), {"type": "text", "text": "kick-off for"}), max_tokens=1
     )
@@ -145,27 +145,27 @@ def test_a_wrong_key_and_a_wrong_model_are_errors_of_the_client(locked, client):
     "parts, told",
     [
         ([{"type": "text", "text": "hello"}], "give one clip"),
-        ([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.jpg"}}], "comes within the request"),
-        ([{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,***"}}], "not base64"),
+        ([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.jpg"}}], "must be sent within the request"),
+        ([{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,***"}}], "not valid base64"),
         ([{"type": "image_url", "image_url": {"url": data_url("image/jpeg", b"hello")}}], "no JPEG"),
-        ([{"type": "image_url"}], "has no link"),
+        ([{"type": "image_url"}], "has no URL"),
         (
             [{"type": "video_url", "video_url": {"url": data_url("video/mp4", b"hello" * 100)}}],
             "the clip is not a video",
         ),
-        ([{"type": "video_url", "video_url": {"url": "file:///etc/passwd"}}], "comes within the request"),
+        ([{"type": "video_url", "video_url": {"url": "file:///etc/passwd"}}], "must be sent within the request"),
         ([{"type": "video_url", "video_url": {"url": data_url("video/mp4", MATCH.read_bytes())}}], "longer than 20 s"),
         ([{"type": "audio", "audio": {}}], "type"),
     ],
 )
-def test_what_is_no_clip_is_refused_before_anything_is_streamed(client, parts, told, streams):
+def test_an_invalid_clip_is_refused_before_the_response_starts(client, parts, told, streams):
     with pytest.raises(openai.BadRequestError, match=told) as error:
         client.chat.completions.create(model="pitch", messages=user(*parts), stream=streams)
     assert "\n" not in error.value.body["message"]
     assert "/tmp" not in error.value.body["message"]
 
 
-def test_so_many_clips_at_a_time_and_no_more(serving, match_jpegs):
+def test_concurrent_clips_are_limited(serving, match_jpegs):
     body = {"model": "pitch", "messages": user(*images(match_jpegs[:2]))}
     with serving(limits={"max_clips": 1}) as server:
         clips = [threading.Thread(target=lambda: answers.append(ask(server, body))) for _ in range(2)]
@@ -178,14 +178,14 @@ def test_so_many_clips_at_a_time_and_no_more(serving, match_jpegs):
         for clip in clips:
             clip.join()
         assert [answer.status_code for answer in answers] == [429, 200]
-        assert "1 clips are being watched" in error_of(answers[0])
+        assert "1 clips are being processed" in error_of(answers[0])
 
 
 def ask(server, body):
     return server.http.post("/v1/chat/completions", json=body)
 
 
-def test_nothing_of_a_clip_is_left_behind(client, clip, tmp_path, monkeypatch):
+def test_a_clip_leaves_no_files(client, clip, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     video = {"type": "video_url", "video_url": {"url": data_url("video/mp4", clip.read_bytes())}}
     client.chat.completions.create(model="pitch", messages=user(video))

@@ -1,4 +1,4 @@
-"""Commentary by WebSocket and server-sent events: every line once, in order, whoever listens and from wherever."""
+"""Commentary by WebSocket and server-sent events: every line once and in order, from any position."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ def test_a_listener_by_socket_gets_every_line_once_and_in_order(told):
     assert [line["start_s"] for line in lines] == list(range(8))
 
 
-def test_server_sent_events_tell_the_same_lines(server, told):
+def test_server_sent_events_have_the_same_lines(server, told):
     session, lines = told
     events = list(server.events(session))
     assert [data for kind, _, data in events if kind == "line"] == [
@@ -42,7 +42,7 @@ def test_server_sent_events_tell_the_same_lines(server, told):
 
 
 @pytest.mark.parametrize("last", [0, 3, 8])
-def test_who_comes_back_goes_on_after_the_last_line_that_it_had(server, told, last):
+def test_a_client_that_reconnects_continues_after_its_last_line(server, told, last):
     session, _ = told
     by_header = [
         data["id"] for kind, _, data in server.events(session, **{"Last-Event-ID": str(last)}) if kind == "line"
@@ -51,20 +51,20 @@ def test_who_comes_back_goes_on_after_the_last_line_that_it_had(server, told, la
     assert [line["id"] for line in server.lines(session, after=last)[0]] == by_header
 
 
-def test_an_id_that_is_no_number_is_refused(server, told):
+def test_an_invalid_event_id_is_refused(server, told):
     response = server.http.get(f"/v1/sessions/{told[0]}/commentary", headers={"Last-Event-ID": "seven"})
     assert response.status_code == 400
     assert "Last-Event-ID" in error_of(response)
 
 
-def test_state_tells_the_cache_in_runs_that_add_up(server, told):
+def test_the_cache_spans_of_the_state_add_up(server, told):
     states = [data for kind, _, data in server.events(told[0]) if kind == "state"]
     cache = states[-1]["cache"]
-    assert sum(run[1] for run in cache["runs"]) == pytest.approx(cache["num_tokens"], abs=2)
-    assert {run[0] for run in cache["runs"]} >= {"prompt", "vision", "text"}
+    assert sum(span[1] for span in cache["spans"]) == pytest.approx(cache["num_tokens"], abs=2)
+    assert {span[0] for span in cache["spans"]} >= {"prompt", "vision", "text"}
 
 
-def test_who_cannot_be_kept_up_with_is_told_what_it_missed(serving, match_jpegs):
+def test_a_slow_listener_gets_the_number_of_missed_lines(serving, match_jpegs):
     with serving(limits={"backlog_lines": 3}) as server:
         session = server.open(lag="wait")
         with server.socket(f"/v1/sessions/{session}/frames") as socket:
@@ -77,19 +77,19 @@ def test_who_cannot_be_kept_up_with_is_told_what_it_missed(serving, match_jpegs)
         assert [data["id"] for kind, _, data in events if kind == "line"] == [4, 5, 6]
 
 
-def test_listeners_of_a_session_are_counted(serving):
+def test_listeners_of_a_session_are_limited(serving):
     with serving(limits={"max_subscribers": 1}) as server:
         session = server.open()
         with server.socket(f"/v1/sessions/{session}/commentary") as first:
             response = server.http.get(f"/v1/sessions/{session}/commentary")
             assert response.status_code == 429
-            assert "1 listen to this session" in error_of(response)
+            assert "1 clients listen to this session" in error_of(response)
             with pytest.raises(InvalidStatus, match="429"), server.socket(f"/v1/sessions/{session}/commentary"):
                 pass
             server.http.delete(f"/v1/sessions/{session}")
             assert [json.loads(message)["type"] for message in first] == ["end"]
 
 
-def test_a_socket_to_no_session_is_refused_before_it_opens(server):
+def test_a_socket_to_an_unknown_session_is_refused_before_it_opens(server):
     with pytest.raises(InvalidStatus, match="404"), server.socket("/v1/sessions/ses_none/commentary"):
         pass

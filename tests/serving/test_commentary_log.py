@@ -1,4 +1,4 @@
-"""What was said, for all who listen: every line once, in order, whatever their pace."""
+"""The commentary log: every line once and in order, for fast and slow listeners."""
 
 import asyncio
 import random
@@ -6,11 +6,11 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.serving.commentary import CommentaryLog
+from streamingvlm.serving.commentary_log import CommentaryLog
 
 
 async def hear(log, after, pace):
-    """All events of a listener that now and then does not listen."""
+    """All events of a listener that is slow at random."""
     heard = []
     async for event in log.follow(after):
         heard.append(event)
@@ -20,16 +20,16 @@ async def hear(log, after, pace):
 
 
 @given(st.integers(0, 60), st.integers(1, 20), st.lists(st.integers(0, 70), min_size=1, max_size=5), st.integers())
-def test_every_listener_gets_each_line_once_or_is_told_how_many_it_missed(num_lines, max_lines, afters, seed):
+def test_every_listener_gets_each_line_once_or_a_gap(num_lines, max_lines, afters, seed):
     async def session():
         pace = random.Random(seed)
         log = CommentaryLog(max_lines)
         listeners = [asyncio.ensure_future(hear(log, after, pace)) for after in afters]
         for number in range(num_lines):
             if pace.random() < 0.5:
-                log.utter({"text": "half"})
+                log.publish_partial({"text": "half"})
                 await asyncio.sleep(0)
-            log.say({"text": str(number + 1)}, {"turn": number + 1})
+            log.publish_line({"text": str(number + 1)}, {"turn": number + 1})
             if pace.random() < 0.5:
                 await asyncio.sleep(0)
         log.end("finished")
@@ -54,10 +54,10 @@ def test_every_listener_gets_each_line_once_or_is_told_how_many_it_missed(num_li
         assert turns[-1:] == ([num_lines] if num_lines else [])
 
 
-def test_a_listener_that_leaves_is_forgotten():
+def test_a_listener_that_leaves_is_removed():
     async def leave():
         log = CommentaryLog(10)
-        log.say({}, {})
+        log.publish_line({}, {})
         events = log.follow(0)
         await anext(events)
         assert log.num_listeners == 1
@@ -67,19 +67,19 @@ def test_a_listener_that_leaves_is_forgotten():
     assert asyncio.run(leave()) == 0
 
 
-def test_words_half_spoken_are_told_until_their_line_is_whole():
+def test_partial_text_is_published_until_its_line_is_complete():
     async def told():
         log = CommentaryLog(10)
         events = log.follow(0)
         heard = []
         for act in (
-            lambda: log.utter({"text": "a"}),
-            lambda: log.utter({"text": "a goal"}),
-            lambda: log.say({"text": "a goal"}, {}),
+            lambda: log.publish_partial({"text": "a"}),
+            lambda: log.publish_partial({"text": "a goal"}),
+            lambda: log.publish_line({"text": "a goal"}, {}),
             lambda: log.end("finished"),
         ):
             act()
             heard.append((await anext(events)).kind)
         return heard
 
-    assert asyncio.run(told()) == ["words", "words", "line", "state"]
+    assert asyncio.run(told()) == ["partial", "partial", "line", "state"]

@@ -1,4 +1,4 @@
-"""Frames pushed as JPEG: the lines are those of the model itself, and what is no frame harms nobody."""
+"""Frames pushed as JPEG: the lines are those of the model itself, and invalid frames do no harm."""
 
 import contextlib
 import io
@@ -9,11 +9,11 @@ import time
 
 import pytest
 from PIL import Image
-from running_server import error_of, seconds_of
+from running_server import error_of, turns_of
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from streamingvlm import StreamingSession
-from streamingvlm.serving.pictures import decode_jpeg
+from streamingvlm.serving.jpeg import decode_jpeg
 
 
 def at(time_s, jpeg):
@@ -30,10 +30,10 @@ def jpeg_of(width, height, **options):
 def expected(pitch, match_jpegs):
     """What the embedded model itself says of the first ten seconds."""
     session = StreamingSession(pitch)
-    return [session.step(second).text for second in seconds_of(match_jpegs[:20])]
+    return [session.step(second).text for second in turns_of(match_jpegs[:20])]
 
 
-def test_frames_by_socket_are_spoken_of_as_the_model_does(server, match_jpegs, expected):
+def test_frames_by_socket_give_the_models_own_lines(server, match_jpegs, expected):
     session = server.open(lag="wait")
     with server.socket(f"/v1/sessions/{session}/frames") as socket:
         for index, jpeg in enumerate(match_jpegs[:20]):
@@ -46,26 +46,26 @@ def test_frames_by_socket_are_spoken_of_as_the_model_does(server, match_jpegs, e
     assert all(line["age_s"] > 0 for line in lines)
 
 
-def test_frames_by_request_are_spoken_of_as_the_model_does(server, match_jpegs, expected):
+def test_frames_by_request_give_the_models_own_lines(server, match_jpegs, expected):
     session = server.open(lag="wait")
     path = f"/v1/sessions/{session}/frames"
     for index, jpeg in enumerate(match_jpegs[:20]):
         while (response := server.http.post(path, content=jpeg, params={"time_s": index / 2})).status_code == 503:
             assert response.headers["Retry-After"] == "1"
             time.sleep(0.05)
-        assert response.json() == {"object": "frame", "taken": True}
+        assert response.json() == {"object": "frame", "accepted": True}
     server.http.post(f"/v1/sessions/{session}/finish")
     assert [line["text"] for line in server.lines(session)[0]] == expected
 
 
-def test_a_frame_that_comes_too_late_is_not_taken(server, match_jpegs):
+def test_a_late_frame_is_not_accepted(server, match_jpegs):
     path = f"/v1/sessions/{server.open()}/frames"
-    for time_s, taken in ((4.0, True), (4.1, False), (2.0, False), (4.5, True)):
+    for time_s, accepted in ((4.0, True), (4.1, False), (2.0, False), (4.5, True)):
         response = server.http.post(path, content=match_jpegs[0], params={"time_s": time_s})
-        assert response.json()["taken"] is taken
+        assert response.json()["accepted"] is accepted
 
 
-def test_frames_without_a_time_are_shown_when_they_come(server, match_jpegs):
+def test_frames_without_a_time_get_their_time_of_arrival(server, match_jpegs):
     session = server.open()
     with server.socket(f"/v1/sessions/{session}/frames") as socket:
         for jpeg in match_jpegs[:4]:
@@ -78,7 +78,7 @@ def test_frames_without_a_time_are_shown_when_they_come(server, match_jpegs):
     assert lines[-1]["end_s"] <= 3
 
 
-def test_the_newest_frame_can_be_looked_at(server, match_jpegs):
+def test_the_newest_frame_can_be_fetched(server, match_jpegs):
     session = server.open()
     assert server.http.get(f"/v1/sessions/{session}/frame").status_code == 404
     for index, jpeg in enumerate(match_jpegs[:2]):
@@ -102,7 +102,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
-def test_what_is_no_frame_is_told_in_one_line(serving, data):
+def test_an_invalid_frame_is_reported_in_one_line(serving, data):
     with serving(limits={"max_frame_pixels": 4_000_000}) as server:
         session = server.open()
         response = server.http.post(f"/v1/sessions/{session}/frames", content=data)
@@ -116,7 +116,7 @@ def test_what_is_no_frame_is_told_in_one_line(serving, data):
         server.wait_for(session, 1)
 
 
-def test_who_sends_nothing_but_bad_frames_is_hung_up_on(server):
+def test_a_client_that_sends_only_bad_frames_is_disconnected(server):
     session = server.open()
     with server.socket(f"/v1/sessions/{session}/frames") as socket:
         for _ in range(10):
@@ -133,7 +133,7 @@ def iter_until_closed(socket):
 
 
 @pytest.mark.parametrize("time_s", [math.nan, math.inf, -1.0, 1e12])
-def test_a_time_that_is_none_is_refused(server, match_jpegs, time_s):
+def test_an_invalid_time_is_refused(server, match_jpegs, time_s):
     session = server.open()
     response = server.http.post(
         f"/v1/sessions/{session}/frames", content=match_jpegs[0], params={"time_s": str(time_s)}
@@ -146,7 +146,7 @@ def test_a_time_that_is_none_is_refused(server, match_jpegs, time_s):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "dance"}', "[" * 60_000])
-def test_a_text_that_means_nothing_is_told_so(server, text):
+def test_an_invalid_text_message_is_reported(server, text):
     with server.socket(f"/v1/sessions/{server.open()}/frames") as socket:
         socket.send(text)
         assert "neither a frame nor" in json.loads(socket.recv(timeout=30))["message"]
@@ -162,7 +162,7 @@ def test_a_message_beyond_the_limit_ends_the_socket_and_not_the_session(serving,
         assert server.http.get(f"/v1/sessions/{session}").json()["status"] == "live"
 
 
-def test_frames_beyond_the_rate_are_let_go(serving, match_jpegs):
+def test_frames_beyond_the_rate_are_dropped(serving, match_jpegs):
     with serving(limits={"max_frames_per_s": 2}) as server:
         session = server.open()
         with server.socket(f"/v1/sessions/{session}/frames") as socket:
@@ -170,10 +170,10 @@ def test_frames_beyond_the_rate_are_let_go(serving, match_jpegs):
                 socket.send(at(index / 2, match_jpegs[index]))
             socket.send(json.dumps({"type": "finish"}))
             server.lines(session)
-        assert 'streamingvlm_frames_total{how="over the rate"}' in server.http.get("/metrics").text
+        assert 'streamingvlm_frames_total{outcome="rate_limited"}' in server.http.get("/metrics").text
 
 
-def test_a_pusher_that_vanishes_leaves_its_session_alone(server, match_jpegs):
+def test_a_lost_connection_does_not_end_the_session(server, match_jpegs):
     session = server.open(lag="wait")
     with server.socket(f"/v1/sessions/{session}/frames") as socket:
         for index in range(4):
@@ -187,7 +187,7 @@ def test_a_pusher_that_vanishes_leaves_its_session_alone(server, match_jpegs):
         assert [line["start_s"] for line in server.lines(session)[0]] == [0, 1, 2, 3]
 
 
-def test_frames_for_no_session_or_an_ended_one_are_refused(server, match_jpegs):
+def test_frames_for_an_unknown_or_ended_session_are_refused(server, match_jpegs):
     with pytest.raises(InvalidStatus, match="404"), server.socket("/v1/sessions/ses_none/frames"):
         pass
     session = server.open()

@@ -1,4 +1,4 @@
-"""Clients that break every rule, while somebody else watches undisturbed: nothing hangs, nothing is left behind."""
+"""Clients that break every rule beside an undisturbed session: nothing hangs, nothing leaks."""
 
 import json
 import random
@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from bystander import undisturbed
 from running_server import KEY, OTHER_KEY, PATIENCE_S
+from undisturbed_session import undisturbed
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 LIMITS = {"max_sessions": 8, "max_frame_bytes": 100_000, "request_s": 2.0, "max_frame_pixels": 640 * 480}
@@ -19,7 +19,7 @@ RULES = {"Authorization": f"Bearer {KEY}"}
 
 @pytest.fixture
 def server(serving, pitch, match_jpegs):
-    """A server with somebody at peace in it; afterwards it takes sessions as before."""
+    """A server with an undisturbed session; afterwards it accepts sessions as before."""
     with serving(api_keys=(KEY, OTHER_KEY), limits=LIMITS) as running:
         with undisturbed(running, pitch, match_jpegs, OTHER_KEY):
             yield running
@@ -28,13 +28,13 @@ def server(serving, pitch, match_jpegs):
 
 
 def raw(server) -> socket.socket:
-    """A connection on which anything may be said."""
+    """A raw connection."""
     parts = urlsplit(server.url)
     return socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S)
 
 
 def damaged(jpeg: bytes, chance: random.Random) -> bytes:
-    """A message that is almost a frame."""
+    """A damaged frame."""
     data = bytearray(struct.pack(">d", chance.choice([0.0, 1e300, -1.0, float("nan"), chance.random()])) + jpeg)
     for _ in range(chance.randrange(1, 30)):
         data[chance.randrange(len(data))] = chance.randrange(256)
@@ -60,7 +60,7 @@ def test_malformed_and_oversized_frames(server, match_jpegs):
                 continue
 
 
-def test_wrong_keys_at_every_door(server):
+def test_wrong_keys_on_every_path(server):
     session = server.open()
     keys = ("", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", "Bearer " + "\xff" * 20, f"Bearer {KEY} {KEY}", "x" * 5000)
     with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as stranger:
@@ -76,7 +76,7 @@ def test_wrong_keys_at_every_door(server):
     assert mine.json()["status"] == "live"
 
 
-def test_sockets_that_vanish(server, match_jpegs):
+def test_connections_that_are_reset(server, match_jpegs):
     """In the middle of a request, of a body, of a handshake, of an answer, of a stream."""
     session = server.open()
     head = f"Host: localhost\r\nAuthorization: Bearer {KEY}\r\n"
@@ -94,7 +94,7 @@ def test_sockets_that_vanish(server, match_jpegs):
     for _ in range(5):
         for beginning in beginnings:
             with raw(server) as connection:
-                # Reset rather than closed: the server is told nothing.
+                # Reset instead of closed: the server gets no FIN.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connection.sendall(beginning.encode("latin-1"))
                 time.sleep(0.01)
@@ -105,7 +105,7 @@ def test_sockets_that_vanish(server, match_jpegs):
 
 
 def test_slow_clients(server, match_jpegs):
-    """Bodies byte by byte, and answers that nobody reads: only they themselves wait."""
+    """Bodies byte by byte, and responses that are not read: other clients are not delayed."""
     session = server.open()
     head = f"Host: localhost\r\nAuthorization: Bearer {KEY}\r\n"
     slow = [raw(server) for _ in range(10)]

@@ -1,4 +1,4 @@
-"""Many sessions in real time: every line once and in order, and how long it takes from frame to text."""
+"""Many sessions in real time: every line once and in order, and the latency from frame to text."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ FPS = 2
 
 @dataclass
 class Viewer:
-    """One browser: it pushes frames as they are due and listens to the lines, now and then over a new connection."""
+    """One client: pushes frames in real time and listens to the lines, reconnecting now and then."""
 
     server: Running
     jpegs: list[bytes]
@@ -72,7 +72,7 @@ class Viewer:
         elif kind == "end":
             self.end = data
         else:
-            assert kind == "state" or kind == "words", kind
+            assert kind == "state" or kind == "partial", kind
 
     def is_to_reconnect(self, kind):
         return kind == "line" and len(self.lines) % 25 == 0
@@ -92,7 +92,7 @@ def check_every_line_once_and_in_order(viewers, duration_s):
     for viewer in viewers:
         assert [line["id"] for line in viewer.lines] == list(range(1, len(viewer.lines) + 1))
         assert viewer.end == {"reason": "finished", "last_id": len(viewer.lines), **kind_of(viewer.end)}
-        # No second of the stream is missing: what the model was late for shares a line.
+        # No second of the stream is missing: late turns are merged into a line.
         assert viewer.lines[0]["start_s"] == 0
         assert viewer.lines[-1]["end_s"] == duration_s
         for earlier, later in zip(viewer.lines, viewer.lines[1:], strict=False):
@@ -113,7 +113,7 @@ def test_eight_viewers_for_ten_minutes(serving, match_jpegs):
     duration_s = 600
     with serving() as server:
         viewers = watch_together(server, match_jpegs, num_viewers=8, duration_s=duration_s)
-        figures = server.http.get("/metrics").text
+        metrics = server.http.get("/metrics").text
     check_every_line_once_and_in_order(viewers, duration_s)
     waits_s = [wait_s for viewer in viewers for wait_s in viewer.waits_s]
     num_lines = sum(len(viewer.lines) for viewer in viewers)
@@ -121,5 +121,5 @@ def test_eight_viewers_for_ten_minutes(serving, match_jpegs):
     print(f"{num_lines} lines over {sum(viewer.num_connections for viewer in viewers)} connections")
     print(f"{shared_s:.0f} s of {8 * duration_s} shared a line with others")
     print("frame to text:", *(f"p{share * 100:.0f} {percentile(waits_s, share):.3f} s" for share in (0.5, 0.95, 0.99)))
-    assert "streamingvlm_sessions_closed_total" in figures
+    assert "streamingvlm_sessions_closed_total" in metrics
     assert num_lines + shared_s == 8 * duration_s

@@ -10,7 +10,7 @@ from running_server import KEY, MATCH
 
 pytestmark = pytest.mark.browser
 
-PATIENCE_MS = 180_000  # a machine that draws pictures without a GPU, and has other work to do
+PATIENCE_MS = 180_000  # for a busy machine without a GPU
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -38,7 +38,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser: Browser):
-    """Open the page of a server; whatever it complains of fails the test."""
+    """Open the page of a server; any error of the page fails the test."""
     complaints, contexts = [], []
 
     def open_at(url: str, **options) -> Page:
@@ -69,7 +69,7 @@ def saved(page, name) -> str:
 
 
 def nameless(page) -> list[str]:
-    """Things to use or to look at that a screen reader could not name."""
+    """Elements without a name for screen readers."""
     roles = "button|link|textbox|slider|img|dialog|group|region|log|list"
     shown = page.locator("body").aria_snapshot().splitlines()
     return [line for line in shown if re.match(rf"\s*- (?:{roles})(?! \"[^\"])(?=[: \[]|$)", line)]
@@ -79,7 +79,7 @@ def overflow_px(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_page):
+def test_a_file_is_played_asked_about_sought_in_and_exported(server, open_page):
     page = open_page(server.url, viewport={"width": 1280, "height": 800})
     expect(page.get_by_text("pitch", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="VTT")).to_be_disabled()
@@ -88,19 +88,19 @@ def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_p
     expect(lines(page).nth(2)).to_be_visible()
     expect(page.locator(".caption.shown")).not_to_be_empty()
 
-    page.get_by_label("Ask about what is being watched").fill("Who leads?")
+    page.get_by_label("Ask about the video").fill("Who leads?")
     page.get_by_role("button", name="Ask").click()
     expect(page.locator(".exchange .question")).to_contain_text("Who leads?")
     expect(page.locator(".exchange .answer")).to_have_text(re.compile(r"\w"))
 
     assert nameless(page) == []
     cache = page.get_by_role("img", name=re.compile("The cache holds .* tokens"))
-    expect(cache).to_have_accessible_name(re.compile(r"\d+ s of pictures \d+ tokens"))
+    expect(cache).to_have_accessible_name(re.compile(r"\d+ s of video \d+ tokens"))
     expect(page.locator("#pace")).to_contain_text("× real time")
 
     expect(lines(page).nth(4)).to_be_visible()
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("status")).to_contain_text("The video is over")
+    expect(page.get_by_role("status")).to_contain_text("The video has ended")
     first = lines(page).first
     first.click()
     expect(first).to_have_attribute("aria-current", "true")
@@ -116,17 +116,17 @@ def test_a_file_is_opened_watched_asked_about_sought_in_and_saved(server, open_p
     assert vtt.count(" --> ") == srt.count(" --> ") == len(spoken)
     assert srt.startswith("1\n00:00:0")
 
-    page.get_by_role("button", name="Watch something else").click()
+    page.get_by_role("button", name="Choose another source").click()
     expect(page.get_by_role("button", name="Camera")).to_be_focused()
     expect(lines(page)).to_have_count(0)
 
 
-def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page):
+def test_the_sample_match_is_usable_by_keyboard_only(server, open_page):
     page = open_page(server.url)
     expect(page.get_by_text("pitch", exact=True)).to_be_visible()
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the question box")).to_be_focused()
-    for name in ("Camera", "File", "Watch the bundled match"):
+    for name in ("Camera", "File", "Watch the sample match"):
         page.keyboard.press("Tab")
         expect(page.get_by_role("button", name=name)).to_be_focused()
     page.keyboard.press("Enter")
@@ -142,40 +142,40 @@ def test_the_bundled_match_is_watched_by_keyboard_alone(server, open_page):
     expect(second).to_be_focused()
     page.keyboard.press("Enter")
     expect(second).to_have_attribute("aria-current", "true")
-    page.get_by_label("Ask about what is being watched").focus()
+    page.get_by_label("Ask about the video").focus()
     page.keyboard.type("Who leads?")
     page.keyboard.press("Enter")
     expect(page.locator(".exchange .answer")).to_have_text(re.compile(r"\w"))
 
 
-def test_a_camera_is_watched_on_a_phone(server, open_page):
+def test_a_camera_works_on_a_phone(server, open_page):
     page = open_page(
         server.url, viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True
     )
-    expect(page.get_by_text("What shall be watched?")).to_be_visible()
+    expect(page.get_by_text("Choose a video source")).to_be_visible()
     assert overflow_px(page) == 0
     assert nameless(page) == []
     page.get_by_role("button", name="Camera").tap()
-    expect(page.get_by_role("status")).to_have_text("Watching, by WebRTC")
+    expect(page.get_by_role("status")).to_have_text("Watching (WebRTC)")
     expect(page.locator("#fill")).to_contain_text("tokens")
     assert overflow_px(page) == 0
     assert page.evaluate("document.getElementById('ask-button').offsetHeight") >= 36
     page.get_by_role("button", name="Stop").tap()
-    expect(page.get_by_role("button", name="Watch something else")).to_be_visible()
+    expect(page.get_by_role("button", name="Choose another source")).to_be_visible()
 
 
 def test_a_server_with_a_key_asks_for_it_once(serving, open_page):
     with serving(api_keys=(KEY,)) as server:
         page = open_page(server.url)
-        dialog = page.get_by_role("dialog", name="This server asks for a key")
+        dialog = page.get_by_role("dialog", name="This server requires a key")
         expect(dialog).to_be_visible()
         page.get_by_label("Key", exact=True).fill("wrong")
         page.keyboard.press("Enter")
-        expect(dialog.get_by_role("alert")).to_have_text("That key is not known here.")
+        expect(dialog.get_by_role("alert")).to_have_text("This key is not valid.")
         page.get_by_label("Key", exact=True).fill(KEY)
         page.keyboard.press("Enter")
         expect(dialog).to_be_hidden()
-        page.get_by_role("button", name="Watch the bundled match").click()
+        page.get_by_role("button", name="Watch the sample match").click()
         expect(lines(page).nth(0)).to_be_visible()
         page.reload()
         expect(page.get_by_text("pitch", exact=True)).to_be_visible()

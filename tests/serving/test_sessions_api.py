@@ -1,4 +1,4 @@
-"""Sessions by REST: opened, listed, inspected, asked, ended; within limits, and none at another's cost."""
+"""Sessions by REST: open, list, inspect, ask, end; limits and isolation."""
 
 import json
 import struct
@@ -6,17 +6,17 @@ import threading
 import time
 
 import pytest
-from running_server import MATCH, error_of, held, seconds_of
+from running_server import MATCH, error_of, held, turns_of
 
 from streamingvlm import StreamingSession
-from streamingvlm.serving.keys import LOCAL_OWNER
+from streamingvlm.serving.auth import LOCAL_OWNER
 
 
 @pytest.fixture(scope="module")
 def with_folder(serving):
-    from streamingvlm.serving.config import Allowed
+    from streamingvlm.serving.server_config import AllowedSources
 
-    with serving(allowed=Allowed(folder=MATCH.parent)) as server:
+    with serving(allowed=AllowedSources(folder=MATCH.parent)) as server:
         yield server
 
 
@@ -74,13 +74,13 @@ def test_a_file_elsewhere_is_not_found(with_folder, name):
     assert response.status_code == expected, response.text
 
 
-def test_a_file_that_is_no_video_is_told_without_its_place(with_folder):
+def test_an_error_about_a_file_does_not_reveal_its_folder(with_folder):
     response = with_folder.http.post("/v1/sessions", json={"source": {"file": "tokenizer.json"}})
     assert response.status_code == 400
     assert str(MATCH.parent) not in error_of(response)
 
 
-def test_files_and_addresses_are_closed_by_default(server):
+def test_files_and_addresses_are_refused_by_default(server):
     for source in ({"file": "match.mp4"}, {"url": "http://127.0.0.1/match.mp4"}):
         response = server.http.post("/v1/sessions", json={"source": source})
         assert response.status_code == 403
@@ -91,8 +91,8 @@ def test_settings_may_ask_for_less_and_are_used(server, match_jpegs):
     session = server.open(lag="wait", cache={"vision_window_s": 2, "turn_window_s": 2}, sampling={"max_new_tokens": 1})
     push(server, session, match_jpegs[:8])
     lines = server.http.get(f"/v1/sessions/{session}").json()
-    vision = [run for run in lines["state"]["cache"]["runs"] if run[0] == "vision"]
-    assert len({run[2] for run in vision}) == 2
+    vision = [span for span in lines["state"]["cache"]["spans"] if span[0] == "vision"]
+    assert len({span[2] for span in vision}) == 2
     assert lines["state"]["num_tokens"] == 4
     assert (
         lines["state"]["cache"]["capacity_tokens"]
@@ -100,20 +100,20 @@ def test_settings_may_ask_for_less_and_are_used(server, match_jpegs):
     )
 
 
-def test_there_is_room_for_so_many_sessions_and_no_more(serving):
+def test_the_number_of_sessions_is_limited(serving):
     with serving(limits={"max_sessions": 2}) as server:
         first = server.open()
         server.open()
         response = server.http.post("/v1/sessions", json={})
         assert response.status_code == 429
-        assert "2 sessions are open" in error_of(response)
+        assert "2 sessions are open, which is the limit" in error_of(response)
         assert int(response.headers["Retry-After"]) >= 1
         server.http.delete(f"/v1/sessions/{first}")
         server.lines(first)
         server.open()
 
 
-def test_many_who_ask_at_once_do_not_get_past_the_limit(serving):
+def test_concurrent_requests_do_not_exceed_the_session_limit(serving):
     with serving(limits={"max_sessions": 3}) as server:
         statuses = []
 
@@ -128,8 +128,8 @@ def test_many_who_ask_at_once_do_not_get_past_the_limit(serving):
         assert sorted(statuses) == [201] * 3 + [429] * 9
 
 
-def test_a_session_that_is_fed_nothing_ends_and_is_forgotten(serving):
-    with serving(limits={"idle_s": 0.2, "kept_s": 0.2}) as server:
+def test_an_idle_session_ends_and_is_removed(serving):
+    with serving(limits={"idle_s": 0.2, "retention_s": 0.2}) as server:
         session = server.open()
         _, end = server.lines(session)
         assert end["reason"] == "no frame came for 0.2 s"
@@ -139,7 +139,7 @@ def test_a_session_that_is_fed_nothing_ends_and_is_forgotten(serving):
             time.sleep(0.05)
 
 
-def test_a_session_has_its_time(serving, match_jpegs):
+def test_a_session_has_a_time_limit(serving, match_jpegs):
     with serving(limits={"session_s": 0.5}) as server:
         session = server.open()
         server.http.post(f"/v1/sessions/{session}/frames", content=match_jpegs[0])
@@ -151,8 +151,8 @@ def test_a_session_has_its_time(serving, match_jpegs):
 def test_one_failing_session_ends_alone(serving, match_jpegs):
     with serving() as server:
         failing, other = server.open(lag="wait"), server.open(lag="wait")
-        stream = server.app.state.hub.find(failing, "local")._stream
-        stream.session.vision = None
+        stream = server.app.state.manager.find(failing, "local")._stream
+        stream.session._stream.config = None
         push_two = struct.pack(">d", 0.0) + match_jpegs[0], struct.pack(">d", 0.5) + match_jpegs[1]
         for session in (failing, other):
             with server.socket(f"/v1/sessions/{session}/frames") as socket:
@@ -160,11 +160,11 @@ def test_one_failing_session_ends_alone(serving, match_jpegs):
                     socket.send(message)
                 if session == failing:
                     _, end = server.lines(failing)
-        assert end["reason"] == "the server failed; its log tells more"
+        assert end["reason"] == "the server failed; see its log"
         assert server.wait_for(other, 1)["status"] == "live"
 
 
-def test_two_streams_say_what_each_would_say_alone(server, match_jpegs):
+def test_two_sessions_give_the_lines_of_each_alone(server, match_jpegs):
     sessions = [server.open(lag="wait") for _ in range(2)]
     starts = [0, 12]
     threads = [
@@ -183,13 +183,13 @@ def test_two_streams_say_what_each_would_say_alone(server, match_jpegs):
 
 
 def wait_for_question(server, session):
-    while not server.app.state.hub.find(session, LOCAL_OWNER).num_questions:
+    while not server.app.state.manager.find(session, LOCAL_OWNER).num_questions:
         time.sleep(0.01)
 
 
-def test_a_question_is_answered_beside_the_stream(server, pitch, match_jpegs):
+def test_a_question_does_not_change_the_stream(server, pitch, match_jpegs):
     session, alone = server.open(lag="wait"), StreamingSession(pitch)
-    first, second, third = seconds_of(match_jpegs[:6])
+    first, second, third = turns_of(match_jpegs[:6])
     push(server, session, match_jpegs[:4])
     asked = {"question": "Who leads?", "max_new_tokens": 999}
     response = server.http.post(f"/v1/sessions/{session}/questions", json=asked)
@@ -204,7 +204,7 @@ def test_a_question_is_answered_beside_the_stream(server, pitch, match_jpegs):
     assert texts_of(server, session) == [*texts, alone.step(third).text]
 
 
-def test_questions_wait_in_a_short_line(serving, match_jpegs):
+def test_pending_questions_are_limited(serving, match_jpegs):
     with serving(limits={"max_questions": 1}) as server:
         session, answers = server.open(), []
         path = f"/v1/sessions/{session}/questions"
@@ -219,7 +219,7 @@ def test_questions_wait_in_a_short_line(serving, match_jpegs):
         assert answers[0].status_code == 200
 
 
-def test_a_question_to_a_session_that_is_deleted_meanwhile_is_told_so(server, match_jpegs):
+def test_a_pending_question_fails_when_its_session_is_deleted(server, match_jpegs):
     session, answers = server.open(), []
     path = f"/v1/sessions/{session}"
     asking = threading.Thread(
@@ -230,14 +230,14 @@ def test_a_question_to_a_session_that_is_deleted_meanwhile_is_told_so(server, ma
         asking.start()
         wait_for_question(server, session)
         deleting.start()
-        while not server.app.state.hub.find(session, LOCAL_OWNER)._stream.session.is_closed:
+        while not server.app.state.manager.find(session, LOCAL_OWNER)._stream.session.is_closed:
             time.sleep(0.01)
     asking.join()
     deleting.join()
     assert {answer.status_code for answer in answers} == {204, 409}
 
 
-def test_the_standing_instruction_may_change(server, pitch, match_jpegs):
+def test_the_query_may_change(server, pitch, match_jpegs):
     session, alone = server.open(query="Who has the ball?", lag="wait"), StreamingSession(pitch)
     alone.query = "Who has the ball?"
     push(server, session, match_jpegs[:4])
@@ -245,42 +245,42 @@ def test_the_standing_instruction_may_change(server, pitch, match_jpegs):
     assert response.status_code == 200
     assert response.json()["query"] == "Who leads?"
     push(server, session, match_jpegs[4:8], start_s=2)
-    runs = server.http.get(f"/v1/sessions/{session}").json()["state"]["cache"]["runs"]
-    assert [run[0] for run in runs].count("query") == 1
+    runs = server.http.get(f"/v1/sessions/{session}").json()["state"]["cache"]["spans"]
+    assert [span[0] for span in runs].count("query") == 1
     texts = []
-    for number, second in enumerate(seconds_of(match_jpegs[:8])):
+    for number, second in enumerate(turns_of(match_jpegs[:8])):
         alone.query = "Who has the ball?" if number < 2 else "Who leads?"
         texts.append(alone.step(second).text)
     assert texts_of(server, session) == texts
 
 
-def test_where_memory_is_spent_a_session_is_refused_and_one_that_ends_makes_room(serving, pitch):
+def test_a_session_beyond_the_memory_is_refused_until_another_ends(serving, pitch):
     one = StreamingSession(pitch)
-    with serving(limits={"max_cache_bytes": int(2.5 * one.decoder.kv.num_bytes)}) as server:
+    with serving(limits={"max_cache_bytes": int(2.5 * one.cache_bytes)}) as server:
         first, _ = server.open(), server.open()
         response = server.http.post("/v1/sessions", json={})
         assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
-        assert "memory for sessions is spent" in error_of(response)
+        assert "memory for sessions is full" in error_of(response)
         smaller = {"vision_window_s": 2, "turn_window_s": 2, "text_window_tokens": 16, "text_sink_tokens": 16}
         server.open(cache=smaller)
         assert server.http.delete(f"/v1/sessions/{first}").status_code == 204
         server.open()
 
 
-def test_figures_tell_of_sessions_lines_and_caches(serving, match_jpegs):
+def test_metrics_of_sessions_lines_and_caches(serving, match_jpegs):
     with serving() as server:
         session = server.open(lag="wait")
         push(server, session, match_jpegs[:8])
-        figures = {
+        metrics = {
             name: float(value)
             for name, value in (
                 row.rsplit(" ", 1) for row in server.http.get("/metrics").text.splitlines() if row[0] != "#"
             )
         }
         state = server.http.get(f"/v1/sessions/{session}").json()["state"]
-        assert figures["streamingvlm_sessions"] == figures["streamingvlm_sessions_opened_total"] == 1
-        assert figures["streamingvlm_lines_total"] == figures["streamingvlm_frame_to_text_seconds_count"] == 4
-        assert figures["streamingvlm_generated_tokens_total"] == state["num_tokens"]
-        assert figures["streamingvlm_cache_tokens"] == state["cache"]["num_tokens"]
-        assert figures['streamingvlm_frames_total{how="taken"}'] == 8
-        assert 0 < figures["streamingvlm_cache_fill_max"] <= 1
+        assert metrics["streamingvlm_sessions"] == metrics["streamingvlm_sessions_opened_total"] == 1
+        assert metrics["streamingvlm_lines_total"] == metrics["streamingvlm_frame_to_text_seconds_count"] == 4
+        assert metrics["streamingvlm_generated_tokens_total"] == state["num_tokens"]
+        assert metrics["streamingvlm_cache_tokens"] == state["cache"]["num_tokens"]
+        assert metrics['streamingvlm_frames_total{outcome="accepted"}'] == 8
+        assert 0 < metrics["streamingvlm_cache_fill_max"] <= 1

@@ -49,7 +49,7 @@ async def film(server, session, num_lines):
         await peer.close()
 
 
-def test_a_camera_is_watched_in_real_time_and_may_come_back(server):
+def test_a_camera_runs_in_real_time_and_may_reconnect(server):
     session = server.open()
     asyncio.run(film(server, session, 2))
     asyncio.run(film(server, session, 3))
@@ -64,7 +64,7 @@ def test_a_camera_is_watched_in_real_time_and_may_come_back(server):
 @pytest.mark.parametrize(
     "sdp", ["nonsense", "v=0\r\n", "v=0\r\nm=video x y z\r\n", "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"]
 )
-def test_an_offer_that_is_none_is_refused(server, sdp):
+def test_an_invalid_offer_is_refused(server, sdp):
     session = server.open()
     response = server.http.post(f"/v1/sessions/{session}/webrtc", json={"sdp": sdp})
     assert response.status_code == 400
@@ -72,7 +72,7 @@ def test_an_offer_that_is_none_is_refused(server, sdp):
     assert server.http.get(f"/v1/sessions/{session}").json()["status"] == "live"
 
 
-def test_deleting_the_session_hangs_up(server):
+def test_deleting_the_session_closes_the_connection(server):
     session = server.open()
 
     async def hung_up():

@@ -1,7 +1,8 @@
-"""The server on many GPUs: replicas that hold the sessions, and a front that knows which replica holds which.
+"""The server on many GPUs: replicas that hold the sessions, and a frontend that routes each request to its replica.
 
-replica.py   a server of sessions that keeps each of them on disk (kept.py) and answers to its front alone
-front.py     what clients talk to: gate, page, and every request handed on to where its session is
-fleet.py     which replicas there are (link.py), and the moves of sessions from those that leave or die (remote.py)
-ray_serve.py Ray Serve, which starts the replicas, gives them their GPUs, looks after them and replaces them
+frontend.py   the application that clients connect to: authentication, page, and forwarding of requests
+fleet.py      the replicas (replica_client.py), and the moves of sessions (remote_session.py) off failed replicas
+replica.py    a server whose sessions are stored on disk (session_store.py), and which serves its frontend only
+protocol.py   paths and headers between frontend and replicas
+ray_serve.py  Ray Serve: starts the replicas, assigns their GPUs, checks their health and replaces them
 """

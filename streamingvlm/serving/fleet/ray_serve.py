@@ -1,7 +1,7 @@
-"""Replicas under Ray Serve: it starts them where there are GPUs, looks after them, replaces those that die.
+"""Replicas under Ray Serve, which starts them where there are GPUs, checks their health and replaces failed ones.
 
-Ray Serve's own front door stays shut. Between it and a replica everything waits in queues without a bound, so that a
-sender could not be held back by the model; it knows no sessions; and it would serve whom our gate turns away.
+Ray Serve's own HTTP proxy is disabled: it queues requests without bound, so no backpressure would reach a client that
+pushes frames; it does not route by session; and it would bypass ``RequestMiddleware``.
 """
 
 import logging
@@ -23,27 +23,27 @@ from ray.serve.handle import DeploymentHandle
 from streamingvlm.config import above, at_least
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.loading import load_model
-from streamingvlm.serving.config import ServerConfig
-from streamingvlm.serving.fleet.link import Address
 from streamingvlm.serving.fleet.replica import ReplicaServer
+from streamingvlm.serving.fleet.replica_client import ReplicaAddress
 from streamingvlm.serving.logs import log_json
-from streamingvlm.serving.streams import Streams
+from streamingvlm.serving.server_config import ServerConfig
+from streamingvlm.serving.stream_pool import StreamPool
 
 log = logging.getLogger(__name__)
 
 APPLICATION, DEPLOYMENT = "streamingvlm", "Replica"
 
-_ASK_S = 5.0
+_DISCOVER_S = 5.0
 _HEALTH_CHECK_S, _WAIT_LOOP_S = 2.0, 0.1
 _LEAVE_SLACK_S = 10.0
 
 
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """How many replicas there are, and what each of them gets.
+    """Number and resources of the replicas.
 
-    num_gpus, num_cpus: for each, parts allowed; None for a GPU where this machine has any.
-    address: of a Ray cluster that runs, None for one on this machine alone.
+    num_gpus, num_cpus: per replica, fractions allowed; num_gpus=None: one if this machine has any.
+    address: of a running Ray cluster; None starts one on this machine.
     """
 
     num_replicas: int = 2
@@ -52,14 +52,14 @@ class ReplicaOptions:
     address: str | None = None
 
     def __post_init__(self):
-        at_least("serving.num_replicas", self.num_replicas, 1, "a replica holds the sessions")
-        at_least("serving.num_gpus", self.num_gpus or 0, 0, "GPUs a replica, parts allowed")
-        above("serving.num_cpus", self.num_cpus, 0, "CPUs a replica, parts allowed")
+        at_least("serving.num_replicas", self.num_replicas, 1, "sessions need a replica")
+        at_least("serving.num_gpus", self.num_gpus or 0, 0, "GPUs per replica, fractions allowed")
+        above("serving.num_cpus", self.num_cpus, 0, "CPUs per replica, fractions allowed")
 
 
 @dataclass(frozen=True)
 class ReplicaPlan:
-    """All that a replica is made from. settings: ``cache``, ``video`` and ``sampling`` of its streams."""
+    """Everything that a replica is built from. settings: ``cache``, ``video`` and ``sampling`` of its streams."""
 
     model: Mapping[str, Any]
     settings: Mapping[str, Mapping[str, Any]]
@@ -70,34 +70,34 @@ class ReplicaPlan:
 
 
 class Replica:
-    """What Ray Serve starts: a model, and a server of its sessions at the address of its machine."""
+    """The deployment of Ray Serve: a model, and a ``ReplicaServer`` at the address of its machine."""
 
     def __init__(self, plan: ReplicaPlan):
         log_json(plan.log_level)
         model = load_model(**plan.model)
-        self._streams = Streams(model, plan.settings, **plan.config.limits.room)
+        self._pool = StreamPool(model, plan.settings, **plan.config.limits.engine_capacity)
         config = replace(plan.config, host=ray.util.get_node_ip_address(), api_keys=(plan.secret,))
-        self._server = ReplicaServer(self._streams, config, plan.folder, plan.secret)
+        self._server = ReplicaServer(self._pool, config, plan.folder, plan.secret)
 
-    def address(self) -> Address:
-        """Where it is."""
+    def address(self) -> ReplicaAddress:
+        """Return the address of the server."""
         context = serve.get_replica_context()
-        return Address(context.replica_id.unique_id, self._server.url, os.getpid())
+        return ReplicaAddress(context.replica_id.unique_id, self._server.url, os.getpid())
 
     def check_health(self):
-        """Called by Ray Serve, which replaces a replica for which this raises."""
-        if not self._server.is_well:
-            raise RuntimeError("the replica does not serve, or its model does not run")
+        """Raise RuntimeError if the replica has failed. Called by Ray Serve, which then replaces it."""
+        if not self._server.is_healthy:
+            raise RuntimeError("the replica's server or its engine has stopped")
 
     def __del__(self):
-        """Called by Ray Serve when the replica is to leave, with time to do so in good order."""
+        """Called by Ray Serve for a graceful shutdown."""
         if hasattr(self, "_server"):
             self._server.leave()
-            self._streams.close()
+            self._pool.close()
 
 
 class RayReplicas:
-    """The replicas of one server, for as long as the context is open."""
+    """Context manager that runs the replicas of one server."""
 
     def __init__(self, options: ReplicaOptions, plan: ReplicaPlan):
         self.options, self.plan = options, plan
@@ -107,14 +107,14 @@ class RayReplicas:
         _join_ray(self.options.address)
         serve.start(proxy_location=ProxyLocation.Disabled)
         try:
-            # Then Ray's own command for it changes how many there are, and leaves alone those that stay.
+            # With an external scaler, Ray's scale command changes the number of replicas without restarting the others.
             self._handle = serve.run(
                 self._deployment(), name=APPLICATION, route_prefix=None, external_scaler_enabled=True
             )
         except RuntimeError as error:
             self.__exit__()
             reason = str(error).strip().splitlines()[-1]
-            raise ConfigError(f"the replicas do not start ({reason}); Ray's logs tell more") from error
+            raise ConfigError(f"the replicas do not start ({reason}); see Ray's logs") from error
         return self
 
     def __exit__(self, *_exception):
@@ -136,28 +136,30 @@ class RayReplicas:
             graceful_shutdown_timeout_s=self.plan.config.limits.drain_s + _LEAVE_SLACK_S,
         ).bind(self.plan)
 
-    async def find(self) -> Iterable[Address]:
-        """Ask all replicas that run where they are; one that is about to go may not answer."""
+    async def discover(self) -> Iterable[ReplicaAddress]:
+        """Return the addresses of all running replicas; one that is shutting down may be missing."""
         try:
-            told = await self._handle.broadcast("address").results_async(timeout_s=_ASK_S, return_exceptions=True)
+            results = await self._handle.broadcast("address").results_async(
+                timeout_s=_DISCOVER_S, return_exceptions=True
+            )
         except (TimeoutError, RuntimeError, RayError, RayServeException) as error:
-            log.info("the replicas cannot be counted now", extra={"reason": repr(error)})
+            log.info("the replicas cannot be discovered now", extra={"reason": repr(error)})
             return []
-        return [address for address in told if isinstance(address, Address)]
+        return [address for address in results if isinstance(address, ReplicaAddress)]
 
 
 def new_secret() -> str:
-    """What lets a front in at its replicas."""
+    """Return a random secret that authenticates a frontend to its replicas."""
     return secrets.token_urlsafe(32)
 
 
 def _join_ray(address: str | None):
-    """Join a cluster; or start one that nobody can reach from outside, and that shows no dashboard."""
+    """Join a cluster, or start one that listens on loopback only and has no dashboard."""
     options = {"log_to_driver": False, "configure_logging": False}
     if address is None:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(address=address or "local", **options)
-    except Exception as error:  # what Ray raises where it does not start is of no kind of its own
+    except Exception as error:  # Ray raises errors of many types
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"serving.address={address}: Ray cannot be joined or started ({reason})") from error

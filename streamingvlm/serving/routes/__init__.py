@@ -1,21 +1,21 @@
-"""What the server answers to, by subject."""
+"""The server's endpoints, one module per resource."""
 
 from starlette.requests import HTTPConnection
 
-from streamingvlm.serving.hub import Hub
-from streamingvlm.serving.sessions import LiveSession
+from streamingvlm.serving.served_session import ServedSession
+from streamingvlm.serving.session_manager import SessionManager
 
 
-def hub_of(request: HTTPConnection) -> Hub:
-    """The server's sessions."""
-    return request.app.state.hub
+def manager_of(request: HTTPConnection) -> SessionManager:
+    """Return the server's session manager."""
+    return request.app.state.manager
 
 
 def owner_of(request: HTTPConnection) -> str:
-    """Whose key the request came with."""
+    """Return the owner id that the request was authorized as."""
     return request.scope["state"]["owner"]
 
 
-def session_of(request: HTTPConnection, session_id: str) -> LiveSession:
-    """The session that the path names. Raises Refusal where the owner has none such."""
-    return hub_of(request).find(session_id, owner_of(request))
+def session_of(request: HTTPConnection, session_id: str) -> ServedSession:
+    """Return the session in the path. Raises ApiError if the owner has no such session."""
+    return manager_of(request).find(session_id, owner_of(request))

@@ -1,4 +1,4 @@
-"""The page, and the sample that it can show."""
+"""The web page and its sample video."""
 
 from pathlib import Path
 
@@ -34,23 +34,23 @@ static = StaticFiles(directory=FOLDER)
 
 @router.get("/")
 async def page() -> FileResponse:
-    """The page."""
+    """The web page."""
     return FileResponse(FOLDER / "index.html", headers=_HEADERS)
 
 
 @router.get("/favicon.ico")
 async def icon() -> FileResponse:
-    """The page's sign."""
+    """The icon of the page."""
     return FileResponse(FOLDER / "icon.svg", headers={"cache-control": "max-age=86400"})
 
 
 @router.get("/sample/match.mp4")
 async def sample() -> FileResponse:
-    """The bundled match."""
+    """The sample match."""
     return FileResponse(SAMPLE / "match.mp4", headers={"cache-control": "max-age=86400"})
 
 
 @router.get("/sample/match.txt")
 async def sample_text() -> Response:
-    """What was said before the bundled match."""
+    """The previous text of the sample match."""
     return FileResponse(SAMPLE / "match.txt")

@@ -1,4 +1,4 @@
-// The server as the page sees it: requests, sockets, and the key that opens both.
+// Requests and WebSockets to the server, with its API key.
 
 const SUBPROTOCOL = "streamingvlm";
 const KEY_NAME = "streamingvlm key";
@@ -10,7 +10,7 @@ export class ServerError extends Error {
   }
 }
 
-// Kept for this tab alone: a key does not belong on a disk.
+// Stored for this tab only: a key must not be written to disk.
 export const key = {
   get: () => sessionStorage.getItem(KEY_NAME) ?? "",
   set: (value) => sessionStorage.setItem(KEY_NAME, value),
@@ -42,7 +42,7 @@ async function send(method, path, body) {
   try {
     response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
-    throw new ServerError(0, "The server cannot be reached; check that it runs.");
+    throw new ServerError(0, "The server cannot be reached; check that it is running.");
   }
   if (!response.ok) throw new ServerError(response.status, await reason(response));
   return response;
@@ -53,7 +53,7 @@ async function reason(response) {
     const { error } = await response.json();
     return sentence(error.message);
   } catch {
-    return `The server answers ${response.status}.`;
+    return `The server answered with status ${response.status}.`;
   }
 }
 

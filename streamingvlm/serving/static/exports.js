@@ -1,14 +1,14 @@
-// The transcript as files: WebVTT, SubRip, and a line of JSON a second.
+// Export the transcript as WebVTT, SubRip or JSON Lines.
 
 const TYPES = { vtt: "text/vtt", srt: "application/x-subrip", jsonl: "application/jsonl" };
 
-export function exported(format, lines) {
+export function formatTranscript(format, lines) {
   return { vtt, srt, jsonl }[format](lines);
 }
 
 export function download(format, lines) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([exported(format, lines)], { type: TYPES[format] }));
+  link.href = URL.createObjectURL(new Blob([formatTranscript(format, lines)], { type: TYPES[format] }));
   link.download = `commentary.${format}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -16,22 +16,22 @@ export function download(format, lines) {
 
 function vtt(lines) {
   const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return "WEBVTT\n\n" + spoken(lines).map((line) => `${span(line, ".")}\n${escaped(oneLine(line.text))}\n\n`).join("");
+  return "WEBVTT\n\n" + nonEmpty(lines).map((line) => `${span(line, ".")}\n${escaped(oneLine(line.text))}\n\n`).join("");
 }
 
 function srt(lines) {
-  return spoken(lines).map((line, index) => `${index + 1}\n${span(line, ",")}\n${oneLine(line.text)}\n\n`).join("");
+  return nonEmpty(lines).map((line, index) => `${index + 1}\n${span(line, ",")}\n${oneLine(line.text)}\n\n`).join("");
 }
 
 function jsonl(lines) {
   return lines.map((line) => JSON.stringify(line) + "\n").join("");
 }
 
-function spoken(lines) {
+function nonEmpty(lines) {
   return lines.filter((line) => line.text);
 }
 
-// An empty line would end the cue.
+// A blank line would end the cue.
 function oneLine(text) {
   return text.split(/\s+/).filter(Boolean).join(" ");
 }

@@ -1,27 +1,27 @@
-// From a playing <video> to JPEGs at the model's own rate, each with its time, through a WebSocket.
+// Sends the frames of a playing <video> as JPEGs at the model's frame rate, each with its time, through a WebSocket.
 
 import { openSocket } from "./api.js";
 
 const JPEG_QUALITY = 0.86;
-const MAX_WAITING_BYTES = 512 * 1024;
+const MAX_BUFFERED_BYTES = 512 * 1024;
 const POLL_MS = 40;
 
 export class FramePusher {
-  // fps: frames a second that the model looks at; maxPixels: of a frame, beyond which it is scaled down here already;
-  // clock: gives the stream time of what the video shows now, in seconds.
+  // fps: the model's frame rate; maxPixels: larger frames are scaled down before they are sent; clock: returns the
+  // stream time of the current video frame, in seconds.
   constructor(sessionId, video, { fps, maxPixels, clock }) {
     this.video = video;
     this.fps = fps;
     this.maxPixels = maxPixels;
     this.clock = clock;
-    this.nextMoment = 0;
+    this.nextSlot = 0;
     this.isBusy = false;
     this.hasStopped = false;
     this.canvas = document.createElement("canvas");
     this.socket = openSocket(`/v1/sessions/${sessionId}/frames`);
     this.opened = new Promise((resolve, reject) => {
       this.socket.onopen = resolve;
-      this.socket.onclose = () => reject(new Error("The server does not take frames."));
+      this.socket.onclose = () => reject(new Error("The server does not accept frames."));
     });
     this.opened.catch(() => {});
   }
@@ -29,8 +29,8 @@ export class FramePusher {
   async start() {
     await this.opened;
     this.socket.onclose = () => this.stop();
-    // A callback a shown frame where the browser has it, and a timer for the rest: the last frame of a paused video.
-    this.timer = setInterval(() => this.look(), POLL_MS);
+    // One callback per shown frame where the browser supports it; the timer catches the last frame of a paused video.
+    this.timer = setInterval(() => this.capture(), POLL_MS);
     this.#watchFrames();
   }
 
@@ -40,7 +40,7 @@ export class FramePusher {
     this.socket.close();
   }
 
-  // No frame comes any more: what has been sent is still spoken of.
+  // Send no more frames; the server still processes those that were sent.
   async finish() {
     this.hasStopped = true;
     clearInterval(this.timer);
@@ -48,12 +48,12 @@ export class FramePusher {
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ type: "finish" }));
   }
 
-  look(timeS = this.clock()) {
+  capture(timeS = this.clock()) {
     if (this.hasStopped || this.isBusy || this.video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) return;
-    const moment = Math.round(timeS * this.fps);
-    // Nothing is shown twice: going back in a file looks at what was said, not at the pictures anew.
-    if (moment < this.nextMoment || this.socket.bufferedAmount > MAX_WAITING_BYTES) return;
-    this.nextMoment = moment + 1;
+    const slot = Math.round(timeS * this.fps);
+    // Send each moment once: seeking back in a file shows the transcript and does not process the video again.
+    if (slot < this.nextSlot || this.socket.bufferedAmount > MAX_BUFFERED_BYTES) return;
+    this.nextSlot = slot + 1;
     this.#send(timeS);
   }
 
@@ -61,7 +61,7 @@ export class FramePusher {
     if (!this.video.requestVideoFrameCallback) return;
     const onFrame = (_, { mediaTime }) => {
       if (this.hasStopped) return;
-      this.look(this.clock(mediaTime));
+      this.capture(this.clock(mediaTime));
       this.video.requestVideoFrameCallback(onFrame);
     };
     this.video.requestVideoFrameCallback(onFrame);

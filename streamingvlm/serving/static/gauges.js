@@ -1,14 +1,14 @@
-// How the model keeps up, and what it keeps in mind, drawn to scale.
+// Latency and lag of the model, and the contents of its cache, drawn to scale.
 
 const HISTORY = 60;
 const GAP_PX = 1;
 const NAMES = {
-  prompt: "Instructions",
-  sink: "First words",
-  window: "Latest words",
-  query: "Standing instruction",
-  vision: "Pictures",
-  text: "Turns",
+  prompt: "Prompt",
+  sink: "Text sink",
+  window: "Recent text",
+  query: "Query",
+  vision: "Video",
+  text: "Replies",
 };
 
 export class Gauges {
@@ -40,8 +40,8 @@ export class Gauges {
   }
 }
 
-// Each run of tokens is a block as wide as its share of the cache. A second's block is the same element from the second
-// in which it comes until it is evicted, so that one sees it move along and leave.
+// Each span of tokens is a block, as wide as its share of the cache. A turn keeps its element until it is evicted, so its
+// block visibly moves along and leaves.
 class CacheBar {
   constructor(bar, legend, fill) {
     Object.assign(this, { bar, legend, fill });
@@ -53,7 +53,7 @@ class CacheBar {
     this.legend.replaceChildren();
     this.blocks.clear();
     this.drawn = null;
-    this.fill.textContent = "nothing yet";
+    this.fill.textContent = "empty";
     this.bar.setAttribute("aria-label", "The cache is empty");
   }
 
@@ -63,30 +63,30 @@ class CacheBar {
 
   draw(cache) {
     this.drawn = cache;
-    const { num_tokens: numTokens, capacity_tokens: capacityTokens, runs } = cache;
+    const { num_tokens: numTokens, capacity_tokens: capacityTokens, spans } = cache;
     const width = this.bar.clientWidth;
     const scale = width / Math.max(capacityTokens ?? 0, numTokens, 1);
     const kept = new Set();
     let start = 0;
-    for (const [name, block] of named(runs)) {
+    for (const [name, block] of named(spans)) {
       kept.add(name);
       this.#place(name, block, start * scale, Math.max(1, block.tokens * scale - GAP_PX));
       start += block.tokens;
     }
     for (const [name, element] of this.blocks) if (!kept.has(name)) this.#leave(name, element);
-    this.#describe(runs, numTokens, capacityTokens);
+    this.#describe(spans, numTokens, capacityTokens);
   }
 
-  #place(name, { what }, left, width) {
+  #place(name, { kind }, left, width) {
     let element = this.blocks.get(name);
     if (!element) {
       element = document.createElement("i");
-      element.className = what;
+      element.className = kind;
       element.style.transform = `translateX(${this.bar.clientWidth}px)`;
       element.style.width = `${width}px`;
       this.bar.append(element);
       this.blocks.set(name, element);
-      element.getBoundingClientRect(); // laid out where it comes from, before it is sent where it belongs
+      element.getBoundingClientRect(); // forces a layout at the start position, so that the move is animated
     }
     element.style.transform = `translateX(${left}px)`;
     element.style.width = `${width}px`;
@@ -98,36 +98,36 @@ class CacheBar {
     setTimeout(() => element.remove(), 600);
   }
 
-  #describe(runs, numTokens, capacityTokens) {
+  #describe(spans, numTokens, capacityTokens) {
     const totals = new Map();
-    for (const [what, tokens] of runs) totals.set(what, (totals.get(what) ?? 0) + tokens);
-    const numSeconds = new Set(runs.filter(([what]) => what === "vision").map(([, , turn]) => turn)).size;
-    const entries = Object.keys(NAMES).filter((what) => totals.has(what));
-    const label = (what) => (what === "vision" ? `${numSeconds} s of pictures` : NAMES[what]);
-    this.legend.replaceChildren(...entries.map((what) => legendEntry(what, label(what), totals.get(what))));
+    for (const [kind, tokens] of spans) totals.set(kind, (totals.get(kind) ?? 0) + tokens);
+    const numSeconds = new Set(spans.filter(([kind]) => kind === "vision").map(([, , turn]) => turn)).size;
+    const entries = Object.keys(NAMES).filter((kind) => totals.has(kind));
+    const label = (kind) => (kind === "vision" ? `${numSeconds} s of video` : NAMES[kind]);
+    this.legend.replaceChildren(...entries.map((kind) => legendEntry(kind, label(kind), totals.get(kind))));
     this.fill.textContent = capacityTokens
-      ? `${numTokens} of ${capacityTokens} tokens, never more`
-      : `${numTokens} tokens, without a bound`;
-    const told = entries.map((what) => `${label(what)} ${totals.get(what)} tokens`).join(", ");
-    this.bar.setAttribute("aria-label", `The cache holds ${this.fill.textContent}: ${told}`);
+      ? `${numTokens} of ${capacityTokens} tokens`
+      : `${numTokens} tokens, unbounded`;
+    const summary = entries.map((kind) => `${label(kind)} ${totals.get(kind)} tokens`).join(", ");
+    this.bar.setAttribute("aria-label", `The cache holds ${this.fill.textContent}: ${summary}`);
   }
 }
 
-// Names that stay with a block while it moves: by its sort, its turn, and its place among that turn's blocks.
-function* named(runs) {
+// Stable names for the blocks: kind, turn, and index among the turn's blocks of this kind.
+function* named(spans) {
   const counts = new Map();
-  for (const [what, tokens, turn] of runs) {
-    const stem = `${what} ${turn ?? ""}`;
+  for (const [kind, tokens, turn] of spans) {
+    const stem = `${kind} ${turn ?? ""}`;
     const count = counts.get(stem) ?? 0;
     counts.set(stem, count + 1);
-    yield [`${stem} ${count}`, { what, tokens }];
+    yield [`${stem} ${count}`, { kind, tokens }];
   }
 }
 
-function legendEntry(what, label, tokens) {
+function legendEntry(kind, label, tokens) {
   const entry = document.createElement("div");
   const name = document.createElement("dt");
-  name.className = what;
+  name.className = kind;
   name.textContent = label;
   const value = document.createElement("dd");
   value.textContent = tokens;

@@ -1,4 +1,4 @@
-// The page: one session at a time, from the choice of a source to its last line.
+// The page: runs one session at a time, from the choice of a source to the last line.
 
 import { call, fetchBlob, key, ServerError } from "./api.js";
 import { listen } from "./commentary.js";
@@ -21,7 +21,7 @@ const transcript = new Transcript({
   onLines: (count) => document.querySelectorAll("[data-export]").forEach((button) => (button.disabled = !count)),
 });
 
-// What suits a source where nobody says otherwise; null leaves it to the server.
+// Default lag policy per source; null is the server's default.
 const LAG = { file: "wait", camera: "drop", address: null };
 
 let settings = null;
@@ -33,12 +33,12 @@ function phase(name, status) {
   document.body.dataset.phase = name;
   byId("status").textContent = status;
   for (const id of ["ask", "ask-button"]) byId(id).disabled = name !== "live";
-  byId("stop").textContent = name === "over" ? "Watch something else" : "Stop";
+  byId("stop").textContent = name === "over" ? "Choose another source" : "Stop";
 }
 
 async function watch(chosen, previousText) {
   byId("trouble").textContent = "";
-  const asked = {
+  const options = {
     query: byId("query").value.trim(),
     previous_text: byId("previous").value.trim() || previousText || "",
   };
@@ -46,15 +46,15 @@ async function watch(chosen, previousText) {
   phase("opening", "Opening …");
   try {
     await source.open();
-    asked.lag = byId("lag").value || LAG[source.kind];
-    session = await call("POST", "/v1/sessions", { source: source.sourceAsked(), ...asked });
+    options.lag = byId("lag").value || LAG[source.kind];
+    session = await call("POST", "/v1/sessions", { source: source.request(), ...options });
     begin();
     await source.start(session, settings);
   } catch (error) {
-    await giveUp(error);
+    await abort(error);
     return;
   }
-  phase("live", source.way ? `Watching, by ${source.way}` : "Watching");
+  phase("live", source.transport ? `Watching (${source.transport})` : "Watching");
   byId("stop").focus();
 }
 
@@ -62,53 +62,53 @@ function begin() {
   transcript.clear(source.canSeek);
   gauges.clear();
   player.show(source.canSeek);
-  let wasLost = false;
+  let isReconnecting = false;
   stopListening = listen(session.id, {
-    line: takeLine,
-    words: ({ text }) => transcript.utter(text, source.timeS()),
-    state: takeState,
-    gap: ({ num_missed: count }) => transcript.remark(`${count} lines went by while you were away`),
-    end: ({ reason }) => over(reason),
-    lost: () => {
-      wasLost = true;
-      byId("status").textContent = "Connecting again …";
+    line: onLine,
+    partial: ({ text }) => transcript.showPartial(text, source.timeS()),
+    state: onState,
+    gap: ({ num_missed: count }) => transcript.addNote(`${count} lines were missed`),
+    end: ({ reason }) => showEnd(reason),
+    disconnected: () => {
+      isReconnecting = true;
+      byId("status").textContent = "Reconnecting …";
     },
-    found: () => {
-      if (wasLost) byId("status").textContent = "Watching";
-      wasLost = false;
+    connected: () => {
+      if (isReconnecting) byId("status").textContent = "Watching";
+      isReconnecting = false;
     },
   });
 }
 
-function takeLine({ type, id, ...line }) {
+function onLine({ type, id, ...line }) {
   transcript.add(line);
   gauges.line(line);
   source.onLine?.(line);
-  // A line is of a moment that has passed: over a live picture the newest stands, until it has been read.
+  // A line describes a moment that has passed: over live video, show the newest line for as long as it takes to read.
   if (!source.canSeek) transcript.showAt(line.end_s);
 }
 
-function takeState(state) {
+function onState(state) {
   gauges.state(state);
   source.onState(state);
 }
 
-async function giveUp(error) {
+async function abort(error) {
   source.close();
-  source.forget();
+  source.release();
   if (session) call("DELETE", `/v1/sessions/${session.id}`).catch(() => {});
   stopListening();
   player.hide();
   session = null;
   video.hidden = true;
-  phase("idle", "Nothing is being watched");
+  phase("idle", "No video");
   byId("trouble").textContent = error.message;
 }
 
-function over(reason) {
+function showEnd(reason) {
   source.close();
-  phase("over", reason === "finished" ? "The video is over" : `Ended: ${reason}`);
-  transcript.remark(reason === "finished" ? "The end" : `Ended: ${reason}`);
+  phase("over", reason === "finished" ? "The video has ended" : `Ended: ${reason}`);
+  transcript.addNote(reason === "finished" ? "End of video" : `Ended: ${reason}`);
 }
 
 async function stop() {
@@ -121,19 +121,19 @@ async function stop() {
   try {
     await call("POST", `/v1/sessions/${session.id}/finish`);
   } catch {
-    over("the server has left"); // there is nobody to stop
+    showEnd("the server is not reachable"); // the session cannot be stopped
   }
 }
 
 function reset() {
   stopListening();
   player.hide();
-  source.forget();
+  source.release();
   session = null;
   video.hidden = true;
   transcript.clear(false);
   gauges.clear();
-  phase("idle", "Nothing is being watched");
+  phase("idle", "No video");
   byId("use-camera").focus();
 }
 
@@ -148,22 +148,22 @@ async function ask(event) {
   const question = byId("ask").value.trim();
   if (!question || !session) return;
   byId("ask").value = "";
-  const settle = transcript.ask(question, source.timeS());
+  const showAnswer = transcript.ask(question, source.timeS());
   try {
     const { answer } = await call("POST", `/v1/sessions/${session.id}/questions`, { question });
-    settle(answer || "(It says nothing.)");
+    showAnswer(answer || "(empty answer)");
   } catch (error) {
-    settle(error.message, true);
+    showAnswer(error.message, true);
   }
 }
 
 async function watchSample() {
-  phase("opening", "Fetching the match …");
+  phase("opening", "Loading the sample …");
   try {
     const [blob, text] = await Promise.all([fetchBlob("/sample/match.mp4"), fetchBlob("/sample/match.txt")]);
     await watch(new FileSource(video, blob), (await text.text()).trim());
   } catch (error) {
-    phase("idle", "Nothing is being watched");
+    phase("idle", "No video");
     byId("trouble").textContent = error.message;
   }
 }
@@ -175,7 +175,7 @@ function toggleAddress() {
   if (!row.hidden) byId("address").focus();
 }
 
-async function enter() {
+async function loadSettings() {
   try {
     settings = await call("GET", "/v1/settings");
   } catch (error) {
@@ -187,15 +187,15 @@ async function enter() {
   byId("model").textContent = settings.model;
   const isOpen = settings.addresses || settings.files;
   byId("use-address").disabled = !isOpen;
-  byId("address-note").textContent = isOpen ? "a stream, a playlist" : "closed by the operator";
+  byId("address-note").textContent = isOpen ? "stream or playlist" : "disabled by the operator";
 }
 
 async function useKey(event) {
   event.preventDefault();
   key.set(byId("key").value.trim());
   byId("key-trouble").textContent = "";
-  await enter();
-  if (byId("key-dialog").open) byId("key-trouble").textContent = "That key is not known here.";
+  await loadSettings();
+  if (byId("key-dialog").open) byId("key-trouble").textContent = "This key is not valid.";
 }
 
 byId("use-camera").addEventListener("click", () => watch(new CameraSource(video)));
@@ -221,4 +221,4 @@ video.addEventListener("timeupdate", () => source?.canSeek && transcript.showAt(
 window.addEventListener("resize", () => gauges.cache.redraw());
 window.addEventListener("pagehide", () => source?.close());
 
-enter();
+loadSettings();

@@ -1,4 +1,4 @@
-// The controls under a video that is played here: play, position, sound, the whole screen.
+// Playback controls: play, position, sound, full screen.
 
 import { clockText } from "./transcript.js";
 
@@ -10,18 +10,18 @@ export class Player {
     this.position = byId("position");
     this.times = byId("times");
     this.sound = byId("sound");
-    this.wide = byId("fullscreen");
+    this.fullscreen = byId("fullscreen");
     this.play.addEventListener("click", () => (video.paused ? video.play() : video.pause()));
     this.position.addEventListener("input", () => (video.currentTime = this.position.valueAsNumber));
     this.sound.addEventListener("click", () => (video.muted = !video.muted));
-    this.wide.addEventListener("click", () => (document.fullscreenElement ? document.exitFullscreen() : stage.requestFullscreen()));
-    this.wide.hidden = !stage.requestFullscreen;
+    this.fullscreen.addEventListener("click", () => (document.fullscreenElement ? document.exitFullscreen() : stage.requestFullscreen()));
+    this.fullscreen.hidden = !stage.requestFullscreen;
     for (const name of ["play", "pause", "timeupdate", "durationchange", "volumechange", "seeking"]) {
       video.addEventListener(name, () => this.#draw());
     }
   }
 
-  // canSeek: a file, which has positions; a camera has none.
+  // canSeek: true for a file, false for a camera.
   show(canSeek) {
     this.bar.hidden = false;
     for (const element of [this.play, this.position, this.times, this.sound]) element.hidden = !canSeek;

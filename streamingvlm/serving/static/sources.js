@@ -1,16 +1,16 @@
-// What can be watched: a camera, a file, an address. Each is opened, started with a session, and stopped.
+// Video sources: camera, file and address. Each is opened, started with a session, and closed.
 
 import { call, fetchBlob } from "./api.js";
 import { FramePusher } from "./frames.js";
 
 const CONNECT_MS = 6000;
 const GATHER_MS = 2000;
-const LEAST_SENT_PIXELS = 640 * 360;
+const MIN_SENT_PIXELS = 640 * 360;
 const PREVIEW_MS = 500;
-const CATCH_UP_S = 1;
-const TOO_LATE_S = 3;
+const RESUME_LAG_S = 1;
+const MAX_LAG_S = 3;
 
-// A file is played here and its frames are sent: the file itself never leaves the browser.
+// A local file: it is played in the browser, which sends the frames. The file itself is not uploaded.
 export class FileSource {
   kind = "file";
   canSeek = true;
@@ -30,7 +30,7 @@ export class FileSource {
     });
   }
 
-  sourceAsked() {
+  request() {
     return { push: true };
   }
 
@@ -41,20 +41,20 @@ export class FileSource {
   async start(session, settings) {
     const clock = (mediaTime) => mediaTime ?? this.video.currentTime;
     this.pusher = new FramePusher(session.id, this.video, { ...rate(settings), clock });
-    this.holdsBack = session.lag === "wait";
+    this.waitsForModel = session.lag === "wait";
     await this.pusher.start();
     this.video.onended = () => this.finish();
     await this.video.play();
   }
 
-  // The model is late: hold the video back until it has caught up.
+  // Pause the video while the model is behind.
   onState({ lag_s: lagS }) {
-    if (!this.holdsBack) return;
-    if (lagS > TOO_LATE_S && !this.video.paused) {
-      this.isHeld = true;
+    if (!this.waitsForModel) return;
+    if (lagS > MAX_LAG_S && !this.video.paused) {
+      this.isPausedForModel = true;
       this.video.pause();
-    } else if (this.isHeld && lagS < CATCH_UP_S) {
-      this.isHeld = false;
+    } else if (this.isPausedForModel && lagS < RESUME_LAG_S) {
+      this.isPausedForModel = false;
       this.video.play();
     }
   }
@@ -69,14 +69,14 @@ export class FileSource {
     this.video.pause();
   }
 
-  forget() {
+  release() {
     this.video.removeAttribute("src");
     this.video.load();
     URL.revokeObjectURL(this.url);
   }
 }
 
-// A camera goes by WebRTC where the way is open, else as JPEGs.
+// A camera: by WebRTC if a connection can be made, otherwise as JPEGs.
 export class CameraSource {
   kind = "camera";
   canSeek = false;
@@ -86,18 +86,18 @@ export class CameraSource {
   }
 
   async open() {
-    if (!navigator.mediaDevices) throw new Error("Cameras need a page from https or from localhost.");
+    if (!navigator.mediaDevices) throw new Error("Cameras need a page from https or localhost.");
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } }, audio: false });
     } catch (error) {
-      throw new Error(error.name === "NotAllowedError" ? "The camera was not allowed." : "There is no camera to use.");
+      throw new Error(error.name === "NotAllowedError" ? "Access to the camera was denied." : "No camera was found.");
     }
     this.video.srcObject = this.stream;
     this.video.hidden = false;
     await this.video.play();
   }
 
-  sourceAsked() {
+  request() {
     return { push: true };
   }
 
@@ -108,7 +108,7 @@ export class CameraSource {
   async start(session, settings) {
     this.startedMs = performance.now();
     if (await this.#connect(session, settings)) return;
-    this.way = "JPEG";
+    this.transport = "JPEG";
     this.pusher = new FramePusher(session.id, this.video, { ...rate(settings), clock: () => this.timeS() });
     await this.pusher.start();
   }
@@ -126,7 +126,7 @@ export class CameraSource {
     for (const track of this.stream?.getTracks() ?? []) track.stop();
   }
 
-  forget() {
+  release() {
     this.video.srcObject = null;
   }
 
@@ -144,13 +144,13 @@ export class CameraSource {
       peer.close();
       return false;
     }
-    this.way = "WebRTC";
+    this.transport = "WebRTC";
     this.peer = peer;
     return true;
   }
 }
 
-// An address, or a file of the server's: the server fetches it, and the page shows what the model was shown.
+// An address, or a file on the server: the server reads it, and the page shows the newest frame of the model.
 export class AddressSource {
   kind = "address";
   canSeek = false;
@@ -158,17 +158,17 @@ export class AddressSource {
   constructor(image, address) {
     this.image = image;
     this.address = address;
-    this.seenS = 0;
+    this.endS = 0;
   }
 
   async open() {}
 
-  sourceAsked() {
+  request() {
     return /^[a-z][a-z0-9+.-]*:\/\//i.test(this.address) ? { url: this.address } : { file: this.address };
   }
 
   timeS() {
-    return this.seenS;
+    return this.endS;
   }
 
   async start(session) {
@@ -182,7 +182,7 @@ export class AddressSource {
   }
 
   onLine(line) {
-    this.seenS = line.end_s;
+    this.endS = line.end_s;
   }
 
   finish() {}
@@ -191,7 +191,7 @@ export class AddressSource {
     clearInterval(this.timer);
   }
 
-  forget() {
+  release() {
     this.image.hidden = true;
     this.image.removeAttribute("src");
     URL.revokeObjectURL(this.shown);
@@ -205,14 +205,14 @@ export class AddressSource {
       URL.revokeObjectURL(this.shown);
       this.image.src = this.shown = url;
     } catch {
-      this.hasNew = true; // tried again with the next tick
+      this.hasNew = true; // retried at the next tick
     }
   }
 }
 
 function rate(settings) {
-  // Twice the model's size on each side leaves its own resize something to work with.
-  const maxPixels = Math.max(4 * settings.video.max_pixels, LEAST_SENT_PIXELS);
+  // Twice the model's input size per side, so that the server's resize keeps its quality.
+  const maxPixels = Math.max(4 * settings.video.max_pixels, MIN_SENT_PIXELS);
   return { fps: settings.video.fps, maxPixels };
 }
 

@@ -1,8 +1,8 @@
-// The transcript: lines and questions as they come, followed until the reader scrolls back.
+// The transcript: lines, questions and notes; scrolls along until the reader scrolls back.
 
 const MAX_SHOWN = 2000;
 const NEAR_END_PX = 48;
-const CAPTION_STAYS_S = 4;
+const CAPTION_S = 4;
 
 export function clockText(timeS) {
   const whole = Math.floor(timeS);
@@ -12,21 +12,21 @@ export function clockText(timeS) {
 }
 
 export class Transcript {
-  // onSeek: called with the stream time of a line that was chosen; null where the source cannot go back.
-  // onLines: called whenever there are lines to save, or none any more.
+  // onSeek: called with the stream time of a line that was clicked. onLines: called with the number of lines when it
+  // changes.
   constructor({ list, scroll, newest, caption, onSeek, onLines }) {
     Object.assign(this, { list, scroll, newest, caption, onSeek, onLines });
     this.clear(false);
-    scroll.addEventListener("scroll", () => this.#noteScroll());
+    scroll.addEventListener("scroll", () => this.#onScroll());
     newest.addEventListener("click", () => this.#follow());
-    list.addEventListener("click", (event) => this.#choose(event));
-    list.addEventListener("keydown", (event) => this.#walk(event));
+    list.addEventListener("click", (event) => this.#onClick(event));
+    list.addEventListener("keydown", (event) => this.#moveFocus(event));
   }
 
   clear(canSeek) {
     this.canSeek = canSeek;
     this.lines = [];
-    this.spoken = [];
+    this.entries = [];
     this.onLines(0);
     this.isFollowing = true;
     this.current = null;
@@ -45,56 +45,56 @@ export class Transcript {
     row.className = "line";
     row.append(time(line.start_s), span(line.text));
     item.append(row);
-    this.spoken.push({ line, row });
+    this.entries.push({ line, row });
     this.#append(item);
   }
 
-  // What is being said, before its line is whole; nothing where somebody looks at an earlier time.
-  utter(text, timeS) {
-    if (timeS < (this.spoken.at(-1)?.line.start_s ?? 0)) return;
+  // Shows the text of the line that is being generated, unless the reader has sought back.
+  showPartial(text, timeS) {
+    if (timeS < (this.entries.at(-1)?.line.start_s ?? 0)) return;
     this.caption.textContent = text;
     this.caption.classList.toggle("shown", text !== "");
   }
 
-  remark(text) {
+  addNote(text) {
     const item = document.createElement("li");
-    item.className = "remark";
+    item.className = "note";
     item.textContent = text;
     this.#append(item);
   }
 
-  // Returns how to settle the answer: with a text, or with why there is none.
+  // Adds a question; returns a function that shows its answer, or the error.
   ask(question, timeS) {
     const item = document.createElement("li");
     item.className = "exchange";
-    const asked = document.createElement("p");
-    asked.className = "question";
-    asked.append(time(timeS), question);
+    const questionText = document.createElement("p");
+    questionText.className = "question";
+    questionText.append(time(timeS), question);
     const answer = document.createElement("p");
     answer.className = "answer waiting";
     answer.textContent = "Thinking …";
-    item.append(asked, answer);
+    item.append(questionText, answer);
     this.#append(item);
     return (text, hasFailed = false) => {
       answer.className = hasFailed ? "answer failed" : "answer";
       answer.textContent = text;
-      this.#keepUp();
+      this.#scrollToEnd();
     };
   }
 
-  // What was being said at this time stands over the video, and is marked in the list.
+  // Shows the line of this time as a caption, and marks it in the list.
   showAt(timeS) {
     const index = this.#lastBefore(timeS);
-    const entry = this.spoken[index];
-    const isRecent = entry && timeS - entry.line.end_s < CAPTION_STAYS_S;
+    const entry = this.entries[index];
+    const isRecent = entry && timeS - entry.line.end_s < CAPTION_S;
     if (isRecent) this.caption.textContent = entry.line.text;
     this.caption.classList.toggle("shown", Boolean(isRecent));
     this.#mark(isRecent ? entry.row : null);
   }
 
   #lastBefore(timeS) {
-    let index = this.spoken.length - 1;
-    while (index >= 0 && this.spoken[index].line.start_s > timeS) index -= 1;
+    let index = this.entries.length - 1;
+    while (index >= 0 && this.entries[index].line.start_s > timeS) index -= 1;
     return index;
   }
 
@@ -108,16 +108,16 @@ export class Transcript {
   #append(item) {
     this.list.append(item);
     while (this.list.childElementCount > MAX_SHOWN) this.list.firstElementChild.remove();
-    if (this.spoken.length > MAX_SHOWN) this.spoken.shift();
-    this.#keepUp();
+    if (this.entries.length > MAX_SHOWN) this.entries.shift();
+    this.#scrollToEnd();
   }
 
-  #keepUp() {
+  #scrollToEnd() {
     if (this.isFollowing) this.scroll.scrollTop = this.scroll.scrollHeight;
     this.newest.hidden = this.isFollowing;
   }
 
-  #noteScroll() {
+  #onScroll() {
     const { scrollTop, clientHeight, scrollHeight } = this.scroll;
     this.isFollowing = scrollTop + clientHeight > scrollHeight - NEAR_END_PX;
     this.newest.hidden = this.isFollowing || !this.list.childElementCount;
@@ -125,20 +125,20 @@ export class Transcript {
 
   #follow() {
     this.isFollowing = true;
-    this.#keepUp();
+    this.#scrollToEnd();
     this.scroll.focus();
   }
 
-  #choose(event) {
+  #onClick(event) {
     const row = event.target.closest("button.line");
-    const entry = this.spoken.find((spoken) => spoken.row === row);
+    const entry = this.entries.find((candidate) => candidate.row === row);
     if (entry) this.onSeek(entry.line.start_s);
   }
 
-  #walk(event) {
+  #moveFocus(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!step || !event.target.matches("button.line")) return;
-    const rows = this.spoken.map((spoken) => spoken.row);
+    const rows = this.entries.map((entry) => entry.row);
     rows[rows.indexOf(event.target) + step]?.focus();
     event.preventDefault();
   }

@@ -1,4 +1,4 @@
-"""A front on loopback, and replicas in threads of this process."""
+"""A frontend on loopback, and replicas in threads of this process."""
 
 import json
 import struct
@@ -14,37 +14,37 @@ from running_server import Running
 from websockets.exceptions import ConnectionClosedError
 
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.serving.config import ServerConfig
 from streamingvlm.serving.fleet.fleet import Fleet
-from streamingvlm.serving.fleet.front import create_front
-from streamingvlm.serving.fleet.kept import left_in
-from streamingvlm.serving.fleet.link import Address
+from streamingvlm.serving.fleet.frontend import create_frontend
 from streamingvlm.serving.fleet.replica import ReplicaServer
+from streamingvlm.serving.fleet.replica_client import ReplicaAddress
+from streamingvlm.serving.fleet.session_store import stored_sessions
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.server import DrainingServer, bind
-from streamingvlm.serving.streams import Streams
+from streamingvlm.serving.server_config import ServerConfig
+from streamingvlm.serving.stream_pool import StreamPool
 
-SECRET = "the secret of a front and its replicas".replace(" ", "-")
+SECRET = "the secret of a frontend and its replicas".replace(" ", "-")
 
 
 @dataclass
 class RunningFleet(Running):
-    """A front that runs, and its replicas by name."""
+    """A running frontend and its replicas by name."""
 
     replicas: dict[str, ReplicaServer]
     fleet: Fleet
     start: object
 
     def replica_of(self, session: str) -> str:
-        """The name of the replica that has a session."""
-        return self.fleet._sessions[session].link.address.id
+        """The name of a session's replica."""
+        return self.fleet._sessions[session].client.address.id
 
     def leave(self, name: str):
-        """Have a replica leave in good order, as Ray Serve has it."""
+        """Shut a replica down gracefully, as Ray Serve does."""
         self.replicas.pop(name).leave()
 
     def cut_off(self, name: str) -> ReplicaServer:
-        """Have a replica answer nobody from now on, while it goes on in ignorance of that."""
+        """Cut a replica's connections, while it continues to run."""
         server = self.replicas.pop(name)
         server._server.force_exit = server._server.should_exit = True
         server._thread.join(30)
@@ -53,22 +53,22 @@ class RunningFleet(Running):
 
 @contextmanager
 def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *names: str) -> Iterator[RunningFleet]:
-    """Run a front in a thread of this process, as the script does in its own, and replicas of these names."""
+    """Run a frontend in a thread of this process, and replicas of these names."""
     with ExitStack() as stack:
         replicas: dict[str, ReplicaServer] = {}
 
         def start(name: str):
-            streams = Streams(model, {}, **config.limits.room)
+            streams = StreamPool(model, {}, **config.limits.engine_capacity)
             stack.callback(streams.close)
             replicas[name] = server = ReplicaServer(streams, config, folder, SECRET)
             stack.callback(server.leave)
 
-        async def find() -> list[Address]:
-            return [Address(name, server.url, 0) for name, server in replicas.items()]
+        async def find() -> list[ReplicaAddress]:
+            return [ReplicaAddress(name, server.url, 0) for name, server in replicas.items()]
 
         for name in names:
             start(name)
-        fleet = Fleet(config, Metrics(), find, SECRET, left_in(folder))
+        fleet = Fleet(config, Metrics(), find, SECRET, stored_sessions(folder))
         url = stack.enter_context(_serving(fleet))
         headers = {"Authorization": f"Bearer {config.api_keys[0]}"} if config.api_keys else {}
         http = stack.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60))
@@ -79,7 +79,7 @@ def running_fleet(model: StreamingModel, config: ServerConfig, folder: Path, *na
 def _serving(fleet: Fleet) -> Iterator[str]:
     listener = bind(replace(fleet.config, port=0))
     is_ready = threading.Event()
-    server = DrainingServer(create_front(fleet), fleet.config, on_ready=is_ready.set)
+    server = DrainingServer(create_frontend(fleet), fleet.config, on_ready=is_ready.set)
     run = threading.Thread(target=server.run, args=([listener],))
     run.start()
     assert is_ready.wait(60)
@@ -91,10 +91,10 @@ def _serving(fleet: Fleet) -> Iterator[str]:
         assert not run.is_alive()
 
 
-class Watched:
-    """A session that is listened to all the time by one WebSocket, and pushed to by another.
+class PushedSession:
+    """A session with one WebSocket that listens all the time, and one that pushes.
 
-    session, after: of one that is open already, and of which so many seconds were seen and heard.
+    session, after: an open session, and the number of turns that it has already processed.
     """
 
     def __init__(self, server: Running, jpegs: list[bytes], *, headers=None, session: str = "", after: int = 0):
@@ -110,32 +110,32 @@ class Watched:
 
     @property
     def lines(self) -> list[dict]:
-        """What was heard so far."""
+        """The lines received so far."""
         return [message for message in list(self.messages) if message["type"] == "line"]
 
     @property
     def end(self) -> dict:
-        """What the listener was told last, once that is the end."""
+        """The end event."""
         self._listening.join(120)
         assert not self._listening.is_alive(), "the commentary does not end"
         return self.messages[-1]
 
     def push(self, until_s: int):
-        """Push what is before a time; the frames may wait in the server still."""
+        """Push the frames before a time; they may still wait in the server."""
         for index in range(2 * self._pushed_s, 2 * until_s):
             self._pusher.send(struct.pack(">d", index / 2) + self.jpegs[index])
         self._pushed_s = until_s
 
-    def hear(self, until_s: int):
-        """Wait until the lines before a time were heard."""
+    def wait_for_lines(self, until_s: int):
+        """Wait for the lines before a time."""
         deadline_s = time.monotonic() + 120
         while len(self.lines) < until_s - self._after:
             assert time.monotonic() < deadline_s and self._listening.is_alive(), self.messages
             time.sleep(0.02)
 
     def finish(self) -> list[str]:
-        """The text of all its lines, each of which came once and in order."""
-        self.hear(self._pushed_s)
+        """The text of all its lines; each must have arrived once and in order."""
+        self.wait_for_lines(self._pushed_s)
         assert self.server.http.post(f"{self.path}/finish").status_code == 202
         end, lines = self.end, self.lines
         assert (end["type"], end["reason"], end["last_id"]) == ("end", "finished", self._pushed_s)

@@ -1,4 +1,4 @@
-"""Sessions on two replicas: each at its own, and going on elsewhere when that leaves, dies or falls silent."""
+"""Sessions on two replicas, and their moves when one leaves or fails."""
 
 import shutil
 import threading
@@ -6,40 +6,40 @@ import time
 
 import httpx
 import pytest
-from running_fleet import SECRET, Watched, running_fleet
+from running_fleet import SECRET, PushedSession, running_fleet
 from running_server import KEY, MATCH, OTHER_KEY, error_of
 
 from streamingvlm import StreamingSession
-from streamingvlm.serving.config import Allowed, Limits, ServerConfig
+from streamingvlm.serving.server_config import AllowedSources, ServerConfig, ServerLimits
 
 
 @pytest.fixture
 def two(pitch, tmp_path):
-    """Give a front with two replicas, a and b."""
+    """Start a frontend with two replicas, a and b."""
 
     def start(*names, limits=None, **config):
-        chosen = Limits(**{"requests_per_s": 10_000, "burst_requests": 10_000, **(limits or {})})
+        chosen = ServerLimits(**{"requests_per_s": 10_000, "burst_requests": 10_000, **(limits or {})})
         return running_fleet(pitch, ServerConfig(limits=chosen, **config), tmp_path, *(names or ("a", "b")))
 
     return start
 
 
 def counted(server, name: str) -> dict[str, float]:
-    """A figure of each replica that has it."""
+    """A metric by replica."""
     rows = [row for row in server.http.get("/metrics").text.splitlines() if row.startswith(name)]
     return {row.split('replica="')[1].split('"')[0]: float(row.split()[-1]) for row in rows}
 
 
-def test_sessions_land_on_both_replicas_and_stay_there(two, match_jpegs, unmoved):
+def test_sessions_are_spread_over_the_replicas_and_stay_there(two, match_jpegs, unmoved):
     with two() as server:
-        first, second = (Watched(server, match_jpegs) for _ in range(2))
+        first, second = (PushedSession(server, match_jpegs) for _ in range(2))
         assert {server.replica_of(watched.id) for watched in (first, second)} == {"a", "b"}
         first.push(4)
         second.push(3)
-        first.hear(4)
-        second.hear(3)
+        first.wait_for_lines(4)
+        second.wait_for_lines(3)
         had = {server.replica_of(first.id): 4, server.replica_of(second.id): 3}
-        assert counted(server, "streamingvlm_lines_total") == {"front": 0, **had}
+        assert counted(server, "streamingvlm_lines_total") == {"frontend": 0, **had}
         answer = server.http.post(f"{first.path}/questions", json={"question": "What is the score?"})
         assert answer.json()["time_s"] == 4
         assert server.http.get(f"{first.path}/frame").content.startswith(b"\xff\xd8")
@@ -48,9 +48,9 @@ def test_sessions_land_on_both_replicas_and_stay_there(two, match_jpegs, unmoved
         assert (first.finish(), second.finish()) == (unmoved[:4], unmoved[:3])
 
 
-def test_a_replica_that_leaves_has_its_sessions_go_on_elsewhere(two, match_jpegs, unmoved):
+def test_sessions_of_a_leaving_replica_move(two, match_jpegs, unmoved):
     with two() as server:
-        watched = [Watched(server, match_jpegs) for _ in range(2)]
+        watched = [PushedSession(server, match_jpegs) for _ in range(2)]
         for session in watched:
             session.push(3)
         leaving = threading.Thread(target=server.leave, args=("a",))
@@ -62,23 +62,23 @@ def test_a_replica_that_leaves_has_its_sessions_go_on_elsewhere(two, match_jpegs
         assert {server.replica_of(session.id) for session in watched} == {"b"}
 
 
-def test_a_replica_that_is_cut_off_is_given_up_and_cannot_disturb_who_goes_on(two, match_jpegs, unmoved):
+def test_a_replica_that_is_cut_off_cannot_disturb_its_moved_sessions(two, match_jpegs, unmoved):
     with two() as server:
-        session = Watched(server, match_jpegs)
+        session = PushedSession(server, match_jpegs)
         name = server.replica_of(session.id)
         session.push(4)
-        session.hear(2)
+        session.wait_for_lines(2)
         server.cut_off(name)
         session.push(9)
         assert session.finish() == unmoved[:9]
         assert server.replica_of(session.id) != name
 
 
-def test_the_instruction_that_was_changed_last_goes_along(two, match_jpegs):
+def test_the_newest_query_moves_with_the_session(two, match_jpegs):
     with two() as server:
-        session = Watched(server, match_jpegs)
+        session = PushedSession(server, match_jpegs)
         session.push(2)
-        session.hear(2)
+        session.wait_for_lines(2)
         assert server.http.patch(session.path, json={"query": "Who leads?"}).json()["query"] == "Who leads?"
         server.leave(server.replica_of(session.id))
         assert server.http.get(session.path).json()["query"] == "Who leads?"
@@ -86,11 +86,11 @@ def test_the_instruction_that_was_changed_last_goes_along(two, match_jpegs):
         assert len(session.finish()) == 4
 
 
-def test_a_file_is_watched_on_from_where_it_was(two, pitch):
+def test_a_file_continues_at_its_position(two, pitch):
     said_before = MATCH.with_suffix(".txt").read_text().strip()
     lines = StreamingSession(pitch, previous_text=said_before).stream(MATCH)
     expected = [line.text for _, line in zip(range(12), lines, strict=False)]
-    with two(allowed=Allowed(folder=MATCH.parent)) as server:
+    with two(allowed=AllowedSources(folder=MATCH.parent)) as server:
         session = server.open(source={"file": "match.mp4"}, previous_text=said_before)
         heard = []
         with server.socket(f"/v1/sessions/{session}/commentary") as socket:
@@ -109,9 +109,9 @@ def test_a_file_is_watched_on_from_where_it_was(two, pitch):
 
 def test_a_session_waits_for_a_replica_with_room(two, match_jpegs, unmoved):
     with two("a") as server:
-        session = Watched(server, match_jpegs)
+        session = PushedSession(server, match_jpegs)
         session.push(2)
-        session.hear(2)
+        session.wait_for_lines(2)
         server.leave("a")
         answers = []
         asking = threading.Thread(target=lambda: answers.append(server.http.get(session.path)))
@@ -125,23 +125,23 @@ def test_a_session_waits_for_a_replica_with_room(two, match_jpegs, unmoved):
         assert answers[0].json()["id"] == session.id
 
 
-def test_a_full_replica_is_passed_over_and_a_full_fleet_refuses(two):
+def test_a_full_replica_is_skipped_and_a_full_fleet_refuses(two):
     with two(limits={"max_sessions": 2}) as server:
         sessions = [server.open() for _ in range(4)]
         assert sorted(server.replica_of(session) for session in sessions) == ["a", "a", "b", "b"]
         refused = server.http.post("/v1/sessions", json={})
         assert refused.status_code == 429
-        assert "room" in error_of(refused)
+        assert "limit" in error_of(refused)
         server.http.delete(f"/v1/sessions/{sessions[0]}")
         while server.http.post("/v1/sessions", json={}).status_code != 201:
             time.sleep(0.1)
 
 
-def test_a_session_of_which_nothing_is_left_is_told_as_lost(two, match_jpegs, tmp_path):
+def test_a_session_without_its_folder_is_reported_as_lost(two, match_jpegs, tmp_path):
     with two() as server:
-        session = Watched(server, match_jpegs)
+        session = PushedSession(server, match_jpegs)
         session.push(2)
-        session.hear(2)
+        session.wait_for_lines(2)
         shutil.rmtree(tmp_path / session.id)
         server.cut_off(server.replica_of(session.id))
         assert "is lost" in session.end["reason"]
@@ -150,18 +150,18 @@ def test_a_session_of_which_nothing_is_left_is_told_as_lost(two, match_jpegs, tm
         assert (answer.status_code, "open another" in error_of(answer)) == (410, True)
 
 
-def test_what_was_going_on_when_all_was_stopped_goes_on_with_the_next_start(two, match_jpegs, unmoved):
+def test_stored_sessions_resume_at_the_next_start(two, match_jpegs, unmoved):
     with two() as server:
-        session = Watched(server, match_jpegs)
+        session = PushedSession(server, match_jpegs)
         session.push(4)
-        session.hear(4)
+        session.wait_for_lines(4)
     with two("c") as server:
-        again = Watched(server, match_jpegs, session=session.id, after=4)
+        again = PushedSession(server, match_jpegs, session=session.id, after=4)
         again.push(8)
         assert [line["text"] for line in session.lines] + again.finish() == unmoved[:8]
 
 
-def test_sessions_belong_to_their_key_and_replicas_serve_their_front_alone(two):
+def test_sessions_belong_to_their_key_and_replicas_serve_their_frontend_only(two):
     with two(api_keys=(KEY, OTHER_KEY)) as server:
         session = server.open()
         path = f"/v1/sessions/{session}"
@@ -170,15 +170,15 @@ def test_sessions_belong_to_their_key_and_replicas_serve_their_front_alone(two):
             assert server.http.request(method, path + name, headers=others).status_code == 404
         assert server.http.get(path).status_code == 200
         replica = server.replicas[server.replica_of(session)].url
-        for headers in ({}, server.http.headers, {"x-front-secret": "guessed"}):
+        for headers in ({}, server.http.headers, {"x-frontend-secret": "guessed"}):
             for name in (path, "/replica", "/metrics", "/health"):
                 assert httpx.get(replica + name, headers=headers).status_code == 401
-        assert httpx.get(f"{replica}/replica", headers={"x-front-secret": SECRET}).status_code == 200
+        assert httpx.get(f"{replica}/replica", headers={"x-frontend-secret": SECRET}).status_code == 200
         for escape in (f"{path}/../../replica", f"{path}/..%2F..%2Freplica", "/replica", f"{path}%2F..%2F..%2Freplica"):
             assert server.http.get(escape).status_code == 404
 
 
-def test_what_any_replica_can_answer_is_answered(two):
+def test_requests_without_a_session_go_to_any_replica(two):
     with two() as server:
         assert server.http.get("/v1/models").json()["data"][0]["id"] == "pitch"
         assert server.http.get("/v1/settings").json()["object"] == "settings"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from running_fleet import Watched
+from running_fleet import PushedSession
 from running_server import Running
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'streamingvlm[ray]'")
 
 ROOT = Path(__file__).parents[3]
-KEY = "the-key-of-the-front-door"
+KEY = "the-key-of-the-frontend"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 ENVIRONMENT = {
     **os.environ,
@@ -38,7 +38,7 @@ ray.init(address="auto", log_to_driver=False)
 deployment = DeploymentID(name="Replica", app_name="streamingvlm")
 ray.get(_get_global_client()._controller.update_deployment_replicas.remote(deployment, int(sys.argv[1])))
 """
-"""What Ray does when it is asked to by POST /api/v1/applications/streamingvlm/deployments/Replica/scale."""
+"""What Ray does on POST /api/v1/applications/streamingvlm/deployments/Replica/scale."""
 
 
 @dataclass
@@ -49,30 +49,30 @@ class Cluster(Running):
 
     @property
     def replicas(self) -> dict[str, int]:
-        """The replicas that are there, and their processes."""
-        gone = {entry["replica"] for entry in self._told("a replica has gone")}
-        return {e["replica"]: e["pid"] for e in self._told("a replica has come") if e["replica"] not in gone}
+        """The running replicas and their processes."""
+        gone = {entry["replica"] for entry in self._logged("replica lost")}
+        return {e["replica"]: e["pid"] for e in self._logged("replica joined") if e["replica"] not in gone}
 
     def replica_of(self, session: str) -> str:
-        """The name of the replica that has a session."""
-        had = self._told("session opened") + self._told("session moved")
+        """The name of a session's replica."""
+        had = self._logged("session opened") + self._logged("session moved")
         return [entry["replica"] for entry in had if entry["session"] == session][-1]
 
     def wait_for_replicas(self, count: int):
-        """Wait until so many take sessions, and no other is there."""
+        """Wait until exactly this many replicas accept sessions."""
         deadline_s = time.monotonic() + 300
-        while not len(self.replicas) == len(self.telling) == count:
+        while not len(self.replicas) == len(self.with_metrics) == count:
             assert time.monotonic() < deadline_s, self.entries
             time.sleep(0.2)
 
     @property
-    def telling(self) -> set[str]:
-        """The replicas whose figures are told."""
+    def with_metrics(self) -> set[str]:
+        """The replicas with metrics."""
         rows = self.http.get("/metrics").text.splitlines()
-        figures = [row for row in rows if row.startswith("streamingvlm_lines_total")]
-        return {row.split('replica="')[1].split('"')[0] for row in figures} - {"front"}
+        metrics = [row for row in rows if row.startswith("streamingvlm_lines_total")]
+        return {row.split('replica="')[1].split('"')[0] for row in metrics} - {"frontend"}
 
-    def _told(self, message: str) -> list[dict]:
+    def _logged(self, message: str) -> list[dict]:
         return [entry for entry in list(self.entries) if entry["message"] == message]
 
 
@@ -111,7 +111,7 @@ def _started(words, folder: Path, entries: list[dict], others: list[str]) -> tup
 
 
 def _read(rows, entries: list[dict], others: list[str]):
-    """Ray writes to the same stream, as it pleases."""
+    """Read JSON logs; Ray writes other lines to the same stream."""
     for row in rows:
         try:
             entries.append(json.loads(row))
@@ -119,19 +119,19 @@ def _read(rows, entries: list[dict], others: list[str]):
             others.append(row)
 
 
-def two_sessions(cluster: Cluster, jpegs: list[bytes]) -> list[Watched]:
+def two_sessions(cluster: Cluster, jpegs: list[bytes]) -> list[PushedSession]:
     """One on each replica."""
     cluster.wait_for_replicas(2)
-    watched = [Watched(cluster, jpegs, headers=HEADERS) for _ in range(2)]
+    watched = [PushedSession(cluster, jpegs, headers=HEADERS) for _ in range(2)]
     assert {cluster.replica_of(session.id) for session in watched} == set(cluster.replicas)
     return watched
 
 
-def test_a_replica_that_is_killed_has_its_session_go_on_at_the_other(cluster, match_jpegs, unmoved):
+def test_the_session_of_a_killed_replica_moves(cluster, match_jpegs, unmoved):
     first, second = two_sessions(cluster, match_jpegs)
     for session in (first, second):
         session.push(5)
-    first.hear(2)
+    first.wait_for_lines(2)
     os.kill(cluster.replicas[cluster.replica_of(first.id)], signal.SIGKILL)
     for session in (first, second):
         session.push(9)
@@ -139,7 +139,7 @@ def test_a_replica_that_is_killed_has_its_session_go_on_at_the_other(cluster, ma
     assert cluster.replica_of(first.id) == cluster.replica_of(second.id)
 
 
-def test_a_replica_that_is_drained_has_its_session_go_on_at_the_other(cluster, match_jpegs, unmoved):
+def test_the_session_of_a_drained_replica_moves(cluster, match_jpegs, unmoved):
     sessions = two_sessions(cluster, match_jpegs)
     before = dict(cluster.replicas)
     for session in sessions:
@@ -152,6 +152,6 @@ def test_a_replica_that_is_drained_has_its_session_go_on_at_the_other(cluster, m
     assert {cluster.replica_of(session.id) for session in sessions} == set(cluster.replicas) < set(before)
 
 
-def test_the_figures_are_of_the_replicas_that_are_there_and_want_the_key(cluster):
-    assert cluster.telling == set(cluster.replicas)
+def test_metrics_cover_the_running_replicas_and_need_the_key(cluster):
+    assert cluster.with_metrics == set(cluster.replicas)
     assert cluster.http.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401

@@ -1,4 +1,4 @@
-"""Which files and addresses may be reached: what the operator allowed, and nothing dressed up as it."""
+"""Allowed files and addresses, and attempts to get around the check."""
 
 import os
 import socket
@@ -6,9 +6,9 @@ import socket
 import pytest
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.config import Allowed
-from streamingvlm.serving.places import Addresses, allowed_file
-from streamingvlm.serving.refusals import Refusal
+from streamingvlm.serving.access_policy import HostPolicy, allowed_file
+from streamingvlm.serving.api_errors import ApiError
+from streamingvlm.serving.server_config import AllowedSources
 
 PUBLIC = "93.184.215.14"
 NAMES = {
@@ -34,13 +34,13 @@ def resolve(host, port):
 
 
 def addresses(*hosts):
-    return Addresses(Allowed(hosts=hosts), resolve)
+    return HostPolicy(AllowedSources(hosts=hosts), resolve)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "public.example"])
-def test_a_name_that_stands_for_a_private_address_is_not_reached(name):
-    with pytest.raises(Refusal, match="private address") as refusal:
-        addresses("*").check(f"http://{name}/video.mp4")
+def test_a_name_that_resolves_to_a_private_address_is_refused(name):
+    with pytest.raises(ApiError, match="private address") as refusal:
+        addresses("*").check_url(f"http://{name}/video.mp4")
     assert refusal.value.status_code == 403
 
 
@@ -68,21 +68,21 @@ def test_a_name_that_stands_for_a_private_address_is_not_reached(name):
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_private_address_is_not_reached(scheme, host):
-    with pytest.raises(Refusal, match="private address"):
-        addresses("*").check(f"{scheme}://{host}:8080/")
+def test_a_private_address_is_refused(scheme, host):
+    with pytest.raises(ApiError, match="private address"):
+        addresses("*").check_url(f"{scheme}://{host}:8080/")
 
 
 @pytest.mark.parametrize(
     "host",
     ["2130706433", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "127.1", "0", "127.0.0.1.", "1.2.3.4.5", "127.0.0.0x1"],
 )
-def test_a_number_that_a_resolver_might_take_for_an_address_is_not_asked_for(host):
+def test_a_number_that_a_resolver_might_accept_is_not_resolved(host):
     def ask_nobody(host, port):
         raise AssertionError(f"{host} was looked up")
 
-    with pytest.raises(Refusal) as refusal:
-        Addresses(Allowed(hosts=("*",)), ask_nobody).check(f"http://{host}/")
+    with pytest.raises(ApiError) as refusal:
+        HostPolicy(AllowedSources(hosts=("*",)), ask_nobody).check_url(f"http://{host}/")
     assert refusal.value.status_code in (400, 403)
 
 
@@ -109,63 +109,63 @@ def test_a_number_that_a_resolver_might_take_for_an_address_is_not_asked_for(hos
         "http://-a.example/",
     ],
 )
-def test_what_is_no_address_of_a_video_is_refused(url):
-    with pytest.raises(Refusal) as refusal:
-        addresses("*").check(url)
+def test_an_invalid_url_is_refused(url):
+    with pytest.raises(ApiError) as refusal:
+        addresses("*").check_url(url)
     assert refusal.value.status_code == 400
     assert "\n" not in refusal.value.detail
 
 
 def test_user_and_port_do_not_hide_the_host():
-    with pytest.raises(Refusal, match="private address"):
-        addresses("*").check("http://public.example@127.0.0.1/")
-    with pytest.raises(Refusal, match="private address"):
-        addresses("*").check("http://public.example:80@169.254.169.254:80/#public.example")
+    with pytest.raises(ApiError, match="private address"):
+        addresses("*").check_url("http://public.example@127.0.0.1/")
+    with pytest.raises(ApiError, match="private address"):
+        addresses("*").check_url("http://public.example:80@169.254.169.254:80/#public.example")
 
 
-def test_a_public_name_is_reached_at_the_address_that_was_looked_at():
-    assert addresses("*").place("Public.Example.", 80).addresses == (PUBLIC,)
-    assert addresses("*").check("https://public.example/live.m3u8").hostname == "public.example"
+def test_a_public_name_is_resolved_to_the_address_that_was_checked():
+    assert addresses("*").resolve("Public.Example.", 80).addresses == (PUBLIC,)
+    assert addresses("*").check_url("https://public.example/live.m3u8").hostname == "public.example"
 
 
 @pytest.mark.parametrize("host", ["private.example", "evilpublic.example", "public.example.evil.example", "example"])
-def test_a_host_that_is_not_on_the_list_is_not_reached(host):
+def test_a_host_that_is_not_allowed_is_refused(host):
     NAMES.setdefault(host, [PUBLIC])
-    with pytest.raises(Refusal, match="not among the hosts"):
-        addresses("public.example", "*.cameras.example").check(f"http://{host}/")
+    with pytest.raises(ApiError, match="not among the hosts"):
+        addresses("public.example", "*.cameras.example").check_url(f"http://{host}/")
 
 
-def test_a_star_stands_for_all_below_and_not_for_the_name_itself():
+def test_a_wildcard_matches_subdomains_and_not_the_name_itself():
     NAMES["a.b.cameras.example"] = NAMES["cameras.example"] = [PUBLIC]
     allowed = addresses("*.cameras.example")
-    assert allowed.place("a.b.cameras.example", 80).addresses == (PUBLIC,)
-    with pytest.raises(Refusal, match="not among"):
-        allowed.place("cameras.example", 80)
+    assert allowed.resolve("a.b.cameras.example", 80).addresses == (PUBLIC,)
+    with pytest.raises(ApiError, match="not among"):
+        allowed.resolve("cameras.example", 80)
 
 
 def test_a_host_that_is_named_in_full_may_be_private():
-    assert addresses("camera.lan").place("camera.lan", 554).addresses == ("192.168.1.20",)
-    assert addresses("10.0.0.5").place("10.0.0.5", 554).addresses == ("10.0.0.5",)
-    assert addresses("[::1]").check("http://[::1]:8080/").port == 8080
+    assert addresses("camera.lan").resolve("camera.lan", 554).addresses == ("192.168.1.20",)
+    assert addresses("10.0.0.5").resolve("10.0.0.5", 554).addresses == ("10.0.0.5",)
+    assert addresses("[::1]").check_url("http://[::1]:8080/").port == 8080
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "rtmp"])
-def test_protocols_whose_redirects_nobody_checks_are_for_named_hosts(scheme):
-    with pytest.raises(Refusal, match="named in full"):
-        addresses("*").check(f"{scheme}://public.example/live")
-    assert addresses("*", "public.example").check(f"{scheme}://public.example/live").scheme == scheme
+def test_protocols_whose_redirects_are_not_checked_need_a_named_host(scheme):
+    with pytest.raises(ApiError, match="named in full"):
+        addresses("*").check_url(f"{scheme}://public.example/live")
+    assert addresses("*", "public.example").check_url(f"{scheme}://public.example/live").scheme == scheme
 
 
-def test_by_default_nothing_is_reached():
-    with pytest.raises(Refusal, match="watches no addresses"):
-        addresses().check("http://public.example/")
-    with pytest.raises(Refusal, match="watches no files"):
-        allowed_file("match.mp4", Allowed())
+def test_by_default_no_source_is_allowed():
+    with pytest.raises(ApiError, match="watches no addresses"):
+        addresses().check_url("http://public.example/")
+    with pytest.raises(ApiError, match="watches no files"):
+        allowed_file("match.mp4", AllowedSources())
 
 
-def test_a_name_that_nobody_knows_is_told_so():
-    with pytest.raises(Refusal, match=r"nowhere\.example cannot be found"):
-        addresses("*").check("http://nowhere.example/")
+def test_an_unknown_name_is_reported():
+    with pytest.raises(ApiError, match=r"nowhere\.example cannot be found"):
+        addresses("*").check_url("http://nowhere.example/")
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def videos(tmp_path):
 
 @pytest.mark.parametrize("name", ["match.mp4", "below/other.mp4", "./below/../match.mp4", "inside.mp4"])
 def test_a_file_below_the_folder_is_found(videos, name):
-    assert allowed_file(name, Allowed(folder=videos)).read_bytes() == b"video"
+    assert allowed_file(name, AllowedSources(folder=videos)).read_bytes() == b"video"
 
 
 @pytest.mark.parametrize(
@@ -211,16 +211,16 @@ def test_a_file_below_the_folder_is_found(videos, name):
         "\udcff.mp4",
     ],
 )
-def test_nothing_else_is_found_and_nothing_is_told_of_it(videos, name):
-    with pytest.raises(Refusal, match="there is no video") as refusal:
-        allowed_file(name, Allowed(folder=videos))
+def test_files_outside_the_folder_are_not_found_and_not_revealed(videos, name):
+    with pytest.raises(ApiError, match="there is no video") as refusal:
+        allowed_file(name, AllowedSources(folder=videos))
     assert refusal.value.status_code == 404
     assert "secret" not in refusal.value.detail.replace(repr(name[:100]), "")
 
 
-def test_what_the_operator_says_is_checked(tmp_path):
+def test_allowed_sources_are_validated(tmp_path):
     with pytest.raises(ConfigError, match="is no folder"):
-        Allowed(folder=tmp_path / "none")
+        AllowedSources(folder=tmp_path / "none")
     for host in ("http://x.example", "x.example:80", "x.example/path"):
         with pytest.raises(ConfigError, match="host's name alone"):
-            Allowed(hosts=(host,))
+            AllowedSources(hosts=(host,))

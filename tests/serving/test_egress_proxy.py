@@ -1,4 +1,4 @@
-"""The way out: real requests through a real proxy to a real web server, and what does not get through."""
+"""Real requests through the egress proxy to a real web server."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,9 @@ import pytest
 from running_server import MATCH, error_of
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.config import Allowed
-from streamingvlm.serving.gateway import Gateway
-from streamingvlm.serving.places import Addresses
+from streamingvlm.serving.access_policy import HostPolicy
+from streamingvlm.serving.egress_proxy import EgressProxy
+from streamingvlm.serving.server_config import AllowedSources
 
 PUBLIC = "93.184.215.14"
 
@@ -87,11 +87,11 @@ class Names:
 
 @contextlib.contextmanager
 def gateway(names, *hosts):
-    """A gateway that runs in a thread of its own; gives the address of the proxy."""
+    """Run a proxy in a thread of its own; gives its URL."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    way = Gateway(Addresses(Allowed(hosts=hosts), names))
+    way = EgressProxy(HostPolicy(AllowedSources(hosts=hosts), names))
     asyncio.run_coroutine_threadsafe(way.__aenter__(), loop).result(30)
     try:
         yield way.url
@@ -130,7 +130,7 @@ def test_an_allowed_host_is_reached_at_the_address_that_was_checked(site):
         "http://2130706433:{port}/",
     ],
 )
-def test_nothing_else_is_reached_be_it_through_a_redirect(site, target):
+def test_other_hosts_are_not_reached_even_by_a_redirect(site, target):
     target = target.format(port=site.port)
     names = Names(camera_example=["127.0.0.1"], other_example=["127.0.0.1"], localhost=["127.0.0.1"])
     with gateway(names, "camera.example", "*") as proxy:
@@ -141,16 +141,16 @@ def test_nothing_else_is_reached_be_it_through_a_redirect(site, target):
         assert len(site.asked) == 1
 
 
-def test_a_name_that_changes_its_mind_is_looked_at_each_time(site):
+def test_a_name_is_checked_at_every_connection(site):
     names = Names(fickle_example=[PUBLIC, "127.0.0.1"])
-    addresses = Addresses(Allowed(hosts=("*",)), names)
-    addresses.check(f"http://fickle.example:{site.port}/")
+    addresses = HostPolicy(AllowedSources(hosts=("*",)), names)
+    addresses.check_url(f"http://fickle.example:{site.port}/")
     with gateway(names, "*") as proxy:
         assert get(proxy, f"http://fickle.example:{site.port}/").status_code == 403
     assert site.asked == []
 
 
-def test_the_way_is_closed_without_the_password(site):
+def test_the_proxy_requires_its_password(site):
     with gateway(Names(camera_example=["127.0.0.1"]), "camera.example") as proxy:
         parts = urlsplit(proxy)
         for user in ("", "gateway:wrong@"):
@@ -178,7 +178,7 @@ def test_tls_goes_through_to_allowed_hosts_alone(site):
 
 
 @pytest.mark.parametrize("head", [b"", b"\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01" * 50 + b"\r\n\r\n", b"x" * 70_000])
-def test_nonsense_ends_in_a_closed_connection(head):
+def test_an_invalid_request_closes_the_connection(head):
     with gateway(Names(), "*") as proxy, socket.create_connection(("127.0.0.1", urlsplit(proxy).port)) as raw:
         try:
             raw.sendall(head)
@@ -189,10 +189,10 @@ def test_nonsense_ends_in_a_closed_connection(head):
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 502"))
 
 
-def test_a_way_around_the_gateway_is_refused(monkeypatch):
+def test_no_proxy_is_refused(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(ConfigError, match="no_proxy"):
-        asyncio.run(Gateway(Addresses(Allowed())).__aenter__())
+        asyncio.run(EgressProxy(HostPolicy(AllowedSources())).__aenter__())
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def watching(serving, monkeypatch):
         from streamingvlm.config import LiveConfig
 
         live = LiveConfig(retry_for_s=0.1, open_timeout_s=20)
-        return serving(allowed=Allowed(hosts=hosts), resolve_name=names, live=live)
+        return serving(allowed=AllowedSources(hosts=hosts), resolve_name=names, live=live)
 
     return start
 
@@ -227,7 +227,7 @@ def test_a_session_follows_a_redirect_to_an_allowed_host(watching, site):
 
 
 @pytest.mark.parametrize("path", ["to/http://127.0.0.1:{port}/match.mp4", "to/http://private.example:{port}/match.mp4"])
-def test_a_session_follows_no_redirect_to_a_private_address(watching, site, path):
+def test_a_session_does_not_follow_a_redirect_to_a_private_address(watching, site, path):
     names = Names(camera_example=["127.0.0.1"], private_example=["127.0.0.1"])
     with watching(names, "camera.example", "*") as server:
         url = f"http://camera.example:{site.port}/{path.format(port=site.port)}"
@@ -237,7 +237,7 @@ def test_a_session_follows_no_redirect_to_a_private_address(watching, site, path
     assert all(path.startswith("/to/") for path, _ in site.asked)
 
 
-def test_a_playlist_leads_to_allowed_hosts_alone(watching, site):
+def test_a_playlist_reaches_allowed_hosts_only(watching, site):
     names = Names(camera_example=["127.0.0.1"], private_example=["127.0.0.1"])
     with watching(names, "camera.example", "*") as server:
         site.segments = [f"http://private.example:{site.port}/segment.mp4"]
@@ -248,7 +248,7 @@ def test_a_playlist_leads_to_allowed_hosts_alone(watching, site):
         assert {path for path, _ in site.asked} == {"/list.m3u8"}
 
 
-def test_an_address_that_is_not_allowed_is_told_so_at_once(watching, site):
+def test_an_address_that_is_not_allowed_is_refused_at_once(watching, site):
     with watching(Names(private_example=["10.0.0.1"]), "*.example") as server:
         for host in ("private.example", "127.0.0.1", "elsewhere.test"):
             response = server.http.post("/v1/sessions", json={"source": {"url": f"http://{host}:{site.port}/"}})

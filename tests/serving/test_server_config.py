@@ -1,10 +1,10 @@
-"""What an operator may set: nothing opens more than it says."""
+"""Validation of the server's settings."""
 
 import pytest
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.config import Limits, ServerConfig, is_loopback, limits_from, read_keys
-from streamingvlm.serving.keys import KeyRing, is_own_page, names_this_machine
+from streamingvlm.serving.auth import ApiKeys, is_loopback_host, is_same_origin
+from streamingvlm.serving.server_config import ServerConfig, ServerLimits, is_loopback, limits_from, read_keys
 
 KEY = "k" * 20
 
@@ -18,7 +18,7 @@ def test_loopback_needs_no_key(host):
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "192.168.1.1", "example.com", "localhost.example.com", "", "127.0.0.1.example.com"]
 )
-def test_anything_else_does(host):
+def test_any_other_host_needs_a_key(host):
     assert not is_loopback(host)
     with pytest.raises(ConfigError, match="there is no key"):
         ServerConfig(host=host)
@@ -41,8 +41,8 @@ def test_keys_are_read_from_a_file_one_a_line(tmp_path):
         read_keys(file)
 
 
-def test_each_key_has_an_owner_of_its_own_and_nobody_else_has():
-    ring = KeyRing((KEY, "another-key-of-somebody"))
+def test_each_key_has_an_owner_id_and_wrong_keys_have_none():
+    ring = ApiKeys((KEY, "another-key-of-somebody"))
     owners = {ring.owner(KEY), ring.owner("another-key-of-somebody")}
     assert len(owners) == 2
     assert None not in owners
@@ -51,7 +51,7 @@ def test_each_key_has_an_owner_of_its_own_and_nobody_else_has():
 
 
 def test_without_keys_all_are_one_owner():
-    assert KeyRing(()).owner(None) == KeyRing(()).owner("any")
+    assert ApiKeys(()).owner(None) == ApiKeys(()).owner("any")
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_without_keys_all_are_one_owner():
 )
 def test_a_limit_leaves_something(limit, value):
     with pytest.raises(ConfigError, match=limit):
-        Limits(**{limit: value})
+        ServerLimits(**{limit: value})
 
 
-def test_limits_of_a_file_fall_back_on_the_usual_and_know_their_names():
-    assert limits_from({"max_sessions": 3, "idle_s": None}) == Limits(max_sessions=3)
+def test_limits_of_a_file_have_defaults_and_unknown_names_are_refused():
+    assert limits_from({"max_sessions": 3, "idle_s": None}) == ServerLimits(max_sessions=3)
     with pytest.raises(ConfigError, match="limits has no 'sessions'"):
         limits_from({"sessions": 3})
 
@@ -81,16 +81,16 @@ def test_limits_of_a_file_fall_back_on_the_usual_and_know_their_names():
         ("http://[", "localhost:8000", False),
     ],
 )
-def test_a_page_is_its_own_by_name_and_port(origin, host, own):
+def test_same_origin_means_same_host_and_port(origin, host, own):
     headers = {"host": host, **({} if origin is None else {"origin": origin})}
-    assert is_own_page(headers) is own
+    assert is_same_origin(headers) is own
 
 
 @pytest.mark.parametrize("host", ["localhost:80", "127.0.0.1:80", "[::1]:80", "localhost"])
-def test_names_of_this_machine(host):
-    assert names_this_machine(host)
+def test_loopback_host_headers(host):
+    assert is_loopback_host(host)
 
 
 @pytest.mark.parametrize("host", ["", "evil.example", "localhost.evil.example", "0.0.0.0", "[::1", "127.0.0.1:80:90@x"])
-def test_names_of_others(host):
-    assert not names_this_machine(host)
+def test_other_host_headers(host):
+    assert not is_loopback_host(host)

@@ -1,4 +1,4 @@
-"""Somebody who watches in peace while others misbehave."""
+"""A session that must not be affected by misbehaving clients."""
 
 import struct
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 
-from running_server import Running, seconds_of
+from running_server import Running, turns_of
 
 from streamingvlm import StreamingSession
 from streamingvlm.model.loading import StreamingModel
@@ -16,7 +16,7 @@ _PAUSE_S = 0.2
 
 @contextmanager
 def undisturbed(server: Running, model: StreamingModel, jpegs: list[bytes], key: str | None = None) -> Iterator[None]:
-    """A session that is fed for the length of the block; it says what the model says alone, each line once."""
+    """Push to a session during the block; it must give the lines of the model alone, each once."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     response = server.http.post("/v1/sessions", json={"lag": "wait"}, headers=headers)
     assert response.status_code == 201, response.text
@@ -32,7 +32,7 @@ def undisturbed(server: Running, model: StreamingModel, jpegs: list[bytes], key:
     server.http.post(f"/v1/sessions/{session}/finish", headers=headers)
     lines, end = server.lines(session, additional_headers=headers)
     alone = StreamingSession(model)
-    seconds = seconds_of([jpegs[index % len(jpegs)] for index in range(2 * len(lines))])
+    seconds = turns_of([jpegs[index % len(jpegs)] for index in range(2 * len(lines))])
     assert [line["id"] for line in lines] == list(range(1, len(lines) + 1))
     assert [line["text"] for line in lines] == [alone.step(second).text for second in seconds]
     assert lines and end["reason"] == "finished"

@@ -1,4 +1,4 @@
-"""What every request passes first: keys, sites, rates, sizes; and what every answer bears."""
+"""Keys, origins, rates and sizes of requests; security headers of responses."""
 
 import asyncio
 import base64
@@ -12,10 +12,10 @@ import pytest
 from running_server import KEY, OTHER_KEY, error_of
 from websockets.exceptions import InvalidStatus
 
-from streamingvlm.serving.config import Limits, ServerConfig
-from streamingvlm.serving.gate import Gate
 from streamingvlm.serving.logs import JsonFormatter
 from streamingvlm.serving.metrics import Metrics
+from streamingvlm.serving.request_middleware import RequestMiddleware
+from streamingvlm.serving.server_config import ServerConfig, ServerLimits
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def with_key(server, key):
 @pytest.mark.parametrize(
     "path", ["/v1/sessions", "/v1/models", "/v1/settings", "/metrics", "/openapi.json", "/nothing"]
 )
-def test_without_the_key_nothing_is_told(locked, key, path):
+def test_without_the_key_requests_are_refused(locked, key, path):
     headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
     response = httpx.get(locked.url + path, headers=headers)
     assert response.status_code == 401
@@ -44,7 +44,7 @@ def test_the_page_and_health_need_no_key(locked, path):
     assert httpx.get(locked.url + path).status_code == 200
 
 
-def test_a_path_below_an_open_folder_opens_nothing_else(locked):
+def test_a_path_below_a_public_folder_cannot_escape(locked):
     with socket.create_connection(("127.0.0.1", httpx.URL(locked.url).port)) as raw:
         raw.sendall(b"GET /static/../v1/sessions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert re.match(rb"HTTP/1.1 40[14]", raw.makefile("rb").read())
@@ -68,7 +68,7 @@ def test_a_session_belongs_to_the_key_that_made_it(locked):
     assert locked.http.delete(f"/v1/sessions/{session}").status_code == 204
 
 
-def test_a_socket_takes_the_key_as_a_header_or_as_a_browser_can(locked):
+def test_a_socket_accepts_the_key_as_header_or_subprotocol(locked):
     session = locked.open()
     path = f"/v1/sessions/{session}/commentary"
     offered = base64.urlsafe_b64encode(KEY.encode()).decode().rstrip("=")
@@ -85,7 +85,7 @@ def test_a_socket_takes_the_key_as_a_header_or_as_a_browser_can(locked):
             pass
 
 
-def test_keys_are_guessed_no_faster_than_anything(serving):
+def test_guessing_keys_is_rate_limited(serving):
     with serving(api_keys=(KEY,), limits={"requests_per_s": 0.1, "burst_requests": 5}) as server:
         statuses = [
             httpx.get(server.url + "/v1/models", headers={"Authorization": "Bearer guess"}).status_code
@@ -95,7 +95,7 @@ def test_keys_are_guessed_no_faster_than_anything(serving):
         assert statuses[-1] == 429
 
 
-def test_who_asks_too_fast_is_told_when_to_come_back(serving):
+def test_the_rate_limit_sets_retry_after(serving):
     with serving(limits={"requests_per_s": 0.5, "burst_requests": 5}) as server:
         responses = [server.http.get("/health") for _ in range(7)]
         assert [response.status_code for response in responses] == [200] * 5 + [429] * 2
@@ -119,7 +119,7 @@ def test_without_a_key_this_machine_is_served(server, host):
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost", "http://127.0.0.1:1"])
-def test_pages_of_other_sites_change_nothing_and_hear_nothing(server, origin):
+def test_pages_of_other_sites_are_refused(server, origin):
     session = server.open()
     response = server.http.post("/v1/sessions", json={}, headers={"Origin": origin})
     assert response.status_code == 403
@@ -134,7 +134,7 @@ def test_its_own_page_is_served(server):
     assert response.status_code == 201
 
 
-def test_no_answer_lets_other_sites_read_it(server):
+def test_no_response_has_cors_headers(server):
     for response in (
         server.http.get("/v1/models", headers={"Origin": "https://evil.example"}),
         server.http.options("/v1/sessions", headers={"Origin": "https://evil.example"}),
@@ -143,7 +143,7 @@ def test_no_answer_lets_other_sites_read_it(server):
         assert response.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_the_page_runs_nothing_but_its_own(server):
+def test_the_page_allows_its_own_files_only(server):
     policy = server.http.get("/").headers["content-security-policy"]
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == "'none'"
@@ -178,7 +178,7 @@ def test_a_body_beyond_its_limit_is_refused(serving, path, most, announced):
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
-def test_a_refusal_reaches_a_client_that_reads_only_after_it_has_sent_all(serving, announced):
+def test_an_error_reaches_a_client_that_reads_only_after_sending(serving, announced):
     piece, num_pieces = b" " * 50_000, 40
     length = b"Content-Length: %d" % (len(piece) * num_pieces) if announced else b"Transfer-Encoding: chunked"
     frame = (lambda data: data) if announced else (lambda data: b"%x\r\n%b\r\n" % (len(data), data))
@@ -196,7 +196,7 @@ def test_a_refusal_reaches_a_client_that_reads_only_after_it_has_sent_all(servin
     assert b"send less at a time" in answer
 
 
-def test_a_body_that_never_comes_is_not_waited_for(serving):
+def test_a_body_has_a_timeout(serving):
     with serving(limits={"request_s": 0.3}) as server:
         with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as raw:
             raw.sendall(
@@ -205,7 +205,7 @@ def test_a_body_that_never_comes_is_not_waited_for(serving):
             raw.settimeout(30)
             answer = raw.makefile("rb").read()
         assert b"408" in answer.split(b"\r\n")[0]
-        assert b"not whole within 0.3 s" in answer
+        assert b"not complete within 0.3 s" in answer
 
 
 @pytest.mark.parametrize(
@@ -228,26 +228,26 @@ def test_a_body_that_never_comes_is_not_waited_for(serving):
         (b'{"query": "' + b"x" * 9000 + b'"}', "query"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(server, body, told):
+def test_an_invalid_request_is_reported_in_one_line(server, body, told):
     response = server.http.post("/v1/sessions", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 400, response.text
     assert told in error_of(response)
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/sessions/ses_none", "/static/none.js", "/static/%2e%2e/app.py"])
-def test_what_is_not_there_is_told_in_one_line(server, path):
+def test_an_unknown_path_is_reported_in_one_line(server, path):
     response = server.http.get(path)
     assert response.status_code == 404
     assert error_of(response)
 
 
-def test_a_wrong_method_is_told_in_one_line(server):
+def test_a_wrong_method_is_reported_in_one_line(server):
     response = server.http.put("/v1/sessions")
     assert response.status_code == 405
     assert error_of(response)
 
 
-def test_who_does_not_take_an_answer_is_left():
+def test_a_client_that_does_not_read_is_disconnected():
     async def endless(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
@@ -260,17 +260,17 @@ def test_who_does_not_take_an_answer_is_left():
         await asyncio.sleep(0 if len(taken) < 4 else 3600)
 
     scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"host", b"localhost")]}
-    gate = Gate(endless, ServerConfig(limits=Limits(send_s=0.1)), Metrics())
+    gate = RequestMiddleware(endless, ServerConfig(limits=ServerLimits(send_s=0.1)), Metrics())
     asyncio.run(asyncio.wait_for(gate(scope, None, full_after_three), 30))
     assert len(taken) == 4
 
 
-def test_metrics_count_what_was_turned_away(serving):
+def test_metrics_count_rejected_requests(serving):
     with serving(api_keys=(KEY,)) as server:
         httpx.get(server.url + "/v1/models")
-        figures = server.http.get("/metrics").text
-        assert 'streamingvlm_refused_total{why="401"} 1.0' in figures
-        assert "process_resident_memory_bytes" in figures
+        metrics = server.http.get("/metrics").text
+        assert 'streamingvlm_requests_rejected_total{status="401"} 1.0' in metrics
+        assert "process_resident_memory_bytes" in metrics
 
 
 def test_logs_are_one_object_a_line(serving, caplog):

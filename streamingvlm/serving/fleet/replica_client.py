@@ -1,4 +1,4 @@
-"""One replica as the front sees it: how to reach it, and what it last said of itself."""
+"""HTTP client of the frontend for one replica."""
 
 import time
 from collections.abc import AsyncIterator
@@ -10,68 +10,68 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from streamingvlm.serving.fleet.replica import LEAVING_HEADER, OWNER_HEADER, REPORT_PATH, SECRET_HEADER
-from streamingvlm.serving.refusals import Refusal
+from streamingvlm.serving.api_errors import ApiError
+from streamingvlm.serving.fleet.protocol import LEAVING_HEADER, OWNER_HEADER, REPLICA_PATH, SECRET_HEADER
 
 _CONNECT_S, _REPORT_S = 3.0, 3.0
 _MAX_CONNECTIONS = 512
 
 
 class UnreachableError(Exception):
-    """A replica has gone, or is about to: what was asked of it is to be asked of another."""
+    """The replica has failed or is leaving: send the request to another."""
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where a replica is. id: the name it has among replicas; pid: of its process, for people."""
+class ReplicaAddress:
+    """Address of a replica. id: its unique name; pid: of its process, for logs."""
 
     id: str
     url: str
     pid: int
 
 
-class Link:
-    """The way to one replica."""
+class ReplicaClient:
+    """Requests to one replica, and its last report."""
 
-    def __init__(self, address: Address, secret: str):
+    def __init__(self, address: ReplicaAddress, secret: str):
         self.address = address
         self.is_leaving = False
-        self.num_asked = 0  # clips and sessions to be opened, which it is at
-        self.heard_s = time.monotonic()
+        self.num_pending = 0  # requests in flight for new sessions and clips
+        self.last_report_at_s = time.monotonic()
         self.report: dict[str, Any] = {"is_ready": False, "sessions": {}}
         self._secret = secret
         self._client = httpx.AsyncClient(
             base_url=address.url,
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
-            trust_env=False,  # a proxy of the environment is for the world outside
+            trust_env=False,  # proxies of the environment are for the internet
         )
 
     @property
     def is_ready(self) -> bool:
-        """Whether a session could be opened there, limits aside."""
+        """Return True if the replica accepts new sessions, limits aside."""
         return self.report["is_ready"] and not self.is_leaving
 
-    async def look(self) -> dict[str, Any]:
-        """Have the replica report. Raises UnreachableError, and TimeoutError where it says nothing."""
+    async def fetch_report(self) -> dict[str, Any]:
+        """Fetch and return the replica's report. Raises UnreachableError, and TimeoutError if it does not answer."""
         try:
-            response = await self.request("GET", REPORT_PATH, timeout=_REPORT_S)
+            response = await self.request("GET", REPLICA_PATH, timeout=_REPORT_S)
         except httpx.TimeoutException as error:
             raise TimeoutError from error
         self.report = response.json()
         self.is_leaving = self.report["is_leaving"]
-        self.heard_s = time.monotonic()
+        self.last_report_at_s = time.monotonic()
         return self.report
 
     async def request(self, method: str, path: str, owner: str = "", **content: Any) -> httpx.Response:
-        """Ask, and have the whole answer. Raises UnreachableError."""
-        async with self.answer(method, path, owner, **content) as response:
-            await read(response)
+        """Send a request and return the whole response. Raises UnreachableError."""
+        async with self.stream(method, path, owner, **content) as response:
+            await read_body(response)
             return response
 
     @asynccontextmanager
-    async def answer(self, method: str, path: str, owner: str = "", **content: Any) -> AsyncIterator[httpx.Response]:
-        """Ask, and have the answer as it comes. Raises UnreachableError before the answer begins."""
+    async def stream(self, method: str, path: str, owner: str = "", **content: Any) -> AsyncIterator[httpx.Response]:
+        """Send a request and yield the response, its body unread. Raises UnreachableError if none starts."""
         if self._client.is_closed:
             raise UnreachableError
         headers = {**content.pop("headers", {}), **self._headers(owner)}
@@ -91,8 +91,8 @@ class Link:
             await response.aclose()
 
     @asynccontextmanager
-    async def socket(self, path: str, owner: str) -> AsyncIterator[ClientConnection]:
-        """Open a WebSocket. Raises Refusal; and UnreachableError, also where it breaks while it is used."""
+    async def websocket(self, path: str, owner: str) -> AsyncIterator[ClientConnection]:
+        """Open a WebSocket. Raises ApiError, and UnreachableError, also if the connection breaks while it is used."""
         url = self.address.url.replace("http", "ws", 1) + path
         try:
             async with connect(
@@ -102,20 +102,20 @@ class Link:
         except InvalidStatus as error:
             if LEAVING_HEADER in error.response.headers:
                 raise UnreachableError from error
-            raise Refusal(error.response.status_code, "its replica does not tell its commentary; ask again") from error
+            raise ApiError(error.response.status_code, "the replica refused the WebSocket; connect again") from error
         except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
             raise UnreachableError from error
 
     async def close(self):
-        """Let the connections go."""
+        """Close all connections."""
         await self._client.aclose()
 
     def _headers(self, owner: str) -> dict[str, str]:
         return {SECRET_HEADER: self._secret, OWNER_HEADER: owner}
 
 
-async def read(response: httpx.Response):
-    """Have an answer whole. Raises UnreachableError where it breaks off."""
+async def read_body(response: httpx.Response):
+    """Read the body of a response. Raises UnreachableError if the connection breaks."""
     try:
         await response.aread()
     except httpx.TransportError as error:

@@ -1,4 +1,4 @@
-"""Who may come in: keys, compared in constant time, and pages of other sites kept out."""
+"""API keys, compared in constant time, and the checks that keep other sites' pages out."""
 
 import base64
 import binascii
@@ -7,30 +7,30 @@ import hmac
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
-from streamingvlm.serving.config import is_loopback
+from streamingvlm.serving.server_config import is_loopback
 
 LOCAL_OWNER = "local"
 SUBPROTOCOL = "streamingvlm"
 KEY_SUBPROTOCOL_PREFIX = "streamingvlm.key."
-"""A browser cannot send headers with a WebSocket: the key comes as an offered subprotocol, in base64url."""
+"""A browser cannot set headers on a WebSocket: it offers the key as a subprotocol, in base64url."""
 
 _OWNER_CHARACTERS = 12
 
 
-class KeyRing:
-    """The keys that open the door; without any, all who reach the server are let in."""
+class ApiKeys:
+    """The accepted API keys; if there are none, every request is accepted."""
 
     def __init__(self, keys: tuple[str, ...]):
         self._digests = [_digest(key) for key in keys]
 
     @property
-    def is_open(self) -> bool:
-        """Whether no key is asked for."""
+    def is_empty(self) -> bool:
+        """Return True if no key is required."""
         return not self._digests
 
     def owner(self, presented: str | None) -> str | None:
-        """Whose key this is, None where it is nobody's. Every key is compared, each in constant time."""
-        if self.is_open:
+        """Return the owner id of a key, or None for a wrong key. Every key is compared, each in constant time."""
+        if self.is_empty:
             return LOCAL_OWNER
         digest = _digest(presented or "")
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
@@ -38,12 +38,12 @@ class KeyRing:
 
 
 def _digest(key: str) -> bytes:
-    # Digests are of one length: the time of a comparison tells not even how long a key is.
+    # Digests have one length, so the time of a comparison does not leak the length of a key.
     return hashlib.sha256(key.encode("utf-8", errors="surrogateescape")).digest()
 
 
 def presented_key(headers: Mapping[str, str], subprotocols: list[str]) -> str | None:
-    """The key that a request brings: a bearer token, or a WebSocket's subprotocol."""
+    """Return the key of a request: its bearer token, or a WebSocket's subprotocol."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
@@ -60,16 +60,16 @@ def _from_base64url(text: str) -> str | None:
         return None
 
 
-def is_own_page(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from this server's own page, or from no page at all."""
+def is_same_origin(headers: Mapping[str, str]) -> bool:
+    """Return True if a request comes from this server's own page, or from no page at all."""
     origin = headers.get("origin")
     return origin is None or _parts(origin).netloc == headers.get("host")
 
 
-def names_this_machine(host_header: str) -> bool:
-    """Whether the host that a request was sent to is a name of loopback.
+def is_loopback_host(host_header: str) -> bool:
+    """Return True if the Host header of a request names loopback.
 
-    A page elsewhere can have its own name resolve to 127.0.0.1 and then reach this server as its own site.
+    Prevents DNS rebinding: another site's name can resolve to 127.0.0.1, and its page then has this server's origin.
     """
     name = _parts(f"//{host_header}").hostname
     return name is not None and is_loopback(name)
@@ -78,5 +78,5 @@ def names_this_machine(host_header: str) -> bool:
 def _parts(url: str) -> SplitResult:
     try:
         return urlsplit(url)
-    except ValueError:  # brackets that do not close
+    except ValueError:  # unbalanced brackets
         return urlsplit("")
