@@ -33,7 +33,7 @@ with open_run_log(json.loads(sys.argv[1]), folder=sys.argv[2], description={"see
     print(len(callbacks), "callbacks")
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
     for callback in callbacks:
-        callback.on_log(None, state, None, {"loss": 1.5, "eval_loss": 2.0, "vision/hit_share": 0.5})
+        callback.on_log(None, state, None, {"loss": 1.5, "eval_loss": 2.0, "vision/hit_rate": 0.5})
         line = SimpleNamespace(start_s=0.0, said="shot", truth="goal")
         callback.show(1, SimpleNamespace(lines=[line]))
 print("done")
@@ -66,7 +66,7 @@ def test_without_a_key_a_run_is_kept_offline_and_nobody_is_asked(tmp_path):
     (file,) = files_of(tmp_path)
     assert file.parent.name.startswith("offline-run-")
     content = file.read_bytes()
-    assert all(name in content for name in (b"train/loss", b"eval/loss", b"vision/hit_share", b"held_out/commentary"))
+    assert all(name in content for name in (b"train/loss", b"eval/loss", b"vision/hit_rate", b"held_out/commentary"))
     (table,) = (tmp_path / "run").rglob("*.table.json")
     assert json.loads(table.read_text())["data"] == [[0.0, "shot", "goal"]]
 

@@ -20,10 +20,10 @@ from streamingvlm.model.loading import load_model
 from streamingvlm.training import adapters
 from streamingvlm.training.adapters import (
     LoraSettings,
-    fingerprint,
+    base_fingerprint,
     load_adapter_,
     merge,
-    quantised_weights,
+    qlora_quantization,
     save_adapter,
     with_lora_,
 )
@@ -213,8 +213,12 @@ def test_an_adapter_of_another_base_model_is_refused(tiny_checkpoint, trained, t
 def test_a_base_model_is_known_in_any_type_and_with_or_without_an_adapter(tiny_checkpoint, trained, tmp_path):
     model, _ = trained()
     plain = load(tiny_checkpoint())
-    assert fingerprint(plain.hf) == fingerprint(model.hf) == fingerprint(load(tiny_checkpoint(), "bfloat16").hf)
-    assert fingerprint(plain.hf) != fingerprint(load(other_base(tiny_checkpoint, tmp_path / "other")).hf)
+    assert (
+        base_fingerprint(plain.hf)
+        == base_fingerprint(model.hf)
+        == base_fingerprint(load(tiny_checkpoint(), "bfloat16").hf)
+    )
+    assert base_fingerprint(plain.hf) != base_fingerprint(load(other_base(tiny_checkpoint, tmp_path / "other")).hf)
 
 
 def damaged(folder, name, content):
@@ -277,7 +281,7 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_qlora_without_bitsandbytes_says_what_to_install(monkeypatch):
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ConfigError, match="qlora"):
-        quantised_weights()
+        qlora_quantization()
 
 
 def test_lora_without_peft_says_what_to_install(tiny_checkpoint, monkeypatch):
@@ -289,7 +293,7 @@ def test_lora_without_peft_says_what_to_install(tiny_checkpoint, monkeypatch):
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes, of the extra qlora, is absent")
 def test_qlora_learns_and_its_adapter_merges_into_the_whole_base(tmp_path, mean_loss):
     # not a tiny model: bitsandbytes wants sizes that 64 divides
-    model = load_model("pitch", device="cpu", quantization=quantised_weights(torch.float32))
+    model = load_model("pitch", device="cpu", quantization=qlora_quantization(torch.float32))
     assert model.text_model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert model.hf.model.visual.blocks[0].attn.qkv.weight.dtype == torch.float32
     adapted = with_lora_(model, LoraSettings(rank=4))

@@ -6,15 +6,15 @@ import pytest
 
 from streamingvlm.errors import ConfigError
 from streamingvlm.training.checkpoints import (
-    check_room,
-    check_same_run,
+    check_free_space,
+    check_resume_invariants,
     checkpoint_folder,
     checkpoints,
-    is_whole,
+    commit_checkpoint,
+    is_complete,
     keep_newest,
-    last_whole_checkpoint,
-    mark_whole,
-    remove_broken,
+    latest_complete_checkpoint,
+    remove_incomplete,
 )
 
 RUN = {"seed": 1, "batch_size": 8}
@@ -26,16 +26,16 @@ def write(folder, step, *, whole=True):
     (checkpoint / "model.safetensors").write_bytes(b"0123456789")
     (checkpoint / "sub" / "state.pt").write_bytes(b"abc")
     if whole:
-        mark_whole(checkpoint, RUN)
+        commit_checkpoint(checkpoint, RUN)
     return checkpoint
 
 
 def test_the_newest_whole_one_is_chosen_by_its_number(tmp_path):
-    assert last_whole_checkpoint(tmp_path / "nowhere") is None
+    assert latest_complete_checkpoint(tmp_path / "nowhere") is None
     for step in (10, 9, 100):
         write(tmp_path, step)
     write(tmp_path, 200, whole=False)
-    assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
+    assert latest_complete_checkpoint(tmp_path).name == "checkpoint-100"
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (9, 10, 100, 200)]
 
 
@@ -50,7 +50,7 @@ def test_a_damaged_one_is_not_whole(tmp_path, damage):
         (checkpoint / "complete.json").write_text((checkpoint / "complete.json").read_text()[:20])
     else:
         (checkpoint / "complete.json").rename(checkpoint / "complete.json.part")
-    assert not is_whole(checkpoint)
+    assert not is_complete(checkpoint)
 
 
 def test_what_is_not_whole_is_removed_and_told(tmp_path, caplog):
@@ -58,7 +58,7 @@ def test_what_is_not_whole_is_removed_and_told(tmp_path, caplog):
     write(tmp_path, 6, whole=False)
     (tmp_path / "checkpoint-notes").mkdir()
     with caplog.at_level(logging.WARNING):
-        remove_broken(tmp_path)
+        remove_incomplete(tmp_path)
     assert "checkpoint-6 is not whole" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "checkpoint-notes"]
 
@@ -73,12 +73,12 @@ def test_the_newest_stay_and_what_is_not_whole_does_not_count(tmp_path):
 
 def test_a_run_over_other_data_may_not_go_on(tmp_path):
     checkpoint = write(tmp_path, 5)
-    check_same_run(checkpoint, RUN)
+    check_resume_invariants(checkpoint, RUN)
     with pytest.raises(ConfigError, match="batch_size=8, not 16"):
-        check_same_run(checkpoint, RUN | {"batch_size": 16})
+        check_resume_invariants(checkpoint, RUN | {"batch_size": 16})
 
 
 def test_a_disk_that_is_too_small_is_told_before_it_is_full(tmp_path):
-    check_room(tmp_path / "not" / "there" / "yet", 1)
+    check_free_space(tmp_path / "not" / "there" / "yet", 1)
     with pytest.raises(ConfigError, match="make room"):
-        check_room(tmp_path / "not" / "there" / "yet", 10**18)
+        check_free_space(tmp_path / "not" / "there" / "yet", 10**18)

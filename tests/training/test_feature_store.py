@@ -132,7 +132,7 @@ def test_a_disk_that_cannot_be_written_to_costs_the_reuse_and_not_the_run(tmp_pa
     (tmp_path / key(1)[:2]).write_text("where the shelf should be")
     assert_same(store.put(key(1), features()), features())
     store.put(key(1), features())
-    assert store.counts.num_unwritten == 2
+    assert store.counts.num_failed_writes == 2
     assert len([record for record in caplog.records if "goes on without" in record.message]) == 1
 
 

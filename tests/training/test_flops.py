@@ -38,9 +38,9 @@ def counted(model, batch, mean_loss):
 def by_formula(model, batch):
     """Eager attention computes all pairs, those that the mask then hides too."""
     flops = step_flops(model.hf)
-    num_tokens, num_asked = batch["input_ids"].shape[1], int((batch["labels"] >= 0).sum())
+    num_tokens, num_supervised = batch["input_ids"].shape[1], int((batch["labels"] >= 0).sum())
     unseen_pairs = num_tokens * (num_tokens - 1) // 2
-    return flops.of([num_tokens], num_asked) + flops.per_pair * unseen_pairs
+    return flops.of([num_tokens], num_supervised) + flops.per_pair * unseen_pairs
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])

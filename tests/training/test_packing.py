@@ -10,7 +10,7 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.training.collate import Collate, model_inputs
-from streamingvlm.training.packing import boundaries, pack, text_positions
+from streamingvlm.training.packing import cumulative_lengths, pack, text_positions
 from streamingvlm.training.sft_model import SFTModel
 
 
@@ -30,7 +30,7 @@ def test_an_example_that_fits_no_pack_is_refused():
 
 
 def test_positions_begin_anew_with_every_example():
-    starts = boundaries([3, 1, 2])
+    starts = cumulative_lengths([3, 1, 2])
     assert starts.tolist() == [0, 3, 4, 6]
     assert text_positions(starts).tolist() == [0, 1, 2, 0, 0, 1]
 
@@ -63,8 +63,8 @@ def test_an_example_sees_nothing_of_its_neighbours(tiny_checkpoint):
     first, second, third = (TinyChunks(load_model(tiny_checkpoint(), device="cpu"))[index] for index in range(3))
     collate = Collate(0, packed=True)
     beside, alone = collate([first, second]), collate([third, second])
-    num_asked = beside["num_asked"][1]
-    losses = [losses_and_gradients(module, batch)[0][-num_asked:] for batch in (beside, alone)]
+    num_supervised = beside["num_supervised"][1]
+    losses = [losses_and_gradients(module, batch)[0][-num_supervised:] for batch in (beside, alone)]
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 
 

@@ -16,9 +16,9 @@ from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.tokenizer import build_tokenizer
-from streamingvlm.training.collate import Collate, Encoded, model_inputs, with_pixels
+from streamingvlm.training.collate import Collate, EncodeVision, model_inputs, with_pixels
 from streamingvlm.training.feature_store import FeatureStore
-from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist, without_middle
+from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist, drop_middle_lines
 from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.vision_cache import CachedVision, VisionReader
 from streamingvlm.turns import TurnFormat
@@ -43,7 +43,7 @@ def dataset_of(model, prepared, *, learns=False, split="train", settings=None, m
         reader, finish = VisionReader(store, video=config, video_root=prepared.video_root, **known), with_pixels
     else:
         vision = CachedVision(tower, model.family, config, store, video_root=prepared.video_root)
-        reader, finish = vision.reader, Encoded(vision.encode)
+        reader, finish = vision.reader, EncodeVision(vision.encode)
     shown = {"family": model.family, "video": config, "split": split, "max_chunks": max_chunks}
     return ChunkDataset(prepared, turns, reader, settings, **shown), finish
 
@@ -101,7 +101,7 @@ TURNS = TurnFormat(RememberingTokenizer(build_tokenizer()), temporal_step=2.0)
 def test_leaving_out_the_middle_of_hours_of_text_changes_nothing(lines, intro, sink, window, step):
     lengths = np.array([len(TURNS.speech_ids(line)) for line in lines], dtype=np.int32)
     kept = {"sink_tokens": sink, "window_tokens": window}
-    short, num_left_out = without_middle(lines, lengths, **kept)
+    short, num_left_out = drop_middle_lines(lines, lengths, **kept)
     kept["step_tokens"] = step
     expected = previous_ids(TURNS, intro, lines, **kept)
     assert previous_ids(TURNS, intro, short, num_left_out=num_left_out, **kept) == expected
@@ -110,7 +110,7 @@ def test_leaving_out_the_middle_of_hours_of_text_changes_nothing(lines, intro, s
 
 def test_hours_of_text_become_few_lines():
     lines = ["pass by red"] * 7200
-    short, num_left_out = without_middle(lines, np.full(7200, 3), sink_tokens=512, window_tokens=512)
+    short, num_left_out = drop_middle_lines(lines, np.full(7200, 3), sink_tokens=512, window_tokens=512)
     assert (len(short), num_left_out) == (2 * 171, 3 * (7200 - 2 * 171))
 
 

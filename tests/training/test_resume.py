@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_run import train
 
-from streamingvlm.training.checkpoints import last_whole_checkpoint
+from streamingvlm.training.checkpoints import latest_complete_checkpoint
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_killed_while_saving(tiny_checkpoint, tmp_path, undisturbed):
     half = tmp_path / "run" / "checkpoint-15"
     kill_once(start(tiny_checkpoint(), tmp_path, "stall=15"), (half / "stalled").exists)
     assert (half / "model.safetensors").is_file()
-    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-12"
+    assert latest_complete_checkpoint(tmp_path / "run").name == "checkpoint-12"
     finish(start(tiny_checkpoint(), tmp_path, "resume"))
     assert_as_undisturbed(tmp_path, undisturbed)
 

@@ -76,9 +76,11 @@ def test_examples_of_a_batch_do_not_see_each_other(model):
     with torch.no_grad():
         alone = [loss_of(model, Collate(0)([example])) for example in examples]
         both = loss_of(model, Collate(0)(examples))
-    num_asked = torch.tensor([(example.labels != -100).sum() for example in examples])
+    num_supervised = torch.tensor([(example.labels != -100).sum() for example in examples])
     assert len(examples[0].input_ids) != len(examples[1].input_ids)
-    assert both.item() == pytest.approx(((torch.stack(alone) * num_asked).sum() / num_asked.sum()).item(), abs=1e-5)
+    assert both.item() == pytest.approx(
+        ((torch.stack(alone) * num_supervised).sum() / num_supervised.sum()).item(), abs=1e-5
+    )
 
 
 def test_deepstack_is_what_qwen3_alone_has(model):

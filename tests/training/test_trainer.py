@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from streamingvlm import StreamingSession
 from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
 from streamingvlm.model.loading import load_model
-from streamingvlm.training.checkpoints import checkpoints, is_whole
+from streamingvlm.training.batch_plan import BatchPlan
+from streamingvlm.training.checkpoints import checkpoints, is_complete
 from streamingvlm.training.collate import Collate, model_inputs
-from streamingvlm.training.order import Order
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.trainer import fit_
@@ -49,7 +49,7 @@ def test_a_step_is_the_gradient_of_the_weighted_mean_clipped_as_a_whole(tiny_che
     model = load_model(tiny_checkpoint(), device="cpu")
     module = SFTModel(model.hf)
     dataset = TinyChunks(model)
-    examples = [dataset[index] for index in Order(len(dataset), 5, 1, seed=7).examples(0)]
+    examples = [dataset[index] for index in BatchPlan(len(dataset), 5, 1, seed=7).examples(0)]
     batch = Collate(0, silence_weight=DEFAULTS["silence_weight"])(examples)
     losses = module(**model_inputs(batch))["losses"]
     ((losses * batch["weights"]).sum() / batch["weights"].sum()).backward()
@@ -115,7 +115,7 @@ def test_checkpoints_are_whole_and_few_and_a_run_goes_on_from_them(tiny_checkpoi
     through, _ = train(tiny_checkpoint(), tmp_path / "through", settings)
     left = checkpoints(tmp_path / "through")
     assert [path.name for path in left] == ["checkpoint-6", "checkpoint-8"]
-    assert all(is_whole(path) for path in left)
+    assert all(is_complete(path) for path in left)
     assert load_model(left[0], device="cpu").tokenizer.eos_token == "<|im_end|>"
     (left[1] / "complete.json").unlink()
     resumed, _ = train(tiny_checkpoint(), tmp_path / "through", settings, resume=True)
@@ -136,7 +136,7 @@ def test_a_full_disk_is_told_in_one_line(tiny_checkpoint, tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("streamingvlm.training.trainer.mark_whole", full)
+    monkeypatch.setattr("streamingvlm.training.trainer.commit_checkpoint", full)
     with pytest.raises(CheckpointError, match=r"checkpoint-2 cannot be written .*No space left.*resume=true"):
         train(tiny_checkpoint(), tmp_path, SHORT | {"save_every_steps": 2})
 
@@ -151,7 +151,7 @@ def test_data_and_settings_that_do_not_fit_are_refused(tiny_checkpoint, tmp_path
 
 
 def test_positions_beyond_256_survive_bfloat16(tiny_checkpoint, tmp_path):
-    """Rotary positions are floats, and a batch of floats is easily cast; autocast must not reach them."""
+    """Rotary positions are floats, and a batch of floats is easily teams; autocast must not reach them."""
     exact, _ = train(tiny_checkpoint(), tmp_path / "exact", SHORT)
     rounded, _ = train(tiny_checkpoint(), tmp_path / "rounded", SHORT | {"bf16": True})
     torch.testing.assert_close(exact, rounded, atol=0.03, rtol=0)

@@ -13,7 +13,7 @@ from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch import Match, render
 from streamingvlm.training.feature_store import FeatureStore
-from streamingvlm.training.vision_cache import CachedVision, UnseenSecond
+from streamingvlm.training.vision_cache import CachedVision, PendingVision
 from streamingvlm.video.encoder import write_video
 from streamingvlm.video.reader import open_video
 
@@ -81,7 +81,7 @@ def test_it_is_what_a_live_session_sees_fresh_and_kept(tiny_checkpoint, video, t
     assert_same(kept(recording(video), 3, 8), seen)
     assert (fresh.counts.num_encoded, fresh.counts.num_hits) == (8, 0)
     assert (kept.counts.num_encoded, kept.counts.num_hits) == (0, 8)
-    assert kept.figures()["vision/hit_share"] == 1.0
+    assert kept.figures()["vision/hit_rate"] == 1.0
 
 
 def test_overlapping_chunks_encode_each_second_once(model, video, tmp_path):
@@ -182,7 +182,7 @@ def test_the_half_for_workers_carries_no_weights(model, video):
     vision = cached(model, video)
     assert len(pickle.dumps(vision.reader)) < 5_000
     chunk = pickle.loads(pickle.dumps(vision.reader))(recording(video), 0, 1)
-    assert isinstance(chunk.seconds[0], UnseenSecond)
+    assert isinstance(chunk.seconds[0], PendingVision)
     assert_same(vision.encode(chunk), vision(recording(video), 0, 1))
 
 

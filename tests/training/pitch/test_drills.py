@@ -7,7 +7,7 @@ import pytest
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.pitch.world import CLUBS, COLOURS
-from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixed
+from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, MixedDataset
 from streamingvlm.turns import TurnFormat
 
 LINE = re.compile(r"(goal for|throw-in to|kick-off for) (\w+)(?:[!,] (\w+) \w+|, still) (\d)-(\d)")
@@ -54,7 +54,7 @@ def test_a_seed_draws_the_same_drills(turns):
 
 
 def test_mixing_gives_the_share_asked_for():
-    mixed = Mixed(["clip"] * 2000, ["drill"] * 2000, drills_percent=30, seed=1)
+    mixed = MixedDataset(["clip"] * 2000, ["drill"] * 2000, drills_percent=30, seed=1)
     assert 500 < [mixed[number] for number in range(len(mixed))].count("drill") < 700
 
 

@@ -13,9 +13,9 @@ from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch import Match, render
 from streamingvlm.training.pitch.drills import DrillSettings
-from streamingvlm.training.pitch.footage import NUM_MIRRORINGS, encode_, film
-from streamingvlm.training.pitch.recipe import Run, publish, recipe_from
-from streamingvlm.training.pitch.report import write_loss_curves
+from streamingvlm.training.pitch.loss_curves import write_loss_curves
+from streamingvlm.training.pitch.pitch_footage import NUM_MIRRORINGS, encode_footage, render_match
+from streamingvlm.training.pitch.recipe import RecipeRun, export_model, recipe_from
 from streamingvlm.training.pitch.tower import Tower
 
 EXPERIMENTS = Path(__file__).parents[3] / "configs"
@@ -27,16 +27,16 @@ def options():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    run = Run(recipe_from(options()), tmp_path_factory.mktemp("run"))
-    return run, run.follow()
+    run = RecipeRun(recipe_from(options()), tmp_path_factory.mktemp("run"))
+    return run, run.train()
 
 
 def test_every_stage_leaves_a_model_and_a_loss_that_falls(tmp_path):
     recipe = recipe_from(options())
     tower, clips, _ = recipe.stages
     longer = dataclasses.replace(clips, fit=dataclasses.replace(clips.fit, num_steps=30))
-    run = Run(dataclasses.replace(recipe, stages=[tower, longer]), tmp_path)
-    run.follow()
+    run = RecipeRun(dataclasses.replace(recipe, stages=[tower, longer]), tmp_path)
+    run.train()
     losses = [point["loss"] for point in run.loss_curves()["clips"]]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-tower", "1-clips"]
@@ -44,7 +44,7 @@ def test_every_stage_leaves_a_model_and_a_loss_that_falls(tmp_path):
 
 def test_the_same_seed_trains_the_same_model(finished, tmp_path):
     run, last = finished
-    again = Run(run.recipe, tmp_path).follow()
+    again = RecipeRun(run.recipe, tmp_path).train()
     mine, other = (load_file(folder / "model.safetensors") for folder in (last, again))
     assert all(torch.equal(weights, other[name]) for name, weights in mine.items())
 
@@ -61,11 +61,11 @@ def test_the_tower_stands_still_while_the_language_model_learns(finished):
 def test_the_tower_learns_with_the_language_model_where_a_stage_says_so(finished, tmp_path):
     run, _ = finished
     stage = dataclasses.replace(
-        run.recipe.stages[1], name="together", with_tower=True, drills=DrillSettings(num_lines=8), drills_percent=50
+        run.recipe.stages[1], name="together", train_tower=True, drills=DrillSettings(num_lines=8), drills_percent=50
     )
     (tmp_path / "0-tower").symlink_to(run.folder / "0-tower")
     recipe = dataclasses.replace(run.recipe, stages=[run.recipe.stages[0], stage])
-    last = Run(recipe, tmp_path).follow()
+    last = RecipeRun(recipe, tmp_path).train()
     before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
     still = {name for name, weights in before.items() if torch.equal(weights, after[name])}
     assert not any("visual" in name and name.endswith("weight") for name in still)
@@ -74,28 +74,28 @@ def test_the_tower_learns_with_the_language_model_where_a_stage_says_so(finished
 
 def test_footage_is_shown_as_pictures_until_a_tower_has_seen_it(finished):
     run, _ = finished
-    reel = film(7, 12)
+    reel = render_match(7, 12)
     places = [3, 9]
     assert reel.num_mirrorings == NUM_MIRRORINGS
-    assert torch.equal(reel.shown(places, 1), reel.frames[places].flip(-1))
-    encode_([reel], Tower(run._model_before(1)), num_mirrorings=2)
+    assert torch.equal(reel.vision_of(places, 1), reel.frames[places].flip(-1))
+    encode_footage([reel], Tower(run._model_before(1)), num_mirrorings=2)
     assert reel.num_mirrorings == 2
-    assert reel.shown(places, 1).shape == (2 * 16, 64)
+    assert reel.vision_of(places, 1).shape == (2 * 16, 64)
 
 
 def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
     run, last = finished
-    broken = Run(run.recipe, tmp_path)
+    broken = RecipeRun(run.recipe, tmp_path)
     (tmp_path / "1-clips").symlink_to(run.folder / "1-clips")
     (tmp_path / "0-tower").symlink_to(run.folder / "0-tower")
-    resumed = load_file(broken.follow() / "model.safetensors")
+    resumed = load_file(broken.train() / "model.safetensors")
     assert all(torch.equal(weights, resumed[name]) for name, weights in load_file(last / "model.safetensors").items())
     assert json.loads((tmp_path / "2-chunks" / "training.json").read_text())["minutes"] > 0
 
 
 def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
     run, _ = finished
-    publish(run, tmp_path)
+    export_model(run, tmp_path)
     match = Match(5)
     session = StreamingSession.from_pretrained(tmp_path, previous_text=match.intro)
     assert session.cache_config.text_sink_tokens == run.recipe.stages[-1].clips.text_sink_tokens
@@ -106,8 +106,8 @@ def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
 
 def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finished, tmp_path):
     run, last = finished
-    averaging = Run(dataclasses.replace(run.recipe, num_averaged=2), run.folder)
-    publish(averaging, tmp_path)
+    averaging = RecipeRun(dataclasses.replace(run.recipe, num_averaged=2), run.folder)
+    export_model(averaging, tmp_path)
     published, *after = (load_file(folder / "model.safetensors") for folder in (tmp_path, run.folder / "1-clips", last))
     assert published.keys() == after[0].keys()
     config = json.loads((tmp_path / "config.json").read_text())
@@ -120,10 +120,10 @@ def test_a_stage_goes_on_from_the_one_that_it_names(finished, tmp_path):
     run, _ = finished
     tower, clips, _ = run.recipe.stages
     again = dataclasses.replace(clips, name="again", after="tower")
-    branching = Run(dataclasses.replace(run.recipe, stages=[tower, clips, again]), tmp_path)
+    branching = RecipeRun(dataclasses.replace(run.recipe, stages=[tower, clips, again]), tmp_path)
     for name in ("0-tower", "1-clips"):
         (tmp_path / name).symlink_to(run.folder / name)
-    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1-clips", branching.follow()))
+    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1-clips", branching.train()))
     assert all(torch.equal(weights, second[name]) for name, weights in first.items())
 
 

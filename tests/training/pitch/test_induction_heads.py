@@ -5,7 +5,7 @@ import torch
 
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.pitch.architecture import build_model, tiny_config
-from streamingvlm.training.pitch.look_back import hold_, look_back_
+from streamingvlm.training.pitch.induction_heads import freeze_induction_heads_, init_induction_heads_
 
 TEXT = "Rovers home red, City away blue. pass by blue tackle by red goal for blue!"
 
@@ -13,7 +13,7 @@ TEXT = "Rovers home red, City away blue. pass by blue tackle by red goal for blu
 def born(seed):
     torch.manual_seed(seed)
     model = build_model(tiny_config(build_tokenizer(), num_layers=2))
-    look_back_(model)
+    init_induction_heads_(model)
     return model
 
 
@@ -44,7 +44,7 @@ def test_the_second_layer_favours_where_the_word_before_stood():
 
 def test_held_heads_are_not_trained_and_all_else_is():
     model = born(1)
-    hold_(model)
+    freeze_induction_heads_(model)
     held = {name for name, weights in model.model.language_model.named_parameters() if not weights.requires_grad}
     assert held == {
         name

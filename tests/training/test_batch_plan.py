@@ -5,14 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamingvlm.errors import VideoError
-from streamingvlm.training.order import Order, Steps
+from streamingvlm.training.batch_plan import BatchPlan
+from streamingvlm.training.step_loader import StepLoader
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
 
 def orders(lengths, **settings):
     defaults = {"num_examples": len(lengths), "batch_size": 5, "num_steps": 100, "length_of": lengths.__getitem__}
-    return Order(**defaults | settings)
+    return BatchPlan(**defaults | settings)
 
 
 @given(lengths=LENGTHS, batch_size=st.integers(1, 12), seed=st.integers(0, 5), epoch=st.integers(0, 3))
@@ -44,7 +45,7 @@ def test_the_processes_share_a_step_between_them(lengths, num_processes, accumul
     shared = {"num_processes": num_processes, "pack_tokens": pack_tokens}
     order = orders(lengths, accumulation_steps=1 if pack_tokens else accumulation_steps, **shared)
     shares = [order.micro_batches(step, process) for process in range(num_processes)]
-    busy = [micro for share in shares for micro in share if not micro.is_idle]
+    busy = [micro for share in shares for micro in share if not micro.is_padding]
     assert len({len(share) for share in shares}) == 1
     assert sorted(example for micro in busy for example in micro.examples) == sorted(order.examples(step))
     if pack_tokens:
@@ -57,7 +58,7 @@ def test_a_run_that_goes_on_gets_what_it_would_have_got(first):
     dataset = list(range(12))
 
     def steps(**more):
-        return list(Steps(dataset, lambda examples: {"examples": examples}, order, process=1, **more))
+        return list(StepLoader(dataset, lambda examples: {"examples": examples}, order, process=1, **more))
 
     assert steps(first_step=lambda: first) == steps()[first:]
     assert steps(num_workers=1) == steps()
@@ -70,7 +71,7 @@ def test_what_is_wrong_with_an_example_is_told_as_it_was_said(num_workers):
             raise VideoError(f"{index}.mp4 is cut off; copy it again")
 
     with pytest.raises(VideoError) as error:
-        list(Steps(Broken(range(12)), list, orders([1] * 12), num_workers=num_workers))
+        list(StepLoader(Broken(range(12)), list, orders([1] * 12), num_workers=num_workers))
     assert str(error.value).endswith(".mp4 is cut off; copy it again") and "\n" not in str(error.value)
 
 
@@ -79,7 +80,7 @@ def test_a_process_without_work_runs_along_for_nothing():
 
     order = orders([10] * 3, batch_size=3, num_processes=2, pack_tokens=10, num_steps=1)
     mine, other = (
-        [int(batch["weights"]) for step in Steps([5, 6, 7], _weighing, order, process=process) for batch in step]
+        [int(batch["weights"]) for step in StepLoader([5, 6, 7], _weighing, order, process=process) for batch in step]
         for process in (0, 1)
     )
     assert (len(mine), len(other)) == (2, 2)

@@ -11,8 +11,8 @@ from streamingvlm.pitch import EventKind, parse, say
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings, shuffled_goals
-from streamingvlm.training.pitch.footage import film, mirrored
+from streamingvlm.training.pitch.pitch_clips import ClipDataset, ClipSettings, shuffled_goals
+from streamingvlm.training.pitch.pitch_footage import mirrored, render_match
 from streamingvlm.turns import TurnFormat
 
 CLIP_TURNS = 6
@@ -26,7 +26,7 @@ def turns():
 @pytest.fixture(scope="module")
 def footage():
     """A minute of a match, each vision token of a second filled with the second's number."""
-    reel = film(3, 60)
+    reel = render_match(3, 60)
     reel.vision = torch.arange(60.0).view(1, 60, 1, 1).expand(1, 60, 16, 8)
     return [reel]
 
@@ -168,7 +168,7 @@ def test_highlights_leave_out_the_everyday_seconds(footage, turns):
 
 
 def test_a_forgetful_clip_knows_the_introduction_and_one_score(footage, turns):
-    for example in clips(footage, turns, forgetful_percent=100, opening_percent=0):
+    for example in clips(footage, turns, truncated_history_percent=100, opening_percent=0):
         text = turns.tokenizer.decode(example.input_ids)
         previous = text.partition("previous text\n")[2].partition("<|im_end|>")[0]
         lines = previous.removeprefix(introduction_of(turns, example))
@@ -176,7 +176,7 @@ def test_a_forgetful_clip_knows_the_introduction_and_one_score(footage, turns):
 
 
 def test_a_mute_clip_has_heard_nothing(footage, turns):
-    for example in clips(footage, turns, mute_percent=100, goals_percent=50):
+    for example in clips(footage, turns, no_history_percent=100, goals_percent=50):
         assert "previous text\n<|im_end|>" in turns.tokenizer.decode(example.input_ids)
 
 
