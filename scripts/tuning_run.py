@@ -65,7 +65,8 @@ def held_out_recording(tuning: FineTuning, name: str | None) -> Mapping[str, Any
     ids = recordings["id"][:]
     if name is not None and name not in ids:
         raise ConfigError(
-            f"held_out_stream.recording={name} is not in {tuning.settings.data}; give one of its {len(ids)} ids, such as {ids[0]}"
+            f"held_out_stream.recording={name} is not in {tuning.settings.data}; give one of its {len(ids)} ids, such "
+            f"as {ids[0]}"
         )
     return recordings[ids.index(name or held_out[0])]
 

@@ -2,8 +2,8 @@
 
 Hu et al., arXiv 2106.09685; Dettmers et al., arXiv 2305.14314. The layers are peft's and are inserted into the Hugging
 Face model, so training and inference use its ``model.language_model`` with the adapter as they use it without. A saved
-adapter is a peft folder with the tokenizer and, in ``streamingvlm.json``, the stream settings and the fingerprint of the
-base model. `merge` converts it into an ordinary checkpoint.
+adapter is a peft folder with the tokenizer and, in ``streamingvlm.json``, the stream settings and the fingerprint of
+the base model. `merge` converts it into an ordinary checkpoint.
 """
 
 import hashlib

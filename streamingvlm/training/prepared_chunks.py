@@ -123,8 +123,8 @@ class ChunkDataset(Dataset):
         for index in longest.tolist():
             if (length := self.length(index)) > pack_tokens:
                 raise ConfigError(
-                    f"{self.name(index)} is an example of {length} tokens, longer than pack_tokens={pack_tokens}; raise "
-                    "pack_tokens, or lower video.max_pixels"
+                    f"{self.name(index)} is an example of {length} tokens, longer than pack_tokens={pack_tokens}; "
+                    "raise pack_tokens, or lower video.max_pixels"
                 )
 
     def _num_vision_tokens(self) -> np.ndarray:

@@ -93,8 +93,8 @@ class FitSettings:
     def _check_together(self):
         if self.pack_tokens and self.accumulation_steps > 1:
             raise ConfigError(
-                f"accumulation_steps={self.accumulation_steps} has no effect with pack_tokens={self.pack_tokens}, which "
-                "decides the number of micro-batches; give accumulation_steps=1, and lower pack_tokens to save memory"
+                f"accumulation_steps={self.accumulation_steps} with pack_tokens={self.pack_tokens}: packing decides "
+                "the number of micro-batches; give accumulation_steps=1, and lower pack_tokens to save memory"
             )
         if self.deepspeed is not None and self.fsdp != "off":
             raise ConfigError("fsdp and deepspeed both shard the weights; give one of them")

@@ -1,4 +1,4 @@
-"""What is said of a run is what happened in it, and listening to the model leaves the run as it was."""
+"""Throughput metrics match the steps they describe, and held-out streams leave the run unchanged."""
 
 import io
 import logging
@@ -40,7 +40,7 @@ class Slow(torch.nn.Module):
 
 
 class MeteredTrainer(Trainer):
-    """transformers' own, telling a meter what passes."""
+    """transformers' Trainer with a meter."""
 
     meter: ThroughputMeter
 
@@ -106,7 +106,7 @@ def test_every_log_entry_has_the_pace_of_its_own_steps(turns, tmp_path):
     assert len(history) == 2
 
 
-def test_waiting_for_data_is_told_apart_from_working(turns, tmp_path):
+def test_data_wait_is_separate_from_compute(turns, tmp_path):
     shares = []
     for wait_s in (0.0, 0.09):
         meter = ThroughputMeter(turns.end_of_turn_id)
@@ -116,13 +116,13 @@ def test_waiting_for_data_is_told_apart_from_working(turns, tmp_path):
 
 
 class Idle(HeldOutStream):
-    """What stands between two steps and is no part of them."""
+    """Time between two steps that belongs to neither."""
 
     def __init__(self):
         super().__init__(lambda: time.sleep(0.5), every_steps=1, show=lambda *_: None)
 
 
-def test_what_happens_between_steps_is_no_part_of_the_pace(turns, tmp_path):
+def test_time_between_steps_does_not_count(turns, tmp_path):
     meter = ThroughputMeter(turns.end_of_turn_id)
     history, examples = train(turns, tmp_path, [ThroughputLogger(meter), Idle()], meter, log_every=1)
     tokens_a_step = sum(len(one.input_ids) for one in examples[:2])
@@ -130,8 +130,8 @@ def test_what_happens_between_steps_is_no_part_of_the_pace(turns, tmp_path):
     assert max(entry["tokens_per_s"] for entry in history) > tokens_a_step / 0.5
 
 
-def test_utilisation_is_the_arithmetic_over_what_the_device_could_do(turns, tmp_path):
-    flops = StepFlops(per_token=10, per_asked_token=100, per_pair=2)
+def test_mfu_is_model_flops_over_peak_flops(turns, tmp_path):
+    flops = StepFlops(per_token=10, per_supervised_token=100, per_pair=2)
     meter = ThroughputMeter(turns.end_of_turn_id, flops=flops)
     history, examples = train(turns, tmp_path, [ThroughputLogger(meter, peak_tflops=1e-9)], meter)
     lengths = [len(one.input_ids) for one in examples[:2]]
@@ -141,35 +141,37 @@ def test_utilisation_is_the_arithmetic_over_what_the_device_could_do(turns, tmp_
         assert entry["mfu"] == pytest.approx(entry["tokens_per_s"] * flops_per_token / 1e3)
 
 
-def test_a_batch_that_counts_for_nothing_is_not_counted(turns):
+def test_a_padding_batch_is_not_counted(turns):
     meter = ThroughputMeter(turns.end_of_turn_id)
     batch = Collate(0)([example(turns, 2)])
     meter.count({**batch, "weights": torch.zeros(3)})
-    assert meter.passed.num_tokens == meter.passed.num_turns == 0
+    assert meter.counters.num_tokens == meter.counters.num_turns == 0
     meter.count(batch)
-    assert meter.passed.num_turns == 2
+    assert meter.counters.num_turns == 2
 
 
 @pytest.mark.parametrize("sizes", [(1, 3, 2), (4,), (2, 2)])
-def test_padding_is_no_token(turns, sizes):
+def test_padding_tokens_are_not_counted(turns, sizes):
     examples = [example(turns, size) for size in sizes]
     lengths = [len(one.input_ids) for one in examples]
     assert example_lengths(Collate(0)(examples)) == lengths
     assert example_lengths({"cu_seqlens": torch.tensor([0, *np.cumsum(lengths)])}) == lengths
 
 
-def test_figures_of_the_run_join_the_log(turns, tmp_path):
+def test_extra_metrics_join_the_log(turns, tmp_path):
     meter = ThroughputMeter(turns.end_of_turn_id)
-    history, _ = train(turns, tmp_path, [ThroughputLogger(meter, more=lambda: {"vision/hit_rate": 0.5})], meter)
+    history, _ = train(
+        turns, tmp_path, [ThroughputLogger(meter, extra_metrics=lambda: {"vision/hit_rate": 0.5})], meter
+    )
     assert history[-1]["vision/hit_rate"] == 0.5
 
 
-def test_a_peak_that_is_none_is_refused():
+def test_a_peak_of_0_is_refused():
     with pytest.raises(ConfigError, match="peak_tflops"):
         ThroughputLogger(ThroughputMeter(0), peak_tflops=0)
 
 
-def test_where_there_is_no_terminal_lines_go_to_the_log(turns, tmp_path, caplog):
+def test_without_a_terminal_lines_go_to_the_log(turns, tmp_path, caplog):
     meter = ThroughputMeter(turns.end_of_turn_id)
     file = io.StringIO()
     with caplog.at_level(logging.INFO):
@@ -190,7 +192,7 @@ def test_in_a_terminal_a_bar_goes_to_its_end(turns, tmp_path, caplog):
     assert not [record for record in caplog.records if record.name.endswith("progress")]
 
 
-def test_a_held_out_stream_comes_every_so_many_steps_and_at_the_end(turns, tmp_path, caplog):
+def test_a_held_out_stream_runs_every_n_steps_and_at_the_end(turns, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(turns, tmp_path, [HeldOutStream(lambda: "said and true", every_steps=2)], num_steps=5)
     told = [record.message for record in caplog.records if "said and true" in record.message]
@@ -203,7 +205,7 @@ def test_a_held_out_stream_comes_every_so_many_steps_and_at_the_end(turns, tmp_p
         HeldOutStream(str, every_steps=0)
 
 
-def test_random_states_are_no_business_of_the_meter(turns, tmp_path):
+def test_the_meter_does_not_change_random_states(turns, tmp_path):
     def drawn(callbacks):
         torch.manual_seed(0)
         random.seed(0)

@@ -107,7 +107,8 @@ class Recipe:
     def __post_init__(self):
         if not 1 <= self.num_averaged <= len(self.stages):
             raise ConfigError(
-                f"num_averaged={self.num_averaged}, but the recipe has {len(self.stages)} stages; give 1 to {len(self.stages)}"
+                f"num_averaged={self.num_averaged}, but the recipe has {len(self.stages)} stages; give a number from 1 "
+                f"to {len(self.stages)}"
             )
         for number, stage in enumerate(self.stages):
             before = [earlier.name for earlier in self.stages[:number]]
@@ -255,9 +256,9 @@ def export_model(run: RecipeRun, target: str | Path):
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:
     """Return the stream settings of the model: those it was trained with."""
     clips = next(stage.clips for stage in reversed(recipe.stages) if stage.clips)
-    # The last score is read from text that is no longer in its turn. With keys computed inside that turn it is sometimes
-    # misread, so the text is recomputed. Clips have previous text of any length, so a text window that is a step short
-    # of full is not new to the model.
+    # The last score is read from text that is no longer in its turn. With keys computed inside that turn it is
+    # sometimes misread, so the text is recomputed. Clips have previous text of any length, so a text window that is a
+    # step short of full is not new to the model.
     cache = CacheConfig(
         text_sink_tokens=clips.text_sink_tokens,
         text_window_tokens=clips.text_window_tokens,

@@ -1,7 +1,7 @@
 """Clubs, colours and scores drawn at random: no frame shows them, so the same footage serves with any of them.
 
-Forty matches have forty pairs of clubs, which a model would memorize instead of reading them from the introduction. With
-clubs drawn for each example there is nothing to memorize.
+Forty matches have forty pairs of clubs, which a model would memorize instead of reading them from the introduction.
+With clubs drawn for each example there is nothing to memorize.
 """
 
 from collections.abc import Iterable, Sequence
