@@ -32,13 +32,13 @@ def prepared(tmp_path_factory):
     return PreparedData.open(write_prepared(folder, num_matches=2, duration_s=12), cache_folder=folder / "cache")
 
 
-def dataset_of(model, prepared, *, learns=False, split="train", settings=None, max_chunks=None, **video):
+def dataset_of(model, prepared, *, train_vision=False, split="train", settings=None, max_chunks=None, **video):
     """Return the chunks of a model and the batch transform that adds their vision."""
     config = VideoConfig(**SMALL | video)
-    tower = model.hf.model.visual.requires_grad_(learns)
+    tower = model.hf.model.visual.requires_grad_(train_vision)
     turns = TurnFormat.of(RememberingTokenizer(model.tokenizer), model.family, config)
     store = FeatureStore(None, max_bytes=0)
-    if learns:
+    if train_vision:
         known = {"family": model.family, "tower_digest": "", "dtype": tower.dtype}
         reader, batch_transform = (
             VisionReader(store, video=config, video_root=prepared.video_root, **known),
@@ -122,10 +122,10 @@ def test_hours_of_text_become_few_lines():
 def test_a_trained_tower_gives_the_losses_of_a_frozen_one(tiny_checkpoint, prepared, model_type, packed):
     """The same losses from pixels as from features, and gradients in the whole tower."""
     losses = []
-    for learns in (False, True):
+    for train_vision in (False, True):
         model = load_model(tiny_checkpoint(model_type), device="cpu")
-        dataset, batch_transform = dataset_of(model, prepared, learns=learns)
-        module = SFTModel(model.hf, train_vision=learns)
+        dataset, batch_transform = dataset_of(model, prepared, train_vision=train_vision)
+        module = SFTModel(model.hf, train_vision=train_vision)
         batch = batch_transform(Collate(0, packed=packed)([dataset[0], dataset[1]]))
         losses.append(module(**model_inputs(batch))["losses"])
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A recipe in miniature: it learns, it repeats itself, it goes on where it was broken off, and its model streams."""
+"""A tiny recipe: it trains, is reproducible, resumes, and its model streams."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_the_same_seed_trains_the_same_model(finished, tmp_path):
     assert all(torch.equal(weights, other[name]) for name, weights in mine.items())
 
 
-def test_the_tower_stands_still_while_the_language_model_learns(finished):
+def test_the_tower_stays_frozen_while_the_language_model_is_trained(finished):
     run, last = finished
     before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
     changed = [name for name, weights in before.items() if not torch.equal(weights, after[name])]
@@ -58,7 +58,7 @@ def test_the_tower_stands_still_while_the_language_model_learns(finished):
     assert not any("visual" in name for name in changed)
 
 
-def test_the_tower_learns_with_the_language_model_where_a_stage_says_so(finished, tmp_path):
+def test_a_stage_can_train_the_tower_too(finished, tmp_path):
     run, _ = finished
     stage = dataclasses.replace(
         run.recipe.stages[1], name="together", train_tower=True, drills=DrillSettings(num_lines=8), drills_percent=50
@@ -72,18 +72,18 @@ def test_the_tower_learns_with_the_language_model_where_a_stage_says_so(finished
     assert not any("mlp" in name for name in still)
 
 
-def test_footage_is_shown_as_pictures_until_a_tower_has_seen_it(finished):
+def test_footage_gives_frames_until_it_is_encoded(finished):
     run, _ = finished
-    reel = render_match(7, 12)
-    places = [3, 9]
-    assert reel.num_mirrorings == NUM_MIRRORINGS
-    assert torch.equal(reel.vision_of(places, 1), reel.frames[places].flip(-1))
-    encode_footage([reel], Tower(run._model_before(1)), num_mirrorings=2)
-    assert reel.num_mirrorings == 2
-    assert reel.vision_of(places, 1).shape == (2 * 16, 64)
+    footage = render_match(7, 12)
+    seconds = [3, 9]
+    assert footage.num_mirrorings == NUM_MIRRORINGS
+    assert torch.equal(footage.vision_of(seconds, 1), footage.frames[seconds].flip(-1))
+    encode_footage([footage], Tower(run._model_before(1)), num_mirrorings=2)
+    assert footage.num_mirrorings == 2
+    assert footage.vision_of(seconds, 1).shape == (2 * 16, 64)
 
 
-def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
+def test_a_run_resumes_after_its_last_complete_stage(finished, tmp_path):
     run, last = finished
     broken = RecipeRun(run.recipe, tmp_path)
     (tmp_path / "1-clips").symlink_to(run.folder / "1-clips")
@@ -93,7 +93,7 @@ def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
     assert json.loads((tmp_path / "2-chunks" / "training.json").read_text())["minutes"] > 0
 
 
-def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
+def test_the_exported_model_streams_with_its_own_settings(finished, tmp_path):
     run, _ = finished
     export_model(run, tmp_path)
     match = Match(5)
@@ -104,7 +104,7 @@ def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
     assert session.model.hf.config.streamingvlm["training"]["stages"]["clips"]["steps"] == 4
 
 
-def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finished, tmp_path):
+def test_the_exported_weights_are_the_mean_of_the_last_stages(finished, tmp_path):
     run, last = finished
     averaging = RecipeRun(dataclasses.replace(run.recipe, num_averaged=2), run.folder)
     export_model(averaging, tmp_path)
@@ -116,7 +116,7 @@ def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finis
         assert torch.equal(weights, ((after[0][name] + after[1][name]) / 2).bfloat16())
 
 
-def test_a_stage_goes_on_from_the_one_that_it_names(finished, tmp_path):
+def test_a_stage_starts_from_the_stage_that_it_names(finished, tmp_path):
     run, _ = finished
     tower, clips, _ = run.recipe.stages
     again = dataclasses.replace(clips, name="again", after="tower")
@@ -127,10 +127,10 @@ def test_a_stage_goes_on_from_the_one_that_it_names(finished, tmp_path):
     assert all(torch.equal(weights, second[name]) for name, weights in first.items())
 
 
-def test_a_stage_goes_on_from_none_but_one_before_it():
+def test_a_stage_starts_from_earlier_stages_only():
     recipe = options()
     recipe["stages"][1]["after"] = recipe["stages"][2]["name"]
-    with pytest.raises(ConfigError, match="stage clips goes on after chunks, which is no stage before it"):
+    with pytest.raises(ConfigError, match="stage clips has after=chunks, which is not an earlier stage"):
         recipe_from(recipe)
 
 
@@ -140,7 +140,7 @@ def test_more_stages_than_there_are_cannot_be_averaged(number):
         recipe_from(options() | {"num_averaged": number})
 
 
-def test_loss_curves_are_written_as_figures_and_as_a_picture(finished, tmp_path):
+def test_loss_curves_are_written_as_json_and_as_a_plot(finished, tmp_path):
     run, _ = finished
     write_loss_curves(run, tmp_path / "curves.json")
     curves = json.loads((tmp_path / "curves.json").read_text())["loss_curves"]
@@ -155,7 +155,7 @@ def test_a_recipe_with_an_unknown_name_is_refused_in_one_line():
         recipe_from(wrong)
 
 
-def test_clips_beside_the_stages_go_before_those_of_each_stage():
+def test_clips_beside_the_stages_override_those_of_each_stage():
     recipe = recipe_from(options() | {"clips": {"overlap_turns": 0}})
     assert [stage.clips.overlap_turns for stage in recipe.stages if stage.clips] == [0, 0]
     assert recipe.stages[-1].clips.clip_turns == 24

@@ -1,4 +1,4 @@
-"""The tower's kernels for training give what transformers' own path gives, and leave the tower as it was."""
+"""The tower's kernels for training give the output of transformers and are removed afterwards."""
 
 import torch
 
@@ -8,7 +8,7 @@ from streamingvlm.training.pitch.pitch_footage import patches_of, render_match
 from streamingvlm.training.pitch.tower import Tower
 
 
-def test_the_tower_sees_what_transformers_sees():
+def test_the_output_equals_that_of_transformers():
     torch.manual_seed(0)
     model = build_model(tiny_config(build_tokenizer(), vision_hidden_size=64, vision_depth=2))
     tower = Tower(model)
