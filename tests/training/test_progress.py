@@ -15,13 +15,8 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.training.collate import Collate
 from streamingvlm.training.examples import example_from
 from streamingvlm.training.flops import StepFlops
-from streamingvlm.training.progress import (
-    HeldOutStream,
-    ProgressLine,
-    ThroughputLogger,
-    ThroughputMeter,
-    example_lengths,
-)
+from streamingvlm.training.progress import HeldOutStream, ProgressLine
+from streamingvlm.training.throughput import ThroughputLogger, ThroughputMeter, example_lengths
 from streamingvlm.turns import Turn, TurnFormat
 
 NUM_STEPS = 4

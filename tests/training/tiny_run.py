@@ -64,12 +64,10 @@ class TinyChunks(Dataset):
         def below(limit):
             return int(torch.randint(limit, (), generator=dice))
 
-        seconds = [Turn(number, number, number + 1, GRID) for number in range(1 + below(6))]
-        lines = [" ".join(WORDS[below(len(WORDS))] for _ in range(below(4))) for _ in seconds]
-        tokens = chunk_tokens(
-            self.turn_format, seconds, lines, self.turn_format.encode_plain("said before " * below(3))
-        )
-        vision = torch.randn(len(seconds), 1 + self.num_levels, 6, self.size, generator=dice)
+        turns = [Turn(number, number, number + 1, GRID) for number in range(1 + below(6))]
+        lines = [" ".join(WORDS[below(len(WORDS))] for _ in range(below(4))) for _ in turns]
+        tokens = chunk_tokens(self.turn_format, turns, lines, self.turn_format.encode_plain("said before " * below(3)))
+        vision = torch.randn(len(turns), 1 + self.num_levels, 6, self.size, generator=dice)
         embeddings, *deepstack = vision.transpose(0, 1).flatten(1, 2)
         return example_from(f"chunk {index}", tokens, embeddings, tuple(deepstack))
 
