@@ -276,7 +276,7 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
     """
     try:
         stages = [_stage(options.get("clips") or {}, **stage) for stage in options["stages"]]
-        more = {name: options[name] for name in ("sizes", "induction_heads", "num_averaged") if name in options}
+        more = {name: value for name, value in options.items() if name not in ("seed", "stages", "clips")}
         return Recipe(int(options["seed"]), stages, **more)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"the key recipe cannot be read ({error}); see configs/experiment/pitch.yaml") from error
