@@ -1,7 +1,7 @@
-"""Where the figures of a run are kept beside its log: Weights & Biases, online, offline or not at all.
+"""Logs the metrics of a run to Weights & Biases: online, offline or not at all.
 
-Nothing here ever waits for an answer: without a key, and where the server cannot be reached, the run is kept in files
-that `wandb sync` uploads later, and a line says so.
+Nothing here waits for input. Without a key, and if the server cannot be reached, the run is logged to files that
+`wandb sync` uploads later, and a warning says so.
 """
 
 import logging
@@ -21,31 +21,31 @@ from streamingvlm.errors import ConfigError
 _LOG = logging.getLogger(__name__)
 _LOGGERS, _MODES = ("none", "wandb"), ("online", "offline", "disabled")
 _KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-_USUAL_SERVER = "https://api.wandb.ai"
-# A run that is resumed goes on under the name that it began with.
+_DEFAULT_SERVER = "https://api.wandb.ai"
+# A resumed run keeps its id.
 _ID_FILE = "wandb_id.txt"
 
 
 class WandbLog(TrainerCallback):
-    """Sends every entry of the log to a run of wandb, and held-out commentary as tables.
+    """Sends every log entry to a wandb run, and held-out commentary as tables.
 
-    run: what `wandb.init` returned.
+    run: the result of `wandb.init`.
     """
 
     def __init__(self, run):
         self.run = run
 
     def on_log(self, args, state, control, logs: Mapping[str, float], **_):
-        """Log the figures of the first process, grouped as wandb shows them."""
+        """Log the metrics of the first process, in wandb's groups."""
         if state.is_world_process_zero:
             self.run.log({_grouped(name): value for name, value in logs.items()}, step=state.global_step)
 
     def show(self, step: int, commentary):
-        """Log a held-out commentary as a table: second, what was said, the truth."""
+        """Log a held-out commentary as a table: time, output of the model, reference."""
         import wandb
 
         rows = [[line.start_s, line.said, line.truth] for line in commentary.lines]
-        table = wandb.Table(columns=["second", "said", "truth"], data=rows)
+        table = wandb.Table(columns=["start_s", "model", "reference"], data=rows)
         self.run.log({"held_out/commentary": table}, step=step)
 
 
@@ -53,10 +53,10 @@ class WandbLog(TrainerCallback):
 def open_run_log(
     options: Mapping[str, Any], *, folder: str | Path, description: Mapping[str, Any]
 ) -> Iterator[Sequence[WandbLog]]:
-    """Open what the options of the group ``logger`` name, and close it with the run, whole or failed.
+    """Open the logger of the config group ``logger`` and close it after the block, marked as failed on an error.
 
-    folder: of the run; description: its options, shown with it. Yields callbacks for the trainer: none, or one.
-    Raises ConfigError for a logger or a mode that is unknown.
+    folder: of the run; description: its options, logged with it. Yields the callbacks for the trainer, at most one.
+    Raises ConfigError for an unknown logger or mode.
     """
     check_logger(options)
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -72,11 +72,11 @@ def open_run_log(
         exit_code = 0
     finally:
         run.finish(exit_code=exit_code)
-        wandb.teardown()  # else a later run of this process would be kept in this one's folder
+        wandb.teardown()  # otherwise wandb logs the next run of this process to the same folder
 
 
 def check_logger(options: Mapping[str, Any]):
-    """Raise ConfigError for a logger or a mode that is unknown."""
+    """Raise ConfigError for an unknown logger or mode."""
     if options["name"] not in _LOGGERS:
         raise ConfigError(f"logger={options['name']} is unknown; choose one of {', '.join(_LOGGERS)}")
     if options["name"] == "wandb" and options["mode"] not in _MODES:
@@ -88,14 +88,14 @@ def _start(options: Mapping[str, Any], folder: Path, description: Mapping[str, A
 
     mode = options["mode"]
     if mode == "online" and not _has_key():
-        _say_offline("there is no key of wandb (run: wandb login)", folder)
+        _warn_offline("no wandb key found (run: wandb login)", folder)
         mode = "offline"
     try:
         return _init(options, folder, description, mode)
-    except wandb.errors.Error as error:  # no network, a key that is refused, a project that may not be written
+    except wandb.errors.Error as error:  # no network, an invalid key, a project without write access
         if mode == "offline":
             raise
-        _say_offline(f"wandb cannot be reached ({str(error).splitlines()[0]})", folder)
+        _warn_offline(f"wandb cannot be reached ({str(error).splitlines()[0]})", folder)
         wandb.teardown()
         return _init(options, folder, description, "offline")
 
@@ -125,15 +125,15 @@ def _run_id(folder: Path) -> str:
     return file.read_text(encoding="utf-8").strip()
 
 
-def _say_offline(reason: str, folder: Path):
-    _LOG.warning("%s: the run is kept offline; upload it later with: wandb sync %s", reason, folder / "wandb" / "*")
+def _warn_offline(reason: str, folder: Path):
+    _LOG.warning("%s: the run is logged offline; upload it later with: wandb sync %s", reason, folder / "wandb" / "*")
 
 
 def _has_key() -> bool:
-    """Whether wandb could log in without asking anybody."""
+    """Return True if wandb can log in without a prompt."""
     if any(os.environ.get(name) for name in _KEY_VARIABLES):
         return True
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", _USUAL_SERVER)).hostname
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", _DEFAULT_SERVER)).hostname
     home = Path.home()
     files = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]
     try:
@@ -143,7 +143,7 @@ def _has_key() -> bool:
 
 
 def _grouped(name: str) -> str:
-    """`eval_loss` as `eval/loss`, what has no group as `train/NAME`."""
+    """Return the grouped name of a metric: `eval/loss` for `eval_loss`, `train/NAME` for a name without a group."""
     if "/" in name:
         return name
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"

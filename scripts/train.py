@@ -1,4 +1,4 @@
-"""Train: ``python scripts/train.py data=prepared model=FOLDER experiment=stage1``, ``--help`` for more."""
+"""Train a model: ``python scripts/train.py data=prepared model=FOLDER experiment=stage1``; ``--help`` lists options."""
 
 import logging
 import os
@@ -14,10 +14,7 @@ COMMAND_LINE = CommandLine("train", plain="data", text=("folder", "target", "vid
 
 
 def main(options: dict[str, Any]):
-    """Follow the recipe of an experiment that has one; else fine-tune a checkpoint on prepared data.
-
-    An experiment may also bring a ``restyling`` of the embedded model.
-    """
+    """Fine-tune a checkpoint on prepared data, or run the ``recipe`` or the ``restyling`` that an experiment sets."""
     import datasets
     import torch
 
@@ -26,35 +23,35 @@ def main(options: dict[str, Any]):
     if options["num_threads"]:
         torch.set_num_threads(options["num_threads"])
     if options["recipe"]:
-        follow_recipe(options)
+        train_recipe(options)
     elif options["restyling"]:
-        follow_restyling(options)
+        train_restyling(options)
     else:
         fine_tune(options)
 
 
 def _log_level() -> int:
-    """Of many processes, the first speaks."""
+    """Log at level INFO in the first process only."""
     return logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING
 
 
-def follow_recipe(options: dict[str, Any]):
-    """Train the embedded model, then write it and the picture of how it learned."""
+def train_recipe(options: dict[str, Any]):
+    """Train the embedded model, then write it and its loss curves."""
     from streamingvlm.model.loading import device_named
-    from streamingvlm.training.pitch.recipe import Run, publish, recipe_from
-    from streamingvlm.training.pitch.report import write_loss_curves
+    from streamingvlm.training.pitch.loss_curves import write_loss_curves
+    from streamingvlm.training.pitch.recipe import RecipeRun, export_model, recipe_from
 
     device = str(device_named(options["device"]))
-    training = Run(recipe_from(options["recipe"]), options["folder"], device=device)
-    training.follow()
-    target = Path(options["target"] or training.folder / "model")
-    publish(training, target)
-    write_loss_curves(training, training.folder / "loss_curves.json")
+    recipe_run = RecipeRun(recipe_from(options["recipe"]), options["folder"], device=device)
+    recipe_run.train()
+    target = Path(options["target"] or recipe_run.folder / "model")
+    export_model(recipe_run, target)
+    write_loss_curves(recipe_run, recipe_run.folder / "loss_curves.json")
     logging.info("the model is in %s", target)
 
 
-def follow_restyling(options: dict[str, Any]):
-    """Tune adapters on the embedded model to another style, and merge them."""
+def train_restyling(options: dict[str, Any]):
+    """Train adapters of the embedded model for another style, and merge them."""
     from rich.console import Console
 
     from streamingvlm.model.loading import device_named
@@ -70,30 +67,32 @@ def follow_restyling(options: dict[str, Any]):
 
 
 def fine_tune(options: dict[str, Any]):
-    """Fine-tune a checkpoint, or adapters of it, on prepared data."""
+    """Fine-tune a checkpoint on prepared data, with or without adapters."""
     import torch
     from run_log import check_logger, open_run_log
-    from tuning_run import callbacks_for, check_held_out_stream, lora_from, record_adapters
+    from tuning_run import callbacks_for, check_held_out_stream, lora_from, write_adapter_record
 
     check_logger(options["logger"])
     tuning = fine_tuning_from(options, **lora_from(options["lora"]))
     check_held_out_stream(tuning, options)
     with open_run_log(options["logger"], folder=tuning.folder, description=options) as run_logs:
         meter, callbacks = callbacks_for(tuning, options, run_logs)
-        tuning.fit_(callbacks=callbacks, meter=meter)
-    record_adapters(tuning)
+        tuning.fit(callbacks=callbacks, meter=meter)
+    write_adapter_record(tuning)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     logging.info("the model is in %s", tuning.target)
 
 
-def fine_tuning_from(options: dict[str, Any], **how):
-    """The run that the options describe, checked."""
+def fine_tuning_from(options: dict[str, Any], **arguments):
+    """Make the `FineTuning` that the options describe, which checks them."""
     from streamingvlm.training.fine_tuning import FineTuning, FineTuningSettings, VisionSettings
     from streamingvlm.training.settings import FitSettings
 
     if options["model"]["quantization"]:
-        raise ConfigError("model.quantization is for streams; to train beside weights in 4 bits, choose lora=qlora")
+        raise ConfigError(
+            "model.quantization is for inference only; to train adapters on 4-bit weights, give lora=qlora"
+        )
     parts = {
         "fit": FitSettings(**options["fit"]),
         "vision": VisionSettings(**options["vision"]),
@@ -102,7 +101,7 @@ def fine_tuning_from(options: dict[str, Any], **how):
         "device": options["device"] or options["model"]["device"],
     }
     names = {field.name for field in fields(FineTuningSettings)} - set(parts)
-    return FineTuning(FineTuningSettings(**parts, **{name: options[name] for name in names}), **how)
+    return FineTuning(FineTuningSettings(**parts, **{name: options[name] for name in names}), **arguments)
 
 
 if __name__ == "__main__":

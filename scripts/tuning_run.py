@@ -1,4 +1,4 @@
-"""What scripts/train.py adds to a run of fine-tuning: adapters, figures, and a held-out stream, from its options."""
+"""Builds the parts of a fine-tuning run from the options of scripts/train.py: adapters, metrics, held-out stream."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,41 +12,44 @@ from transformers import TrainerCallback
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.held_out import HeldOutCommentary, stream_held_out
 from streamingvlm.model.loading import load_model
-from streamingvlm.training.adapters import LoraSettings, RecordAdapter, quantised_weights, with_lora_, write_record
+from streamingvlm.training.adapters import LoraSettings, RecordAdapter, qlora_quantization, with_lora_, write_record
 from streamingvlm.training.fine_tuning import FineTuning
 from streamingvlm.training.flops import known_peak_tflops, step_flops
-from streamingvlm.training.progress import HeldOutStream, Meter, ProgressLine, Throughput, log_commentary
+from streamingvlm.training.progress import HeldOutStream, ProgressLine, log_commentary
+from streamingvlm.training.throughput import ThroughputLogger, ThroughputMeter
 from streamingvlm.turns import TurnFormat
 
 
 def lora_from(options: Mapping[str, Any]) -> dict[str, Callable]:
-    """The arguments of `FineTuning` that put adapters in, as the group ``lora`` says; none where it is off."""
+    """Return the arguments of `FineTuning` for the config group ``lora``; empty if LoRA is disabled."""
     if not options["enabled"]:
         return {}
     names = ("rank", "alpha", "dropout", "target_modules")
     adapt = partial(with_lora_, settings=LoraSettings(**{name: options[name] for name in names}))
-    if not options["quantise"]:
+    if not options["quantize"]:
         return {"adapt": adapt}
-    return {"adapt": adapt, "load": partial(load_model, quantization=quantised_weights())}
+    return {"adapt": adapt, "load": partial(load_model, quantization=qlora_quantization())}
 
 
-def record_adapters(tuning: FineTuning):
-    """Write beside trained adapters what they belong to; nothing where the whole model was trained."""
+def write_adapter_record(tuning: FineTuning):
+    """Write the record of the base model beside trained adapters; do nothing if the full model was trained."""
     if tuning.adapt is not None and tuning.target.is_dir():
-        write_record(tuning.module.whole, tuning.target)
+        write_record(tuning.module.full_model, tuning.target)
 
 
 def callbacks_for(
     tuning: FineTuning, options: Mapping[str, Any], run_logs: Sequence[WandbLog]
-) -> tuple[Meter, list[TrainerCallback]]:
-    """The meter of a run and its callbacks: first those that add figures, then those that show them."""
-    whole = tuning.module.whole  # with its adapters in place, and frozen where it is
-    turns = TurnFormat.of(tuning.model.tokenizer, tuning.model.family, tuning.video)
-    meter = Meter(turns.end_of_turn_id, flops=step_flops(tuning.model.hf))
-    figures = dict if tuning.vision is None else tuning.vision.figures
+) -> tuple[ThroughputMeter, list[TrainerCallback]]:
+    """Return the meter and the callbacks of a run; those that add metrics come before those that show them."""
+    full_model = tuning.module.full_model  # before the FLOPs are counted: inserts adapters and freezes weights
+    turn_format = TurnFormat.of(tuning.model.tokenizer, tuning.model.family, tuning.video)
+    meter = ThroughputMeter(turn_format.end_of_turn_id, flops=step_flops(tuning.model.hf))
+    vision_metrics = dict if tuning.vision is None else tuning.vision.metrics
     peak_tflops = options["peak_tflops"] or _peak_tflops(tuning.device)
-    callbacks = [Throughput(meter, turn_s=tuning.video.turn_s, peak_tflops=peak_tflops, more=figures)]
-    callbacks += [RecordAdapter(whole)] if tuning.adapt is not None else []
+    callbacks = [
+        ThroughputLogger(meter, turn_s=tuning.video.turn_s, peak_tflops=peak_tflops, extra_metrics=vision_metrics)
+    ]
+    callbacks += [RecordAdapter(full_model)] if tuning.adapt is not None else []
     callbacks += [ProgressLine(Console()), *run_logs]
     if options["held_out_stream"]["every_steps"]:
         callbacks.append(_held_out_stream(tuning, options["held_out_stream"], run_logs))
@@ -54,28 +57,29 @@ def callbacks_for(
 
 
 def held_out_recording(tuning: FineTuning, name: str | None) -> Mapping[str, Any]:
-    """The recording of that id, or else the first that is held out. Raises ConfigError where there is none."""
+    """Return the recording with that id, by default the first held-out one. Raises ConfigError if there is none."""
     chunks, recordings = tuning.prepared.chunks, tuning.prepared.recordings
     held_out = [r for r, split in zip(chunks["recording"][:], chunks["split"][:], strict=True) if split == "held_out"]
     if name is None and not held_out:
-        raise ConfigError(f"{tuning.settings.data} holds nothing out to stream; give held_out_stream.every_steps=0")
+        raise ConfigError(f"{tuning.settings.data} has no held-out recording; give held_out_stream.every_steps=0")
     ids = recordings["id"][:]
     if name is not None and name not in ids:
         raise ConfigError(
-            f"held_out_stream.recording={name} is not in {tuning.settings.data}; {ids[0]} is one of {len(ids)}"
+            f"held_out_stream.recording={name} is not in {tuning.settings.data}; give one of its {len(ids)} ids, such "
+            f"as {ids[0]}"
         )
     return recordings[ids.index(name or held_out[0])]
 
 
 def check_held_out_stream(tuning: FineTuning, options: Mapping[str, Any]):
-    """Raise ConfigError for a held-out stream that will not be possible, before anything is loaded."""
+    """Raise ConfigError if a held-out stream is impossible, before anything is loaded."""
     stream, fit = options["held_out_stream"], tuning.settings.fit
     if not stream["every_steps"]:
         return
     if fit.fsdp != "off" or fit.deepspeed is not None:
         raise ConfigError(
-            "a model that is spread over processes (fsdp, deepspeed) cannot be streamed in between; give "
-            "held_out_stream.every_steps=0 and stream its checkpoints"
+            "a sharded model (fsdp, deepspeed) cannot be streamed during training; give held_out_stream.every_steps=0 "
+            "and stream its checkpoints"
         )
     held_out_recording(tuning, stream["recording"])
 

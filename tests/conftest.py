@@ -33,7 +33,7 @@ def mean_loss() -> Callable[[torch.nn.Module, dict], torch.Tensor]:
     """Give the mean loss of a commentator over a collated batch; the trainer's bookkeeping is none of its business."""
 
     def loss(module, batch):
-        inputs = {name: value for name, value in batch.items() if name not in ("names", "num_asked", "weights")}
+        inputs = {name: value for name, value in batch.items() if name not in ("names", "num_supervised", "weights")}
         return module(**inputs)["losses"].mean()
 
     return loss

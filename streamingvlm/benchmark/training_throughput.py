@@ -21,9 +21,10 @@ from streamingvlm.training.adapters import LoraSettings, with_lora_
 from streamingvlm.training.collate import Collate
 from streamingvlm.training.examples import Example, example_from
 from streamingvlm.training.flops import known_peak_tflops, step_flops
-from streamingvlm.training.progress import Meter, Throughput
+from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sft_model import SFTModel
-from streamingvlm.training.trainer import FitSettings, fit_
+from streamingvlm.training.throughput import ThroughputLogger, ThroughputMeter
+from streamingvlm.training.trainer import fit_
 from streamingvlm.turns import Turn, TurnFormat
 
 
@@ -64,10 +65,10 @@ class RandomChunks(Dataset):
         return len(self.tokens)
 
 
-class _Measurement(Throughput):
+class _Measurement(ThroughputLogger):
     """Throughput after the warm-up steps."""
 
-    def __init__(self, meter: Meter, *, num_warmup_steps: int, peak_tflops: float | None):
+    def __init__(self, meter: ThroughputMeter, *, num_warmup_steps: int, peak_tflops: float | None):
         super().__init__(meter, peak_tflops=peak_tflops)
         self.num_warmup_steps = num_warmup_steps
 
@@ -76,7 +77,7 @@ class _Measurement(Throughput):
             torch.cuda.synchronize(args.device)
         super().on_step_end(args, state, control)
         if state.global_step == self.num_warmup_steps:
-            self.meter.take_()
+            self.meter.pop_counters()
 
     def on_log(self, args, state, control, logs, **_):
         """Add nothing to the logs, so that the meter keeps counting until the end of the measurement."""
@@ -119,11 +120,11 @@ def measure_training(
     if torch_device.type == "cuda":
         peak_tflops = peak_tflops or known_peak_tflops(torch.cuda.get_device_name(torch_device))
         torch.cuda.reset_peak_memory_stats(torch_device)
-    meter = Meter(turns.end_of_turn_id, flops=step_flops(model.hf))
+    meter = ThroughputMeter(turns.end_of_turn_id, flops=step_flops(model.hf))
     measurement = _Measurement(meter, num_warmup_steps=num_warmup_steps, peak_tflops=peak_tflops)
     _train(module, chunks, fit, model, measurement, device)
-    passed = meter.take_()
-    return measurement.figures(passed, num_processes=1, device=torch_device) | {
+    passed = meter.pop_counters()
+    return measurement.metrics(passed, num_processes=1, device=torch_device) | {
         "weights_b": sum(weight.numel() for weight in model.hf.parameters()) / 1e9,
         "trained_b": sum(weight.numel() for weight in module.parameters() if weight.requires_grad) / 1e9,
         "chunk_tokens": chunks.length(0),

@@ -1,1 +1,1 @@
-"""Training: overlapped chunks out of the same turns and positions that a stream is made of."""
+"""Supervised fine-tuning on overlapping chunks, with the turns and positions that inference uses."""

@@ -1,9 +1,9 @@
-"""LoRA and QLoRA: small matrices beside the language model's, trained while everything else rests.
+"""LoRA and QLoRA: low-rank adapters for the language model, trained while all other weights are frozen.
 
-Hu et al., arXiv 2106.09685; Dettmers et al., arXiv 2305.14314. The layers are peft's and are put in place inside the
-Hugging Face model, which stays usable: its ``model.language_model`` speaks with the adapter, in training and in a
-session. A saved adapter is a plain folder of peft with the tokenizer and, in ``streamingvlm.json``, the settings of the
-stream and what the base model is known by. `merge` makes an ordinary checkpoint of it.
+Hu et al., arXiv 2106.09685; Dettmers et al., arXiv 2305.14314. The layers are peft's and are inserted into the Hugging
+Face model, so training and inference use its ``model.language_model`` with the adapter as they use it without. A saved
+adapter is a peft folder with the tokenizer and, in ``streamingvlm.json``, the stream settings and the fingerprint of
+the base model. `merge` converts it into an ordinary checkpoint.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "streamingvlm.json"
 
 _LANGUAGE_MODEL = "model.language_model"
-# Of each weight that no quantisation touches; enough to tell two trainings of one architecture apart.
+# Values hashed per weight; enough to distinguish two trainings of one architecture.
 _VALUES_IN_FINGERPRINT = 4096
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What is trained beside the frozen weights.
+    """Shape of the adapters.
 
-    rank: of the update of each layer; alpha: the update is scaled by alpha / rank; dropout: of what enters it.
-    target_modules: names of the language model's layers that get one, such as q_proj; None: all linear layers.
+    rank: of each layer's update; alpha: scales the update by alpha / rank; dropout: of the adapter's input.
+    target_modules: names of layers of the language model, such as q_proj; None: all linear layers.
     """
 
     rank: int = 16
@@ -54,16 +54,16 @@ class LoraSettings:
 
     def __post_init__(self):
         if self.rank < 1:
-            raise ConfigError(f"lora.rank={self.rank} adapts nothing; give 1 or more")
+            raise ConfigError(f"lora.rank={self.rank} is below 1; give 1 or more")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout={self.dropout} is outside [0, 1); 0 drops nothing")
+            raise ConfigError(f"lora.dropout={self.dropout} is outside [0, 1); 0 disables dropout")
 
 
 def with_lora_(model: StreamingModel, settings: LoraSettings) -> "PeftModel":
-    """Put LoRA layers into ``model.hf`` and freeze all other weights; return peft's view of it, which can be saved.
+    """Insert LoRA layers into ``model.hf`` and freeze all other weights; return the peft model around it.
 
-    The first weights come from torch's global random stream; the update they make is 0. Raises ConfigError for target
-    modules that the language model does not have, and where peft is not installed.
+    Initial weights come from torch's global random stream; the initial update is 0. Raises ConfigError for target
+    modules that the language model does not have, and if peft is not installed.
     """
     peft = _peft()
     config = peft.LoraConfig(
@@ -74,14 +74,14 @@ def with_lora_(model: StreamingModel, settings: LoraSettings) -> "PeftModel":
         bias="none",
     )
     adapted = peft.get_peft_model(model.hf, config)
-    adapted.peft_config["default"].base_model_name_or_path = _lasting_name(model.name)
+    adapted.peft_config["default"].base_model_name_or_path = _absolute_name(model.name)
     return adapted
 
 
-def quantised_weights(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBytesConfig":
-    """Give `load_model` the quantisation of QLoRA: the language model's matrices in 4-bit NormalFloat.
+def qlora_quantization(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBytesConfig":
+    """Return QLoRA's quantization for `load_model`: the language model's matrices in 4-bit NormalFloat.
 
-    The vision tower and the head stay as they are. Raises ConfigError where bitsandbytes is not installed.
+    The vision tower and the head are not quantized. Raises ConfigError if bitsandbytes is not installed.
     """
     from transformers.utils import is_bitsandbytes_available
 
@@ -91,62 +91,62 @@ def quantised_weights(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBy
 
 
 def save_adapter(adapted: "PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path):
-    """Write an adapter as peft does, with the tokenizer and its record."""
+    """Write an adapter in peft's format, with the tokenizer and the record of its base model."""
     adapted.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     write_record(adapted, folder)
 
 
 def write_record(adapted: "PeftModel", folder: str | Path):
-    """Write beside an adapter what its base model is known by, and how to stream with it.
+    """Write the base model, its fingerprint and the stream settings into the folder of an adapter.
 
-    The latter is what the base model's config says under ``streamingvlm``.
+    The settings come from the key ``streamingvlm`` of the base model's config.
     """
     base = adapted.get_base_model()
     record = {
         "base": adapted.peft_config["default"].base_model_name_or_path,
-        "base_fingerprint": fingerprint(base),
+        "base_fingerprint": base_fingerprint(base),
         "stream_defaults": dict(getattr(base.config, SETTINGS_KEY, {})),
     }
     (Path(folder) / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 class RecordAdapter(TrainerCallback):
-    """Writes the record of an adapter into every checkpoint of its training, so that any of them can be merged."""
+    """Writes the record of an adapter into every checkpoint of its training, so that each can be merged."""
 
     def __init__(self, adapted: "PeftModel"):
         self.adapted = adapted
 
     def on_save(self, args, state, control, **_):
-        """A checkpoint has been written."""
+        """Add the record to the checkpoint just written."""
         if state.is_world_process_zero:
             write_record(self.adapted, checkpoint_folder(args.output_dir, state.global_step))
 
 
 def load_adapter_(model: StreamingModel, folder: str | Path) -> "PeftModel":
-    """Put a saved adapter into ``model.hf``, frozen, so that the model speaks with it.
+    """Insert a saved adapter, frozen, into ``model.hf`` and return the peft model around it.
 
-    Raises CheckpointError for a folder that holds no adapter in safetensors, and for one that was trained on another
-    base model.
+    Raises CheckpointError for a folder without an adapter in safetensors, and for an adapter of another base model.
     """
     folder = Path(folder)
     peft = _peft()
     record = _read_record(folder)
-    expected, found = record["base_fingerprint"], fingerprint(model.hf)
+    expected, found = record["base_fingerprint"], base_fingerprint(model.hf)
     if expected != found:
         raise CheckpointError(
-            f"the adapter {folder} was trained on {record['base']} (fingerprint {expected[:8]}), and {model.name} has "
-            f"other weights ({found[:8]}); name its own base model"
+            f"the adapter {folder} was trained on {record['base']} (fingerprint {expected[:8]}), but {model.name} has "
+            f"other weights ({found[:8]}); give the base model of the adapter"
         )
     try:
         adapted = peft.PeftModel(model.hf, peft.PeftConfig.from_pretrained(str(folder)))
         outcome = peft.set_peft_model_state_dict(adapted, load_file(folder / ADAPTER_WEIGHTS))
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the adapter {folder} cannot be used ({first_line(error)}); copy it anew") from error
+        raise CheckpointError(f"the adapter {folder} cannot be loaded ({first_line(error)}); copy it again") from error
     absent = [name for name in outcome.missing_keys if "lora_" in name]
     if absent or outcome.unexpected_keys:
         raise CheckpointError(
-            f"the adapter {folder} does not fit {model.name} ({(absent + outcome.unexpected_keys)[0]}); copy it anew"
+            f"the weights of the adapter {folder} do not match {model.name}: "
+            f"{(absent + outcome.unexpected_keys)[0]}; copy it again"
         )
     adapted.requires_grad_(False)
     return adapted.eval()
@@ -159,12 +159,12 @@ def merge(
     base: str | Path | None = None,
     dtype: str | None = None,
 ) -> Path:
-    """Write base model plus adapter to ``target`` as an ordinary checkpoint with tokenizer and stream settings.
+    """Merge an adapter into its base model and write an ordinary checkpoint with tokenizer and stream settings.
 
-    base: the base model, where it has moved; by default the one named in the adapter. dtype: of the merged weights; by
-    default that of the base's. The folder appears whole or not at all. Returns it.
+    base: the base model, if it has moved; by default the one recorded with the adapter. dtype: of the merged weights;
+    by default the dtype of the base. ``target`` is renamed into place when complete. Returns it.
 
-    Raises CheckpointError for an adapter or a base that cannot be used, ConfigError for a target that holds files.
+    Raises CheckpointError if adapter or base cannot be loaded, ConfigError if the target is not empty.
     """
     target = Path(target)
     _check_target(target)
@@ -174,22 +174,22 @@ def merge(
     merged = load_adapter_(model, adapter_folder).merge_and_unload()
     setattr(merged.config, SETTINGS_KEY, record["stream_defaults"])
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as unfinished:
-        whole = Path(unfinished) / "model"
-        merged.save_pretrained(whole)
-        model.tokenizer.save_pretrained(whole)
-        whole.replace(target)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as parent:
+        partial = Path(parent) / "model"
+        merged.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+        partial.replace(target)
     return target
 
 
-def fingerprint(hf: nn.Module) -> str:
-    """Return what a base model is known by: values of the weights that neither LoRA nor quantisation changes.
+def base_fingerprint(hf: nn.Module) -> str:
+    """Hash values of the weights that neither LoRA nor quantization changes, to identify a base model.
 
-    These are the embeddings, norms and biases of the language model, taken in bfloat16, so that a checkpoint is the
-    same in any type that holds it, in one file or in shards, with or without an adapter in place.
+    These are the embeddings, norms and biases of the language model, cast to bfloat16. The fingerprint is the same for
+    every dtype and sharding of a checkpoint, with or without an adapter.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(_steady_weights(hf)):
+    for name, weight in sorted(_unchanged_weights(hf)):
         values = weight.detach().flatten()
         step = max(1, values.numel() // _VALUES_IN_FINGERPRINT)
         digest.update(f"{name} {list(weight.shape)};".encode())
@@ -197,36 +197,38 @@ def fingerprint(hf: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _steady_weights(hf: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _unchanged_weights(hf: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, weight in hf.get_submodule(_LANGUAGE_MODEL).named_parameters():
         if "lora_" not in name and (weight.ndim == 1 or "embed_tokens" in name):
             yield name.replace(".base_layer.", "."), weight
 
 
 def _target_pattern(language_model: nn.Module, wanted: Sequence[str] | None) -> str:
-    """A pattern, as peft reads it, for linear layers below the language model and nowhere else."""
-    there = {name.rpartition(".")[2] for name, layer in language_model.named_modules() if isinstance(layer, nn.Linear)}
-    if unknown := sorted(set(wanted or ()) - there):
+    """Return a regular expression, in peft's syntax, for the linear layers of the language model only."""
+    present = {
+        name.rpartition(".")[2] for name, layer in language_model.named_modules() if isinstance(layer, nn.Linear)
+    }
+    if unknown := sorted(set(wanted or ()) - present):
         raise ConfigError(
             f"lora.target_modules names {unknown[0]}, which the language model does not have; it has "
-            f"{', '.join(sorted(there))}"
+            f"{', '.join(sorted(present))}"
         )
-    names = "|".join(map(re.escape, sorted(wanted or there)))
+    names = "|".join(map(re.escape, sorted(wanted or present)))
     return rf"{re.escape(_LANGUAGE_MODEL)}\..*\.(?:{names})"
 
 
-def _lasting_name(name: str) -> str:
-    """A name of a checkpoint that holds from any folder."""
+def _absolute_name(name: str) -> str:
+    """Return the name of a checkpoint, as an absolute path if it is a folder."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _read_record(folder: Path) -> Mapping[str, Any]:
-    """The record beside an adapter. Raises CheckpointError unless the folder holds an adapter that can be used."""
+    """Read the record of an adapter. Raises CheckpointError if the folder holds no usable adapter."""
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER_CONFIG}; give the folder of an adapter that training wrote")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only {pickled[0]}, which can execute code when read" if pickled else "no weights"
+        found = f"only {pickled[0]}, which can execute code when loaded" if pickled else "no weights"
         raise CheckpointError(f"{folder} has {found}; put {ADAPTER_WEIGHTS} there")
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -235,7 +237,7 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / RECORD}, which tells the adapter's base model, cannot be read ({first_line(error)}); "
+            f"{folder / RECORD}, the record of the adapter's base model, cannot be read ({first_line(error)}); "
             "give the folder of an adapter that training wrote"
         ) from error
     return record
@@ -243,7 +245,7 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
 
 def _check_target(target: Path):
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ConfigError(f"target={target} is there already and is no empty folder; name another")
+        raise ConfigError(f"target={target} exists and is not an empty folder; give another")
 
 
 def _stored_dtype(base: str | Path) -> str:

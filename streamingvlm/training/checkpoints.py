@@ -1,7 +1,7 @@
-"""Checkpoints of a run that may die at any moment: one is whole once its marker says so, and else it is not there.
+"""Crash-safe checkpoints: a checkpoint is complete if its marker file says so, and is ignored otherwise.
 
-The marker is written last, to a name of its own and then renamed, after every other file has reached the disk. It lists
-the files with their sizes, so that a file that was cut short or lost is noticed.
+The marker is written last, after every other file has been flushed to disk, under a temporary name and then renamed. It
+lists all files with their sizes, so truncated and missing files are detected.
 """
 
 import json
@@ -21,26 +21,26 @@ _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
 def checkpoint_folder(folder: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return Path(folder) / f"checkpoint-{step}"
 
 
-def mark_whole(checkpoint: Path, run: Mapping[str, Any]):
-    """Declare a checkpoint whole, once all of it is on the disk; ``run`` is what a later run must agree with."""
+def commit_checkpoint(checkpoint: Path, resume_invariants: Mapping[str, Any]):
+    """Flush all files of a checkpoint to disk, then write its marker with the values a resumed run must share."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _MARKER)
     for path in files:
         _flush(path)
     sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
-    unfinished = checkpoint / f"{_MARKER}.part"
-    unfinished.write_text(json.dumps({"run": dict(run), "files": sizes}, indent=1), encoding="utf-8")
-    _flush(unfinished)
-    unfinished.rename(checkpoint / _MARKER)
-    for place in (checkpoint, checkpoint.parent):
-        _flush(place)
+    partial = checkpoint / f"{_MARKER}.part"
+    partial.write_text(json.dumps({"run": dict(resume_invariants), "files": sizes}, indent=1), encoding="utf-8")
+    _flush(partial)
+    partial.rename(checkpoint / _MARKER)
+    for folder in (checkpoint, checkpoint.parent):
+        _flush(folder)
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has its marker, and every file that the marker lists in its size."""
+def is_complete(checkpoint: Path) -> bool:
+    """Return True if a checkpoint has its marker and every listed file has its size."""
     try:
         files = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in files.items())
@@ -49,52 +49,52 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """All checkpoints of a run, whole or not, the oldest first."""
+    """List all checkpoints of a run, complete or not, oldest first."""
     found = [(match, path) for path in Path(folder).glob("checkpoint-*") if (match := _FOLDER.fullmatch(path.name))]
     return [path for _, path in sorted(found, key=lambda pair: int(pair[0][1]))]
 
 
-def last_whole_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that is whole; None where there is none."""
-    return next((path for path in reversed(checkpoints(folder)) if is_whole(path)), None)
+def latest_complete_checkpoint(folder: str | Path) -> Path | None:
+    """Return the newest complete checkpoint, or None."""
+    return next((path for path in reversed(checkpoints(folder)) if is_complete(path)), None)
 
 
-def remove_broken(folder: str | Path):
-    """Remove checkpoints that were never finished or have lost files, with a line in the log for each."""
+def remove_incomplete(folder: str | Path):
+    """Remove incomplete checkpoints and log each one."""
     for checkpoint in checkpoints(folder):
-        if not is_whole(checkpoint):
-            _LOG.warning("%s is not whole and is removed", checkpoint)
+        if not is_complete(checkpoint):
+            _LOG.warning("%s is incomplete and is removed", checkpoint)
             shutil.rmtree(checkpoint)
 
 
 def keep_newest(folder: str | Path, num_kept: int):
-    """Remove all but the newest ``num_kept`` whole checkpoints."""
-    whole = [path for path in checkpoints(folder) if is_whole(path)]
-    for checkpoint in whole[:-num_kept]:
-        # Without its marker first: what is left of it after a kill shall not be taken for whole.
+    """Remove all but the newest ``num_kept`` complete checkpoints."""
+    complete = [path for path in checkpoints(folder) if is_complete(path)]
+    for checkpoint in complete[:-num_kept]:
+        # The marker goes first: if the process is killed here, the rest does not pass for a complete checkpoint.
         (checkpoint / _MARKER).unlink()
         shutil.rmtree(checkpoint)
 
 
-def check_same_run(checkpoint: Path, run: Mapping[str, Any]):
-    """Raise ConfigError where a checkpoint was made by a run that goes through its data in another order."""
-    before = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["run"]
-    for name, value in run.items():
-        if before.get(name) != value:
+def check_resume_invariants(checkpoint: Path, resume_invariants: Mapping[str, Any]):
+    """Raise ConfigError if the run that wrote a checkpoint had other values than this one."""
+    saved = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["run"]
+    for name, value in resume_invariants.items():
+        if saved.get(name) != value:
             raise ConfigError(
-                f"{checkpoint} was made with {name}={before.get(name)}, not {value}; give {name}={before.get(name)} to "
-                "go on, or another folder to begin anew"
+                f"{checkpoint} was written with {name}={saved.get(name)}, not {value}; give {name}={saved.get(name)} "
+                "to resume, or another folder to start a new run"
             )
 
 
-def check_room(folder: str | Path, num_bytes: int):
-    """Raise ConfigError unless the disk of a folder, which need not be there yet, has room for so many bytes."""
-    place = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
+def check_free_space(folder: str | Path, num_bytes: int):
+    """Raise ConfigError unless the disk of a folder, which need not exist yet, has ``num_bytes`` free."""
+    existing = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise ConfigError(
-            f"{folder} has {free / 1e9:,.1f} GB left, but the checkpoints take {num_bytes / 1e9:,.1f} GB; make room, "
-            "give another folder, or fewer with keep_checkpoints"
+            f"the disk of {folder} has {free / 1e9:,.1f} GB free, and the checkpoints need {num_bytes / 1e9:,.1f} GB; "
+            "free some space, give another folder, or lower keep_checkpoints"
         )
 
 

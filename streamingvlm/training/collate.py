@@ -1,4 +1,4 @@
-"""From examples of unequal length to one batch: padded to a rectangle, or packed end to end without padding."""
+"""Collation: examples of different lengths become one batch, padded to a rectangle or packed without padding."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,17 +8,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.training.examples import IGNORED_LABEL, Example
-from streamingvlm.training.packing import boundaries, text_positions
-from streamingvlm.training.vision_cache import ReadChunk
+from streamingvlm.training.packing import cumulative_lengths, text_positions
+from streamingvlm.training.vision_cache import ChunkVision
 
-_COUNTING = ("names", "num_asked", "weights")
+_NOT_MODEL_INPUTS = ("names", "num_supervised", "weights")
 
 
 class Collate:
-    """Makes batches: ``packed`` lays the examples end to end; else they are padded on the right.
+    """Makes batches of examples: concatenated if ``packed``, else padded on the right.
 
-    Neither needs an attention mask: no earlier token can see padding, and packs say where their examples begin.
-    silence_weight: weight of the tokens of a reply in which nothing is said.
+    Neither needs an attention mask: attention is causal, so no token sees the padding behind it, and a packed batch
+    carries its sequence boundaries. silence_weight: loss weight of the tokens of a silent turn's reply.
     """
 
     def __init__(self, pad_token_id: int, *, packed: bool = False, silence_weight: float = 1.0):
@@ -27,16 +27,16 @@ class Collate:
         self.silence_weight = silence_weight
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Return what `Commentator` takes, and what counts it: names, and weights [A] of the A tokens asked for.
+        """Return the inputs of `SFTModel`, the names of the examples, and weights [A] of the A supervised tokens.
 
         Padded: input_ids and labels [B, L], position_ids [3, B, L]. Packed: input_ids and labels [1, T], position_ids
-        [4, 1, T] whose first row begins anew with each example, and starts [B + 1]. Both: vision and deepstack
-        [all vision tokens, D]; or the chunks, of which `Encoded` or `with_pixels` makes what the model takes.
+        [4, 1, T], whose first row restarts at 0 with each example, and cu_seqlens [B + 1]. Both: vision and deepstack
+        [all vision tokens, D]; or ``chunks``, which `EncodeVision` or `with_pixels` converts into model inputs.
         """
         weights = [self._weights(example) for example in examples]
         return {
             "names": [example.name for example in examples],
-            "num_asked": [len(asked) for asked in weights],
+            "num_supervised": [len(supervised) for supervised in weights],
             "weights": torch.cat(weights),
             **(self._packed(examples) if self.packed else self._padded(examples)),
             **_vision(examples),
@@ -44,38 +44,38 @@ class Collate:
 
     def _padded(self, examples: Sequence[Example]) -> dict[str, Any]:
         return {
-            "input_ids": _padded([example.input_ids for example in examples], self.pad_token_id),
-            "labels": _padded([example.labels for example in examples], IGNORED_LABEL),
-            "position_ids": _padded([example.position_ids.T for example in examples], 0).permute(2, 0, 1),
+            "input_ids": _pad([example.input_ids for example in examples], self.pad_token_id),
+            "labels": _pad([example.labels for example in examples], IGNORED_LABEL),
+            "position_ids": _pad([example.position_ids.T for example in examples], 0).permute(2, 0, 1),
         }
 
     def _packed(self, examples: Sequence[Example]) -> dict[str, Any]:
-        starts = boundaries([len(example.input_ids) for example in examples])
+        cu_seqlens = cumulative_lengths([len(example.input_ids) for example in examples])
         rotary = torch.cat([example.position_ids for example in examples], dim=1)
         labels = torch.cat([example.labels for example in examples])
-        labels[starts[:-1].long()] = IGNORED_LABEL  # nothing before it may foretell the first token of an example
+        labels[cu_seqlens[:-1].long()] = IGNORED_LABEL  # must not be predicted from the example before it
         return {
             "input_ids": torch.cat([example.input_ids for example in examples])[None],
             "labels": labels[None],
-            "position_ids": torch.cat([text_positions(starts)[None], rotary])[:, None],
-            "starts": starts,
+            "position_ids": torch.cat([text_positions(cu_seqlens)[None], rotary])[:, None],
+            "cu_seqlens": cu_seqlens,
         }
 
     def _weights(self, example: Example) -> torch.Tensor:
         weights = torch.ones(len(example.labels))
-        if example.silent is not None:
-            weights[example.silent] = self.silence_weight
-        # The first token of an example follows nothing and cannot be asked for.
+        if example.is_silent is not None:
+            weights[example.is_silent] = self.silence_weight
+        # No token precedes the first one, so it cannot be predicted.
         return weights[1:][example.labels[1:] != IGNORED_LABEL]
 
 
-def _padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 def _vision(examples: Sequence[Example]) -> dict[str, Any]:
-    if examples[0].seconds is not None:
-        return {"chunks": [example.seconds for example in examples]}
+    if examples[0].chunk is not None:
+        return {"chunks": [example.chunk for example in examples]}
     levels = zip(*(example.deepstack for example in examples), strict=True)
     return {
         "vision": torch.cat([example.vision for example in examples]),
@@ -84,35 +84,35 @@ def _vision(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """What of a batch the model takes; the rest counts its losses and names their examples."""
-    return {name: value for name, value in batch.items() if name not in _COUNTING}
+    """Return the entries of a batch that `SFTModel.forward` takes, without names, counts and weights."""
+    return {name: value for name, value in batch.items() if name not in _NOT_MODEL_INPUTS}
 
 
-class Encoded:
-    """Gives a batch of chunks its vision, in the process that has the tower.
+class EncodeVision:
+    """Batch transform that replaces ``chunks`` by vision features; runs in the process that has the tower.
 
-    encode: what makes features of the seconds of a chunk, as `CachedVision.encode` does.
+    encode: returns the features of the turns of a chunk, as `CachedVision.encode` does.
     """
 
-    def __init__(self, encode: Callable[[ReadChunk], list[VisionFeatures]]):
+    def __init__(self, encode: Callable[[ChunkVision], list[VisionFeatures]]):
         self.encode = encode
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the batch with vision and deepstack [all vision tokens, D]."""
-        seconds = [second for chunk in batch["chunks"] for second in self.encode(chunk)]
-        levels = zip(*(second.deepstack for second in seconds), strict=True)
+        features = [turn for chunk in batch["chunks"] for turn in self.encode(chunk)]
+        levels = zip(*(turn.deepstack for turn in features), strict=True)
         return _without_chunks(batch) | {
-            "vision": torch.cat([second.embeddings for second in seconds]),
+            "vision": torch.cat([turn.embeddings for turn in features]),
             "deepstack": tuple(torch.cat(level) for level in levels),
         }
 
 
 def with_pixels(batch: dict[str, Any]) -> dict[str, Any]:
-    """Give a batch of chunks their pixels [all patches, values] and grids [all seconds, 3]: its tower is trained."""
-    seconds = [second for chunk in batch["chunks"] for second in chunk.seconds]
+    """Batch transform for a trained tower: replace ``chunks`` by pixels [all patches, values] and grids [turns, 3]."""
+    turns = [turn for chunk in batch["chunks"] for turn in chunk.turns]
     return _without_chunks(batch) | {
-        "pixels": torch.cat([second.pixels for second in seconds]),
-        "grids": torch.tensor([second.patch_grid for second in seconds]),
+        "pixels": torch.cat([turn.pixels for turn in turns]),
+        "grids": torch.tensor([turn.patch_grid for turn in turns]),
     }
 
 

@@ -1,4 +1,4 @@
-"""One example of training: the tokens of a chunk, what is asked of them, and the vision that they see."""
+"""One training example: the tokens of a chunk, their labels and positions, and its vision."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 
 from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.cache.positions import contiguous_positions
-from streamingvlm.training.vision_cache import ReadChunk
+from streamingvlm.training.vision_cache import ChunkVision
 from streamingvlm.turns import SUPERVISED_KINDS, Tokens
 
 IGNORED_LABEL = -100
@@ -14,15 +14,15 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a batch, T tokens of which V are vision of width D.
+    """One training example of T tokens, V of which are vision tokens of width D.
 
-    name: what a person finds it by in the data.
-    input_ids, labels: [T]; a label is IGNORED_LABEL where nothing is asked.
+    name: identifies the example in the data, for error messages.
+    input_ids, labels: [T]; a label is IGNORED_LABEL where the token is not supervised.
     position_ids: [3, T].
-    vision: [V, D], in the order of the vision tokens; None where it comes with the seconds:
-    seconds: of the chunk, each with its vision, or with the pixels of which a tower makes it in the training process.
+    vision: [V, D], in the order of the vision tokens; None if ``chunk`` is given.
     deepstack: further [V, D] features that Qwen3-VL adds to its first layers; empty for other families.
-    silent: [T], True at the tokens of a reply in which nothing is said; None: nowhere.
+    chunk: the features of each turn, or the pixels that the training process still has to encode.
+    is_silent: [T], True at the tokens of a silent turn's reply; None if there is no such turn.
     """
 
     name: str
@@ -31,8 +31,8 @@ class Example:
     position_ids: torch.Tensor
     vision: torch.Tensor | None
     deepstack: tuple[torch.Tensor, ...] = ()
-    seconds: ReadChunk | None = None
-    silent: torch.Tensor | None = None
+    chunk: ChunkVision | None = None
+    is_silent: torch.Tensor | None = None
 
 
 def example_from(
@@ -41,9 +41,9 @@ def example_from(
     vision: torch.Tensor | None,
     deepstack: tuple[torch.Tensor, ...] = (),
     *,
-    seconds: ReadChunk | None = None,
+    chunk: ChunkVision | None = None,
 ) -> Example:
-    """Ask of ``tokens`` what training asks: the assistant's text alone."""
+    """Make an example of ``tokens``; the assistant's text alone is supervised."""
     ids = torch.tensor(tokens.ids)
     return Example(
         name=name,
@@ -52,15 +52,15 @@ def example_from(
         position_ids=contiguous_positions(tokens.segments),
         vision=vision,
         deepstack=deepstack,
-        silent=torch.tensor(_silent(tokens)),
-        seconds=seconds,
+        is_silent=torch.tensor(_is_silent(tokens)),
+        chunk=chunk,
     )
 
 
-def _silent(tokens: Tokens) -> list[bool]:
-    speaking = {segment.turn for segment in tokens.segments if segment.kind is SegmentKind.SPEECH}
+def _is_silent(tokens: Tokens) -> list[bool]:
+    turns_with_speech = {segment.turn for segment in tokens.segments if segment.kind is SegmentKind.SPEECH}
     return [
-        segment.kind in SUPERVISED_KINDS and segment.turn not in speaking
+        segment.kind in SUPERVISED_KINDS and segment.turn not in turns_with_speech
         for segment in tokens.segments
         for _ in range(segment.num_tokens)
     ]

@@ -1,4 +1,4 @@
-"""Fine-tuning a checkpoint on prepared data: what is wrong with either is told before anything is trained."""
+"""Fine-tuning of a checkpoint on prepared data; both are checked before training begins."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,27 +19,27 @@ from streamingvlm.model.attention import has_flash_attn
 from streamingvlm.model.checkpoint import find_checkpoint
 from streamingvlm.model.loading import StreamingModel, device_named, load_model
 from streamingvlm.model.stream_settings import stream_settings
-from streamingvlm.training.checkpoints import check_room
-from streamingvlm.training.collate import Collate, Encoded, with_pixels
+from streamingvlm.training.checkpoints import check_free_space
+from streamingvlm.training.collate import Collate, EncodeVision, with_pixels
 from streamingvlm.training.feature_store import FeatureStore
 from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist
-from streamingvlm.training.progress import Meter
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sft_model import SFTModel
+from streamingvlm.training.throughput import ThroughputMeter
 from streamingvlm.training.trainer import fit_
 from streamingvlm.training.vision_cache import CachedVision, VisionReader
 from streamingvlm.turns import TurnFormat
 
 _ADAM_BYTES_PER_WEIGHT = 8
 _PAD = "<|endoftext|>"
-TOWER_IN_TRAINING = "a tower that learns"
+_TRAINED_TOWER = "trained tower"  # replaces the digest of its weights, which change with every step
 
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Whether the vision tower learns, and else where what it makes of each second is kept.
+    """Training of the vision tower, or else the cache of its features.
 
-    cache_folder: on disk, shared by runs and processes; None keeps ``memory_gb`` of it in memory alone.
+    cache_folder: on disk, shared by runs and processes; None caches up to ``memory_gb`` in memory only.
     """
 
     train: bool = False
@@ -53,25 +53,24 @@ class VisionSettings:
                 raise ConfigError(f"vision.{name}={getattr(self, name)} is below 0; give 0 or more")
 
     def store(self) -> FeatureStore:
-        """Open the store of features."""
+        """Open the feature store."""
         sizes = {"max_bytes": int(self.cache_gb * 1e9), "max_memory_bytes": int(self.memory_gb * 1e9)}
         return FeatureStore(self.cache_folder, **sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningSettings:
-    """What is trained on what, and where it goes.
+    """Settings of a fine-tuning run.
 
-    data: a folder of prepared data; video_root: of its videos, None: as it was when they were prepared.
-    model: the checkpoint that training begins with. weights_dtype: of the weights in training; None: float32, but
-        bfloat16 under adapters on a GPU.
-    folder: for checkpoints, and for the trained model unless ``target`` names a folder for that.
-    resume: go on from the last whole checkpoint in the folder.
-    video: settings of `VideoConfig` that go before the checkpoint's.
-    text_sink_tokens, text_window_tokens, text_step_tokens: what the cache will keep of earlier text; None: as the
-        checkpoint has it.
-    has_previous_text: False trains without the text that stands before a chunk.
-    max_held_out: held-out chunks of the held-out loss.
+    data: a folder of prepared data; video_root: base folder of its videos, None: as when they were prepared.
+    model: the checkpoint to fine-tune. weights_dtype: of the weights during training; None: float32, but bfloat16 for
+        LoRA on a GPU.
+    folder: for checkpoints, and for the trained model unless ``target`` is given.
+    resume: continue from the latest complete checkpoint in the folder.
+    video: settings of `VideoConfig` that override those of the checkpoint.
+    text_sink_tokens, text_window_tokens, text_step_tokens: limits of the previous text; None: those of the checkpoint.
+    has_previous_text: False trains without the text before a chunk.
+    max_held_out: most chunks used for the held-out loss.
     """
 
     data: str | Path | None
@@ -94,12 +93,13 @@ class FineTuningSettings:
 
 
 class FineTuning:
-    """A run of fine-tuning. Making one checks all that can be known without loading a model.
+    """A fine-tuning run. The constructor checks all that can be checked without loading the model.
 
-    adapt: puts adapters into the loaded model and returns what is to be saved, as `with_lora_` does; None trains all.
-    load: loads a checkpoint; ``model.loading.load_model``, but for quantised weights.
+    adapt: inserts adapters into the loaded model and returns the model to save, as `with_lora_` does; None trains all
+        weights of the language model.
+    load: loads a checkpoint like ``model.loading.load_model``; QLoRA gives one that quantizes.
 
-    Raises ConfigError, DataError and CheckpointError, each with its remedy.
+    Raises ConfigError, DataError and CheckpointError.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class FineTuning:
         load: Callable[..., StreamingModel] = load_model,
     ):
         if settings.data is None:
-            raise ConfigError("there is no data to train on; give data=FOLDER, made by scripts/prepare_data.py")
+            raise ConfigError("no data given; give data=FOLDER, a folder that scripts/prepare_data.py wrote")
         self.settings = settings
         self.adapt = adapt
         self.load = load
-        self.device = _own_device(device_named(settings.device))
+        self.device = _process_device(device_named(settings.device))
         self.folder = Path(settings.folder)
         self.target = Path(settings.target or self.folder / "model")
         self._check_folder()
@@ -125,17 +125,19 @@ class FineTuning:
 
     def _check_folder(self):
         if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"folder={self.folder} is a file; name a folder")
+            raise ConfigError(f"folder={self.folder} is a file; give a folder")
         if not self.settings.resume and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ConfigError(f"folder={self.folder} is not empty; give resume=true to go on there, or another folder")
+            raise ConfigError(
+                f"folder={self.folder} is not empty; give resume=true to resume the run in it, or another folder"
+            )
 
     @cached_property
     def model(self) -> StreamingModel:
-        """The checkpoint on its device; where its weights will be spread over processes, the tower alone is there."""
+        """The loaded checkpoint, on its device; if its weights will be sharded, only the tower is moved there."""
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # Trainer takes the current one
-        place = torch.device("cpu") if self._is_sharded else self.device
-        model = self.load(self.settings.model, device=place, dtype=self._dtype, attention=self._attention)
+            torch.cuda.set_device(self.device)  # Trainer uses the current device
+        device = torch.device("cpu") if self._is_sharded else self.device
+        model = self.load(self.settings.model, device=device, dtype=self._dtype, attention=self._attention)
         model.hf.model.visual.to(self.device)
         return model
 
@@ -145,9 +147,9 @@ class FineTuning:
 
     @property
     def _dtype(self) -> str:
-        """Weights that learn are kept exact; those that rest under adapters need not be."""
-        rests = self.adapt is not None and self.device.type == "cuda" and self.settings.fit.bf16
-        return self.settings.weights_dtype or ("bfloat16" if rests else "float32")
+        """Trained weights are kept in float32; the frozen weights under adapters may be in bfloat16."""
+        is_frozen = self.adapt is not None and self.device.type == "cuda" and self.settings.fit.bf16
+        return self.settings.weights_dtype or ("bfloat16" if is_frozen else "float32")
 
     @property
     def _attention(self) -> str:
@@ -160,32 +162,32 @@ class FineTuning:
 
     @cached_property
     def video(self) -> VideoConfig:
-        """How a second is shown to the model."""
+        """The video settings of the model."""
         return resolve(VideoConfig, self.settings.video, self.model.stream_defaults)
 
     @cached_property
     def cache(self) -> CacheConfig:
-        """What a stream will keep of its text."""
+        """The text limits of the model's cache."""
         names = ("text_sink_tokens", "text_window_tokens", "text_step_tokens")
         given = {name: getattr(self.settings, name) for name in names}
         return resolve(CacheConfig, given, self.model.stream_defaults)
 
     @cached_property
-    def turns(self) -> TurnFormat:
-        """How a second becomes tokens."""
+    def turn_format(self) -> TurnFormat:
+        """The turn format of the model."""
         return TurnFormat.of(CachedTokenizer(self.model.tokenizer), self.model.family, self.video)
 
     @cached_property
     def module(self) -> SFTModel:
-        """What is trained; it is saved with the settings by which it will have to be shown a stream."""
-        settings = stream_settings(self.cache, self.video, turn_format=self.turns.name)
+        """The module to train; its config carries the stream settings that inference has to use."""
+        settings = stream_settings(self.cache, self.video, turn_format=self.turn_format.name)
         self.model.hf.config.streamingvlm = {**self.model.stream_defaults, **settings}
-        whole = self.adapt(self.model) if self.adapt else self.model.hf
-        return SFTModel(whole, train_vision=self.settings.vision.train)
+        full_model = self.adapt(self.model) if self.adapt else self.model.hf
+        return SFTModel(full_model, train_vision=self.settings.vision.train)
 
     @cached_property
     def vision(self) -> CachedVision | None:
-        """The frozen tower with all that it has seen; None where it learns."""
+        """The frozen tower with its feature cache; None if the tower is trained."""
         if self.settings.vision.train:
             return None
         self.model.hf.model.visual.requires_grad_(False)
@@ -193,16 +195,16 @@ class FineTuning:
         tower = self.model.hf.model.visual
         return CachedVision(tower, self.model.family, self.video, store, video_root=self.video_root)
 
-    def chunks(self, split: str, max_chunks: int | None = None) -> ChunkDataset:
-        """The examples of a split."""
+    def dataset(self, split: str, max_chunks: int | None = None) -> ChunkDataset:
+        """Return the examples of a split."""
         settings = ChunkSettings(
             text_sink_tokens=self.cache.text_sink_tokens,
             text_window_tokens=self.cache.text_window_tokens,
             text_step_tokens=self.cache.text_step_tokens,
             has_previous_text=self.settings.has_previous_text,
         )
-        shown = {"family": self.model.family, "video": self.video, "split": split, "max_chunks": max_chunks}
-        return ChunkDataset(self.prepared, self.turns, self._reader, settings, **shown)
+        video = {"family": self.model.family, "video": self.video, "split": split, "max_chunks": max_chunks}
+        return ChunkDataset(self.prepared, self.turn_format, self._reader, settings, **video)
 
     @property
     def _reader(self) -> VisionReader:
@@ -213,22 +215,24 @@ class FineTuning:
             FeatureStore(None, max_bytes=0),
             video=self.video,
             family=self.model.family,
-            tower_digest=TOWER_IN_TRAINING,
+            tower_digest=_TRAINED_TOWER,
             dtype=tower.dtype,
             video_root=self.video_root,
         )
 
     @cached_property
     def held_out(self) -> ChunkDataset | None:
-        """Chunks of the held-out loss; None where it is not asked for."""
+        """Chunks of the held-out loss; None if it is disabled."""
         every, limit = self.settings.fit.evaluate_every_steps, self.settings.max_held_out
-        return self.chunks("held_out", limit) if every and limit else None
+        return self.dataset("held_out", limit) if every and limit else None
 
-    def fit_(self, *, callbacks: Sequence[TrainerCallback] = (), meter: Meter | None = None) -> list[dict[str, float]]:
-        """Train, write the model to ``target`` and return the loss curve, as `trainer.fit_` does."""
+    def fit(
+        self, *, callbacks: Sequence[TrainerCallback] = (), meter: ThroughputMeter | None = None
+    ) -> list[dict[str, float]]:
+        """Train, write the model to ``target`` and return the loss curve of `trainer.fit_`."""
         settings, fit = self.settings, self.settings.fit
-        examples, held_out, module = self.chunks("train"), self.held_out, self.module
-        check_room(self.folder, self._num_bytes(module))
+        examples, held_out, module = self.dataset("train"), self.held_out, self.module
+        check_free_space(self.folder, self._num_bytes(module))
         for chunks in (examples, held_out):
             if fit.pack_tokens and chunks is not None:
                 chunks.check_fits(fit.pack_tokens)
@@ -248,23 +252,23 @@ class FineTuning:
             callbacks=callbacks,
             resume=settings.resume,
             held_out=held_out,
-            finish=with_pixels if self.vision is None else Encoded(self.vision.encode),
-            facts={"architecture": self.model.family.model_type, "vision.train": settings.vision.train},
+            batch_transform=with_pixels if self.vision is None else EncodeVision(self.vision.encode),
+            resume_invariants={"architecture": self.model.family.model_type, "vision.train": settings.vision.train},
             meter=meter,
             tokenizer=self.model.tokenizer,
             model_folder=self.target,
         )
 
     def _num_bytes(self, module: SFTModel) -> int:
-        """Bytes of the checkpoints that lie there at once, and of the trained model."""
+        """Return the most bytes that checkpoints and trained model take on disk at once."""
         fit = self.settings.fit
         weights = module.num_saved_bytes
         num_trained = sum(w.numel() for w in module.parameters() if w.requires_grad)
-        # A new one is whole before the oldest goes.
+        # A new checkpoint is complete before the oldest is removed.
         num_checkpoints = fit.keep_checkpoints + 1 if fit.save_every_steps else 0
         return weights + num_checkpoints * (weights + _ADAM_BYTES_PER_WEIGHT * num_trained)
 
 
-def _own_device(device: torch.device) -> torch.device:
-    """Of many processes on one machine, each has its own GPU."""
+def _process_device(device: torch.device) -> torch.device:
+    """Return the GPU of this process: each process of a machine has its own."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device == torch.device("cuda") else device

@@ -1,17 +1,17 @@
-"""The arithmetic of a training step, by formula, and what a device could do in the same time.
+"""FLOPs of a training step, by formula, and the peak FLOP rates of common GPUs.
 
-Model FLOPs utilisation (MFU) is the arithmetic that the model asks for over the device's peak; work done twice, as by
-activation checkpointing, does not count (Chowdhery et al., PaLM, arXiv 2204.02311, App. B). Their 6 N + 12 L H Q T a
-token becomes here:
+Model FLOPs utilisation (MFU) is the FLOPs that the model needs over the device's peak; recomputation, such as
+activation checkpointing, does not count (Chowdhery et al., PaLM, arXiv 2204.02311, App. B). Their 6 N + 12 L H Q T per
+token becomes:
 
-* 6 a trained weight of the matrices and 4 a frozen one: 2 forward, 2 for the gradient of what comes in, which has to
-  pass through frozen layers to the adapters too, and 2 for the gradient of the weight (Kaplan et al., arXiv
+* 6 per trained matrix weight and token, and 4 per frozen one: 2 for the forward pass, 2 for the gradient of the input,
+  which flows through frozen layers to the adapters, and 2 for the gradient of the weight (Kaplan et al., arXiv
   2001.08361, Sec. 2.1).
-* 12 a layer, head and value of a head for each pair of a token and one that it sees, causally: half of what PaLM
-  counts for a sequence, and nothing across the examples of a pack.
-* the head at the tokens that are asked for alone, as `Commentator` runs it.
+* 12 per layer, head and head dimension for each (query, key) pair inside an example, under the causal mask: half of
+  PaLM's count for a sequence, and nothing across the examples of a pack.
+* the head at supervised tokens only, as in `SFTModel`.
 
-The vision tower is left out: where it is frozen its features are mostly read from the cache.
+The vision tower is not counted: when frozen, most of its features come from the cache.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-_TRAINED, _FROZEN = 6, 4
-_A_PAIR = 12
+_PER_TRAINED_WEIGHT, _PER_FROZEN_WEIGHT = 6, 4
+_PER_PAIR = 12
 
-# Dense bfloat16, without sparsity, from NVIDIA's data sheets; the first name that a device's name contains.
+# Dense bfloat16 without sparsity, from NVIDIA's data sheets; the first entry contained in a device's name applies.
 _PEAK_TFLOPS = (
     ("B200", 2250.0),
     ("H200 NVL", 835.0),
@@ -39,37 +39,37 @@ _PEAK_TFLOPS = (
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Floating-point operations of training, forward and backward: a token, a token asked for, a pair of tokens."""
+    """Floating-point operations of forward and backward, per token, per supervised token and per attention pair."""
 
     per_token: int
-    per_asked_token: int
+    per_supervised_token: int
     per_pair: int
 
-    def of(self, lengths: Sequence[int], num_asked: int) -> int:
-        """For examples of ``lengths`` tokens, each seeing itself and what comes before it, ``num_asked`` asked for."""
+    def of(self, lengths: Sequence[int], num_supervised: int) -> int:
+        """Return the FLOPs of examples of ``lengths`` tokens, of which ``num_supervised`` in total are supervised."""
         num_pairs = sum(length * (length + 1) // 2 for length in lengths)
-        return self.per_token * sum(lengths) + self.per_asked_token * num_asked + self.per_pair * num_pairs
+        return self.per_token * sum(lengths) + self.per_supervised_token * num_supervised + self.per_pair * num_pairs
 
 
 def step_flops(hf: nn.Module) -> StepFlops:
-    """Read the counts off a model as it will be trained: frozen where it is frozen, with adapters where it has them."""
+    """Derive the counts from a model in its training state, with frozen weights frozen and adapters in place."""
     language_model = hf.model.language_model
     text = language_model.config
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     layers = (layer for layer in language_model.modules() if isinstance(layer, nn.Linear))
     return StepFlops(
-        per_token=sum(_of_matrix(layer) for layer in layers),
-        per_asked_token=_of_matrix(hf.lm_head),
-        per_pair=_A_PAIR * text.num_hidden_layers * text.num_attention_heads * head_size,
+        per_token=sum(_of_layer(layer) for layer in layers),
+        per_supervised_token=_of_layer(hf.lm_head),
+        per_pair=_PER_PAIR * text.num_hidden_layers * text.num_attention_heads * head_size,
     )
 
 
 def known_peak_tflops(device_name: str) -> float | None:
-    """Peak of a GPU in dense bfloat16 TFLOP/s, by its name; None for one that is not listed, and for a CPU."""
+    """Return the dense bfloat16 peak of a GPU in TFLOP/s by its name; None for a CPU and for an unlisted GPU."""
     return next((peak for name, peak in _PEAK_TFLOPS if name.lower() in device_name.lower()), None)
 
 
-def _of_matrix(layer: nn.Linear) -> int:
-    # Of the features, not of the tensor: a quantised one is packed.
-    factor = _TRAINED if layer.weight.requires_grad else _FROZEN
+def _of_layer(layer: nn.Linear) -> int:
+    # From the features, not from the shape of the weight, because quantised weights are packed.
+    factor = _PER_TRAINED_WEIGHT if layer.weight.requires_grad else _PER_FROZEN_WEIGHT
     return factor * layer.in_features * layer.out_features

@@ -1,4 +1,4 @@
-"""Many chunks in one sequence, none of which sees another: the arithmetic of padding without the padding."""
+"""Packing: several examples in one sequence, without padding and without attention between them."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -8,34 +8,36 @@ import torch
 from streamingvlm.errors import ConfigError
 
 
-def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Put items into bins of at most ``limit`` tokens, the longest first, each into the first bin that has room.
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Put items into bins of at most ``max_tokens`` tokens, the longest first, each into the first bin with room.
 
-    Returns the positions of the items in each bin; the same lengths give the same bins. First-fit decreasing needs at
-    most 11/9 of the fewest bins, and one (Dósa 2007). Raises ConfigError for an item that no bin can hold.
+    Returns the indices of the items in each bin; the result is deterministic. First-fit decreasing needs at most 11/9
+    of the optimal number of bins, plus one (Dósa 2007). Raises ConfigError for an item that is longer than a bin.
     """
-    if lengths and max(lengths) > limit:
-        raise ConfigError(f"an example of {max(lengths)} tokens is longer than pack_tokens={limit}; raise pack_tokens")
+    if lengths and max(lengths) > max_tokens:
+        raise ConfigError(
+            f"an example of {max(lengths)} tokens is longer than pack_tokens={max_tokens}; raise pack_tokens"
+        )
     bins: list[list[int]] = []
-    rooms: list[int] = []
+    free_tokens: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
-        place = next((place for place, room in enumerate(rooms) if room >= lengths[item]), len(bins))
-        if place == len(bins):
+        index = next((index for index, free in enumerate(free_tokens) if free >= lengths[item]), len(bins))
+        if index == len(bins):
             bins.append([])
-            rooms.append(limit)
-        bins[place].append(item)
-        rooms[place] -= lengths[item]
+            free_tokens.append(max_tokens)
+        bins[index].append(item)
+        free_tokens[index] -= lengths[item]
     return bins
 
 
-def boundaries(lengths: Sequence[int]) -> torch.Tensor:
-    """Where each of some sequences laid end to end begins, and where the last ends: int32 [C + 1]."""
+def cumulative_lengths(lengths: Sequence[int]) -> torch.Tensor:
+    """Return the start of each of C concatenated sequences and the end of the last: int32 [C + 1]."""
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
-def text_positions(starts: torch.Tensor) -> torch.Tensor:
-    """Number the tokens of sequences laid end to end from 0 in each; float32 [T], as the rotary positions are.
+def text_positions(cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """Return positions that restart at 0 in each of the concatenated sequences; float32 [T], like rotary positions.
 
-    starts: as `boundaries` gives them. transformers reads off the restarts which tokens may see each other.
+    transformers derives from the restarts which tokens may attend to each other.
     """
-    return torch.cat([torch.arange(stop - start) for start, stop in pairwise(starts.tolist())]).float()
+    return torch.cat([torch.arange(stop - start) for start, stop in pairwise(cu_seqlens.tolist())]).float()

@@ -1,6 +1,6 @@
-"""Examples of prepared data: a chunk of a recording with all that was said before it, and the vision of its seconds.
+"""Chunks of prepared data as training examples: previous text, turns with their vision, and replies.
 
-How long an example will be is known without a frame being decoded, from the size of the video alone: packing asks.
+The length of an example is computed from the size of its video, without decoding a frame; packing needs it in advance.
 """
 
 import math
@@ -19,26 +19,26 @@ from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.model.family import Family
 from streamingvlm.model.vision import Grid, resized_size
 from streamingvlm.training.examples import Example, example_from
-from streamingvlm.training.vision_cache import ReadChunk
+from streamingvlm.training.vision_cache import ChunkVision
 from streamingvlm.turns import Tokens, Turn, TurnFormat
 
 _NUM_NAMES_SHOWN = 3
-_NUM_LOOKED_AT = 256
+_NUM_CHECKED = 256
 _RECORDINGS_KEPT = 32
 
 
 class VisionSource(Protocol):
-    """Gives the seconds of a chunk, with their vision or with the pixels that it will be made of."""
+    """Returns the vision of a chunk, as features or as the pixels to encode."""
 
-    def __call__(self, recording: Mapping[str, Any], first_turn: int, num_turns: int) -> ReadChunk: ...
+    def __call__(self, recording: Mapping[str, Any], first_turn: int, num_turns: int) -> ChunkVision: ...
 
 
 @dataclass(frozen=True)
 class ChunkSettings:
-    """What an example says of the time before it.
+    """The previous text of an example.
 
-    text_sink_tokens, text_window_tokens, text_step_tokens: what the cache will keep of the previous text.
-    has_previous_text: False leaves all earlier text out, that of the time before the recording, too.
+    text_sink_tokens, text_window_tokens, text_step_tokens: limits of the previous text, equal to those of the cache.
+    has_previous_text: False leaves out all earlier text, including the text before the recording.
     """
 
     text_sink_tokens: int = 512
@@ -52,16 +52,16 @@ class ChunkSettings:
 
 
 class ChunkDataset(Dataset):
-    """The chunks of one split of prepared data, in their order there.
+    """The chunks of one split of prepared data, in stored order.
 
-    turns, family, video: how the checkpoint is shown a second. max_chunks: so many of them, evenly spread.
-    Raises DataError for a split without a chunk, and for data whose turns are of another length than the video's.
+    turn_format, family, video: how the checkpoint represents a turn. max_chunks: at most this many, evenly spaced.
+    Raises DataError for a split without chunks, and if the turns of the data are not as long as those of ``video``.
     """
 
     def __init__(
         self,
         prepared: PreparedData,
-        turns: TurnFormat,
+        turn_format: TurnFormat,
         vision: VisionSource,
         settings: ChunkSettings | None = None,
         *,
@@ -72,11 +72,11 @@ class ChunkDataset(Dataset):
     ):
         if prepared.turn_s != video.turn_s:
             raise DataError(
-                f"{prepared.folder} has turns of {prepared.turn_s:g} s, and the checkpoint is shown {video.turn_s:g} "
-                f"s a turn; give video.turn_s={prepared.turn_s:g}, or prepare the data again"
+                f"{prepared.folder} has turns of {prepared.turn_s:g} s, expected {video.turn_s:g} s as in the "
+                f"checkpoint; give video.turn_s={prepared.turn_s:g}, or prepare the data again"
             )
         self.prepared = prepared
-        self.turns = turns
+        self.turn_format = turn_format
         self.vision = vision
         self.settings = settings or ChunkSettings()
         self.family = family
@@ -96,41 +96,42 @@ class ChunkDataset(Dataset):
 
     def __getitem__(self, index: int) -> Example:
         recording, turn_range = self._chunk(index)
-        seconds = self.vision(recording, turn_range.start, len(turn_range))
-        tokens = self._tokens(recording, turn_range, seconds.grids)
-        return example_from(self.name(index), tokens, None, seconds=seconds)
+        chunk = self.vision(recording, turn_range.start, len(turn_range))
+        tokens = self._tokens(recording, turn_range, chunk.grids)
+        return example_from(self.name(index), tokens, None, chunk=chunk)
 
     def name(self, index: int) -> str:
-        """What a person finds a chunk by: its video and where it begins in it."""
+        """Return a readable name of a chunk: its video and its start."""
         recording, turn_range = self._chunk(index)
         return f"{recording['video']} at {self._start_s(recording, turn_range.start):g} s"
 
     def length(self, index: int) -> int:
-        """Tokens of an example, as long as its video keeps the size that it was prepared with."""
+        """Return the tokens of an example, assuming that its video still has the size it had when prepared."""
         recording, turn_range = self._chunk(index)
         t, h, w = self._grid(recording)
-        # Counted with one token a picture: hundreds of equal ids need not be written down to be counted.
+        # Built with one token per temporal patch; the other vision tokens only need to be counted.
         tokens = self._tokens(recording, turn_range, [(t, 1, 1)] * len(turn_range))
         return len(tokens) + len(turn_range) * t * (h * w - 1)
 
     def check_fits(self, pack_tokens: int):
-        """Raise ConfigError with the name of an example that is longer than a pack, looking at the longest alone.
+        """Raise ConfigError if an example is longer than a pack.
 
-        What an example is long by is its vision, known from the tables; text is counted for those that have most.
+        Vision dominates the length and is computed from the tables for all chunks; the exact length, which needs
+        tokenization, is computed only for the chunks with the most vision tokens.
         """
-        longest = np.argsort(-self._num_vision_tokens(), kind="stable")[:_NUM_LOOKED_AT]
+        longest = np.argsort(-self._num_vision_tokens(), kind="stable")[:_NUM_CHECKED]
         for index in longest.tolist():
             if (length := self.length(index)) > pack_tokens:
                 raise ConfigError(
-                    f"{self.name(index)} is an example of {length} tokens, longer than pack_tokens={pack_tokens}; give "
-                    "more, or lower video.max_pixels"
+                    f"{self.name(index)} is an example of {length} tokens, longer than pack_tokens={pack_tokens}; "
+                    "raise pack_tokens, or lower video.max_pixels"
                 )
 
     def _num_vision_tokens(self) -> np.ndarray:
         sizes = self.prepared.recordings.select_columns(["id", "height", "width"])
-        a_second = {recording["id"]: math.prod(self._grid(recording)) for recording in sizes}
+        tokens_per_turn = {recording["id"]: math.prod(self._grid(recording)) for recording in sizes}
         chunks = self.prepared.chunks.select_columns(["recording", "num_turns"]).select(self.rows)
-        return np.array([chunk["num_turns"] * a_second[chunk["recording"]] for chunk in chunks])
+        return np.array([chunk["num_turns"] * tokens_per_turn[chunk["recording"]] for chunk in chunks])
 
     def _chunk(self, index: int) -> tuple[Mapping[str, Any], range]:
         row = self.prepared.chunks[int(self.rows[index])]
@@ -138,7 +139,7 @@ class ChunkDataset(Dataset):
         return self._recording(row["recording"]), range(first, first + row["num_turns"])
 
     def _recording(self, name: str) -> Mapping[str, Any]:
-        """The row of a recording, hours of text; the newest few are kept."""
+        """Return the row of a recording; rows hold hours of text, so the most recent ones are cached."""
         if name not in self._recordings:
             if len(self._recordings) == _RECORDINGS_KEPT:
                 del self._recordings[next(iter(self._recordings))]
@@ -149,41 +150,41 @@ class ChunkDataset(Dataset):
         return recording["start_s"] + turn * self.video.turn_s
 
     def _tokens(self, recording: Mapping[str, Any], turn_range: range, grids: Sequence[Grid]) -> Tokens:
-        seconds = [
-            Turn(turn, self._start_s(recording, turn), self._start_s(recording, turn + 1), grid)
-            for turn, grid in zip(turn_range, grids, strict=True)
+        turns = [
+            Turn(index, self._start_s(recording, index), self._start_s(recording, index + 1), grid)
+            for index, grid in zip(turn_range, grids, strict=True)
         ]
         lines = recording["lines"][turn_range.start : turn_range.stop]
         previous = self._previous_ids(recording, turn_range.start) if self.settings.has_previous_text else ()
-        return chunk_tokens(self.turns, seconds, lines, previous, query=recording["query"])
+        return chunk_tokens(self.turn_format, turns, lines, previous, query=recording["query"])
 
     def _previous_ids(self, recording: Mapping[str, Any], first_turn: int) -> tuple[int, ...]:
         sink, window = self.settings.text_sink_tokens, self.settings.text_window_tokens
-        lines, num_left_out = without_middle(
+        lines, num_dropped = drop_middle_lines(
             recording["lines"][:first_turn],
             self._lengths(recording)[:first_turn],
             sink_tokens=sink,
             window_tokens=window,
         )
         return previous_ids(
-            self.turns,
+            self.turn_format,
             recording["previous_text"],
             lines,
             sink_tokens=sink,
             window_tokens=window,
             step_tokens=self.settings.text_step_tokens,
-            num_left_out=num_left_out,
+            num_left_out=num_dropped,
         )
 
     def _lengths(self, recording: Mapping[str, Any]) -> np.ndarray:
-        """Tokens of each line of a recording; counted once."""
+        """Return the tokens of each line of a recording; computed once."""
         if recording["id"] not in self._line_lengths:
-            lengths = [len(self.turns.speech_ids(line)) for line in recording["lines"]]
+            lengths = [len(self.turn_format.speech_ids(line)) for line in recording["lines"]]
             self._line_lengths[recording["id"]] = np.array(lengths, dtype=np.int32)
         return self._line_lengths[recording["id"]]
 
     def _grid(self, recording: Mapping[str, Any]) -> Grid:
-        """The merged grid of a second of a recording."""
+        """Return the merged grid of a turn of a recording."""
         height, width = resized_size(
             self.video.num_frames,
             recording["height"],
@@ -197,13 +198,13 @@ class ChunkDataset(Dataset):
         return t, height // self.family.size_factor, width // self.family.size_factor
 
 
-def without_middle(
+def drop_middle_lines(
     lines: Sequence[str], lengths: np.ndarray, *, sink_tokens: int, window_tokens: int
 ) -> tuple[Sequence[str], int]:
-    """Leave out the lines in the middle of hours of text, all tokens of which would be cut out in any case.
+    """Drop the lines in the middle of a long text that lie outside sink and window in any case.
 
-    Returns the rest, and how many tokens were left out: of them `previous_ids` makes the same, whatever text stands
-    before the lines.
+    Returns the other lines and the number of tokens dropped. `previous_ids` gives the same result for both, whatever
+    text precedes the lines, and does not have to tokenize hours of text.
     """
     head = int(np.searchsorted(np.cumsum(lengths), sink_tokens)) + 1
     tail = int(np.searchsorted(np.cumsum(lengths[::-1]), window_tokens)) + 1
@@ -213,7 +214,7 @@ def without_middle(
 
 
 def check_videos_exist(prepared: PreparedData, video_root: Path):
-    """Raise DataError with the names of recordings whose video is not there."""
+    """Raise DataError with the names of the missing videos, if any."""
     videos = sorted(set(prepared.recordings["video"][:]))
     if missing := [video for video in videos if not (video_root / video).is_file()]:
         more = f" and {len(missing) - _NUM_NAMES_SHOWN} more" if len(missing) > _NUM_NAMES_SHOWN else ""

@@ -1,4 +1,4 @@
-"""How a model is fitted, as one frozen dataclass: ranges are checked before anything is loaded."""
+"""The settings of a training run, one frozen dataclass; ranges are checked before anything is loaded."""
 
 import math
 from dataclasses import dataclass
@@ -23,24 +23,24 @@ _CHOICES = {"attention": (None, "sdpa", "flash_attention_2"), "fsdp": ("off", "f
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How long and how fast a model learns, and on what: AdamW, a linear warm-up, then a cosine down to nothing.
+    """Optimization settings: AdamW with linear warm-up and cosine decay to 0.
 
-    num_steps: optimizer steps; or num_epochs: passes over the data. One of the two.
-    batch_size: examples an optimizer step, of all processes and micro-batches together. It alone decides what a step
-        learns from; the three below decide how that is computed, and leave the loss as it is.
-    accumulation_steps: micro-batches into which each process cuts its share of a step.
-    pack_tokens: examples are laid end to end in sequences of at most so many tokens, none of which sees another;
-        0 pads them to rectangular batches instead. With it, the micro-batches are as many as the sequences need.
-    num_workers: processes that prepare examples beside each training process.
-    warmup_steps: of the steps; warmup_ratio, a fraction of them, goes before it where it is given.
-    max_grad_norm: of the gradient of the whole step; 0 leaves it as it is.
-    silence_weight: weight of a second in which nothing is said, against 1 for the others.
-    bf16: compute in bfloat16; the weights themselves stay as they are.
-    attention: name of the language model's attention; None: flash_attention_2 on a GPU that has it, else sdpa.
-    fsdp: ``full_shard`` spreads weights, gradients and optimizer over the processes (FSDP2).
-    deepspeed: a DeepSpeed configuration file, instead of it.
-    save_every_steps: 0 writes no checkpoints; keep_checkpoints: the newest stay.
-    evaluate_every_steps: held-out loss; 0: never.
+    num_steps: optimizer steps; or num_epochs: passes over the data. Give one of the two.
+    batch_size: examples per optimizer step, over all processes and micro-batches. It alone determines the loss of a
+        step; accumulation_steps, pack_tokens and the number of processes only change how it is computed.
+    accumulation_steps: micro-batches into which each process splits its share of a step.
+    pack_tokens: concatenate examples into sequences of at most this many tokens, without attention between examples;
+        0 pads them to rectangular batches. Packing decides the number of micro-batches itself.
+    num_workers: data loading processes per training process.
+    warmup_steps: a number of steps; warmup_ratio, a fraction of all steps, overrides it if given.
+    max_grad_norm: clips the gradient of the whole step; 0 disables clipping.
+    silence_weight: loss weight of the tokens of a silent turn; other tokens have weight 1.
+    bf16: compute in bfloat16; the dtype of the weights does not change.
+    attention: attention implementation of the language model; None: flash_attention_2 on a GPU that has it, else sdpa.
+    fsdp: ``full_shard`` shards weights, gradients and optimizer state over the processes (FSDP2).
+    deepspeed: a DeepSpeed configuration file, as an alternative to ``fsdp``.
+    save_every_steps: 0 writes no checkpoints; keep_checkpoints: how many of the newest are kept.
+    evaluate_every_steps: interval of the held-out loss; 0 disables it.
     """
 
     num_steps: int | None = None
@@ -77,11 +77,11 @@ class FitSettings:
                 shown = ", ".join("null" if choice is None else choice for choice in allowed)
                 raise ConfigError(f"{name}={getattr(self, name)} is unknown; choose one of {shown}")
         if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate={self.learning_rate} is not above 0; the paper's is 1e-5")
+            raise ConfigError(f"learning_rate={self.learning_rate} is not above 0; the paper uses 1e-5")
         if not 0 < self.adam_beta2 < 1:
             raise ConfigError(f"adam_beta2={self.adam_beta2} is outside (0, 1); the usual values are 0.95 to 0.999")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
-            raise ConfigError(f"warmup_ratio={self.warmup_ratio} is outside [0, 1]; the paper's is 0.03")
+            raise ConfigError(f"warmup_ratio={self.warmup_ratio} is outside [0, 1]; the paper uses 0.03")
         self._check_together()
 
     def _check_length(self):
@@ -93,27 +93,29 @@ class FitSettings:
     def _check_together(self):
         if self.pack_tokens and self.accumulation_steps > 1:
             raise ConfigError(
-                f"accumulation_steps={self.accumulation_steps} with pack_tokens={self.pack_tokens}: packs are as many "
-                "as they need to be; give accumulation_steps=1, and a smaller pack_tokens where memory is short"
+                f"accumulation_steps={self.accumulation_steps} with pack_tokens={self.pack_tokens}: packing decides "
+                "the number of micro-batches; give accumulation_steps=1, and lower pack_tokens to save memory"
             )
         if self.deepspeed is not None and self.fsdp != "off":
-            raise ConfigError("fsdp and deepspeed both spread the weights; give one of them")
+            raise ConfigError("fsdp and deepspeed both shard the weights; give one of them")
         if self.deepspeed is not None and not Path(self.deepspeed).is_file():
-            raise ConfigError(f"deepspeed={self.deepspeed} is no file; configs/deepspeed/zero3.json is one")
+            raise ConfigError(
+                f"deepspeed={self.deepspeed} is not a file; give one such as configs/deepspeed/zero3.json"
+            )
 
     def steps_for(self, num_examples: int) -> int:
-        """Optimizer steps over ``num_examples`` examples; the last step of an epoch takes what is left."""
+        """Return the optimizer steps for ``num_examples`` examples; the last step of an epoch may be smaller."""
         if self.num_steps is not None:
             return self.num_steps
         return max(1, math.ceil(self.num_epochs * math.ceil(num_examples / self.batch_size)))
 
     def warmup_of(self, num_steps: int) -> int:
-        """Steps of the warm-up, out of ``num_steps``."""
+        """Return the warm-up steps of a run of ``num_steps`` steps."""
         return self.warmup_steps if self.warmup_ratio is None else math.ceil(self.warmup_ratio * num_steps)
 
 
 def _at_least(name: str, value: float, least: float):
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name}={value!r} is not a number; give one")
+        raise ConfigError(f"{name}={value!r} is not a number; give a number")
     if not least <= value < math.inf:
         raise ConfigError(f"{name}={value} is below {least:g}; give {least:g} or more")

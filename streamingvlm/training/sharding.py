@@ -1,7 +1,7 @@
-"""FSDP2 and DeepSpeed: what Trainer is told of them, and where it needs a hand.
+"""Sharding by FSDP2 and DeepSpeed: Trainer's arguments, and what accelerate leaves to be done.
 
-FSDP2 shards parameters as DTensors. accelerate drives it on accelerators alone and silently trains unsharded on CPU
-processes; torch itself shards there as well, over gloo, and that is what proves the sharded loss without a GPU.
+FSDP2 shards parameters as DTensors. accelerate enables it on accelerators only and silently trains unsharded on CPU
+processes. torch can shard there too, over gloo; the tests use this to check the sharded loss without a GPU.
 """
 
 from pathlib import Path
@@ -29,11 +29,11 @@ _SCHEDULER_FILE = "scheduler.pt"
 
 
 def sharding_arguments(settings: FitSettings, module: nn.Module) -> dict[str, Any]:
-    """The arguments by which Trainer is asked to shard ``module``; none where it shall not. Raises ConfigError."""
+    """Return the Trainer arguments that shard ``module``; empty without sharding. Raises ConfigError."""
     if settings.deepspeed is not None:
         if not is_deepspeed_available():
             raise ConfigError(
-                f"deepspeed={settings.deepspeed} needs DeepSpeed, which is missing; run: pip install "
+                f"deepspeed={settings.deepspeed} needs DeepSpeed, which is not installed; run: pip install "
                 '"streamingvlm[deepspeed]", or give fsdp=full_shard'
             )
         return {"deepspeed": settings.deepspeed}
@@ -44,10 +44,10 @@ def sharding_arguments(settings: FitSettings, module: nn.Module) -> dict[str, An
 
 
 def shard_on_cpu_(trainer: "Trainer"):
-    """Let accelerate shard over CPU processes as it does over others. Raises ConfigError for a lone process."""
+    """Make accelerate shard over CPU processes as well. Raises ConfigError for a single process."""
     state = trainer.accelerator.state
     if state.num_processes < 2:
-        raise ConfigError("fsdp=full_shard needs two processes or more; start them with torchrun, or give fsdp=off")
+        raise ConfigError("fsdp=full_shard needs two or more processes; start them with torchrun, or give fsdp=off")
     if state.distributed_type is not DistributedType.MULTI_CPU:
         return
     state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
@@ -57,9 +57,9 @@ def shard_on_cpu_(trainer: "Trainer"):
 
 
 def use_exact_inputs_(plugin: FullyShardedDataParallelPlugin, *, bf16: bool):
-    """Compute in bfloat16, but reduce gradients in float32 and leave inputs as they come.
+    """Compute in bfloat16, but reduce gradients in float32 and do not cast inputs.
 
-    By default FSDP2 casts all that goes into a module, rotary positions too, and bfloat16 cannot count past 256.
+    By default FSDP2 casts all inputs of a module, including rotary positions, and bfloat16 is exact only up to 256.
     """
     dtype = torch.bfloat16 if bf16 else None
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -68,13 +68,13 @@ def use_exact_inputs_(plugin: FullyShardedDataParallelPlugin, *, bf16: bool):
 
 
 def load_full_state_(module: nn.Module, state: dict[str, torch.Tensor]):
-    """Spread a whole state dict, which the first process has, over the shards of all."""
+    """Load the full state dict of the first process into the shards of all processes."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(module, state, options=options)
 
 
 def save_sharded_optimizer(trainer: "Trainer", folder: str):
-    """Write optimizer and schedule of a sharded run; the weights are in the model's own files already."""
+    """Write optimizer and schedule of a sharded run; the weights are saved with the model."""
     accelerator = trainer.accelerator
     save_fsdp_optimizer(accelerator.state.fsdp_plugin, accelerator, trainer.optimizer, trainer.model, folder)
     if trainer.args.should_save:

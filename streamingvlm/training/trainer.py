@@ -1,8 +1,8 @@
-"""One run of training under transformers' Trainer, which brings the processes, the sharding and the optimizer.
+"""A training run on transformers' Trainer, which provides processes, sharding and optimizer.
 
-What is its own: the loss is the sum over all tokens that a step asks for, in whatever process and micro-batch, divided
-by the sum of their weights; the order of examples is a function (`order`); a checkpoint is whole or it is not there
-(`checkpoints`); a loss that is not finite ends the run.
+What differs from Trainer: the loss of a step is the weighted sum over all its supervised tokens, in whatever process
+and micro-batch, divided by the sum of the weights; the order of examples is a pure function (`batch_plan`); checkpoints
+are crash-safe (`checkpoints`); a loss that is not finite ends the run.
 """
 
 import contextlib
@@ -21,18 +21,17 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
 from streamingvlm.model.checkpoint import first_line
+from streamingvlm.training.batch_plan import BatchPlan, plan_batches
 from streamingvlm.training.checkpoints import (
-    check_same_run,
+    check_resume_invariants,
     checkpoint_folder,
     checkpoints,
+    commit_checkpoint,
     keep_newest,
-    last_whole_checkpoint,
-    mark_whole,
-    remove_broken,
+    latest_complete_checkpoint,
+    remove_incomplete,
 )
 from streamingvlm.training.collate import model_inputs
-from streamingvlm.training.order import Order, Steps, order_of
-from streamingvlm.training.progress import Meter
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sharding import (
     load_full_state_,
@@ -41,88 +40,88 @@ from streamingvlm.training.sharding import (
     sharding_arguments,
     use_exact_inputs_,
 )
-
-__all__ = ["FitSettings", "StreamingTrainer", "fit_"]
+from streamingvlm.training.step_loader import StepLoader
+from streamingvlm.training.throughput import ThroughputMeter
 
 _LOG = logging.getLogger(__name__)
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
-_ORDER_FACTS = ("seed", "num_examples", "batch_size", "num_steps")
-_FULL_DISK = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors call it
+_PLAN_INVARIANTS = ("seed", "num_examples", "batch_size", "num_steps")
+_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # a full disk, as Python, torch and safetensors report it
 _NUM_NAMES_SHOWN = 4
 
 
 class StreamingTrainer(Trainer):
-    """transformers' Trainer for a module that returns a loss for each token that was asked for.
+    """transformers' Trainer for a module that returns one loss per supervised token.
 
-    The module returns ``losses`` [A], which the batch's ``weights`` [A] count; or else one ``loss``, and each
-    micro-batch counts for one.
+    The module returns ``losses`` [A], to be multiplied by the batch's ``weights`` [A]; or a single ``loss``, in which
+    case each micro-batch has weight 1.
 
-    order: which examples each step takes. finish: done to each batch before it goes in, in this process.
-    facts: what a run must agree in, with the order of the examples, that goes on from this one's checkpoints.
-    meter: told what passes.
+    plan: the examples of each step. batch_transform: applied to each batch in this process before the forward pass.
+    resume_invariants: saved in every checkpoint beside those of the plan; a resumed run must have the same values.
+    meter: counts the work of each step.
     """
 
     def __init__(
         self,
         *,
-        order: Order,
+        plan: BatchPlan,
         settings: FitSettings,
-        finish: Callable[[dict], dict] | None = None,
-        facts: Mapping[str, Any] = MappingProxyType({}),
-        meter: Meter | None = None,
+        batch_transform: Callable[[dict], dict] | None = None,
+        resume_invariants: Mapping[str, Any] = MappingProxyType({}),
+        meter: ThroughputMeter | None = None,
         **trainer_arguments,
     ):
-        self.order = order
+        self.plan = plan
         self.settings = settings
-        self.finish = finish
+        self.batch_transform = batch_transform
         self.meter = meter
-        self.facts = {name: getattr(order, name) for name in _ORDER_FACTS} | dict(facts)
+        self.resume_invariants = {name: getattr(plan, name) for name in _PLAN_INVARIANTS} | dict(resume_invariants)
         super().__init__(**trainer_arguments)
-        # The loss is divided here, by what the whole step counts: Trainer shall not divide it a second time.
+        # `compute_loss` divides by the weights of the whole step; Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
     def create_accelerator_and_postprocess(self):
-        """Make the accelerator, which knows the processes."""
+        """Create the accelerator, which knows the processes, and set up sharding."""
         super().create_accelerator_and_postprocess()
         if self.settings.fsdp != "off":
             shard_on_cpu_(self)
             use_exact_inputs_(self.accelerator.state.fsdp_plugin, bf16=self.settings.bf16)
 
-    # ---- what a step learns from ----
+    # ---- batches and loss ----
 
-    def get_train_dataloader(self) -> Steps:
-        """The micro-batches of this process, from the step on that the run has come to."""
-        return self._steps(self.train_dataset, self.order, first_step=lambda: self.state.global_step)
+    def get_train_dataloader(self) -> StepLoader:
+        """Return the micro-batches of this process, from the current step on."""
+        return self._step_loader(self.train_dataset, self.plan, first_step=lambda: self.state.global_step)
 
-    def _steps(self, dataset: Dataset, order: Order, **more) -> Steps:
-        return Steps(
+    def _step_loader(self, dataset: Dataset, plan: BatchPlan, **more) -> StepLoader:
+        return StepLoader(
             dataset,
             self.data_collator,
-            order,
-            process=self.args.process_index,
+            plan,
+            process_index=self.args.process_index,
             num_workers=self.settings.num_workers,
             pin_memory=self.args.device.type == "cuda",
-            finish=self.finish,
+            batch_transform=self.batch_transform,
             **more,
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[list[dict]], torch.Tensor | None]:
-        """Take the micro-batches of one step, as one, and the sum of the weights in all processes."""
-        with self.meter.waiting() if self.meter else contextlib.nullcontext():
+        """Return the micro-batches of one step, as one batch, and the sum of the weights over all processes."""
+        with self.meter.data_wait() if self.meter else contextlib.nullcontext():
             step = next(epoch_iterator, None)
         if step is None:
             return [], None
         if self.meter:
             for batch in step:
-                self.meter.count_(batch)
+                self.meter.count(batch)
         weight = sum(_weights(batch).sum(dtype=torch.float64) for batch in step)
         return [step], self.accelerator.reduce(weight.to(device), "sum")
 
     def training_step(self, model: nn.Module, inputs: Sequence[dict], num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        """Go through the micro-batches of a step, and let the processes exchange gradients at the last."""
+        """Run the micro-batches of a step; gradients are synchronized across processes at the last one."""
         loss = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs, start=1):
             is_last = number == len(inputs)
@@ -138,17 +137,17 @@ class StreamingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The share of a micro-batch in the step's loss. Raises NonFiniteLossError.
+        """Return the contribution of a micro-batch to the loss of the step. Raises NonFiniteLossError.
 
-        It is multiplied by the number of processes, over which the gradient is averaged.
+        It is multiplied by the number of processes, because the gradient is averaged over them.
         """
-        total, _, outputs = self._weighted(model, inputs)
+        total, _, outputs = self._weighted_loss(model, inputs)
         loss = total * (self.accelerator.num_processes / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny))
         loss = loss.float()
         return (loss, outputs) if return_outputs else loss
 
-    def _weighted(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict]:
-        """The weighted sum of the losses, the sum of the weights, and what the module returned."""
+    def _weighted_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict]:
+        """Return the weighted sum of the losses, the sum of the weights, and the output of the module."""
         weights = _weights(inputs).to(self.args.device)
         outputs = model(**model_inputs(inputs))
         losses = outputs["losses"] if "losses" in outputs else outputs["loss"][None]
@@ -158,7 +157,7 @@ class StreamingTrainer(Trainer):
         return total, weights.sum(dtype=torch.float64), outputs
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # Trainer's own casts every float to the precision of the weights, and bfloat16 cannot count positions past 256.
+        # Trainer casts every float to the dtype of the weights, and bfloat16 positions are exact only up to 256.
         return send_to_device(inputs, self.args.device)
 
     # ---- held-out loss ----
@@ -167,14 +166,14 @@ class StreamingTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The loss over all held-out tokens, each counted once, as ``eval_loss``."""
+        """Return the loss over all held-out tokens, each counted once, as ``eval_loss``."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        order = order_of(dataset, self.settings, num_processes=self.args.world_size, seed=None, num_epochs=1)
+        plan = plan_batches(dataset, self.settings, num_processes=self.args.world_size, seed=None, num_epochs=1)
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for step in self._steps(dataset, order):
+        for step in self._step_loader(dataset, plan):
             for batch in step:
-                sums += torch.stack(self._weighted(self.model, self._prepare_inputs(batch))[:2])
+                sums += torch.stack(self._weighted_loss(self.model, self._prepare_inputs(batch))[:2])
         total, weight = self.accelerator.reduce(sums, "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": total / max(weight, torch.finfo(torch.float32).tiny)}
         self.log(metrics)
@@ -182,8 +181,8 @@ class StreamingTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Log with the passes over the data, which Trainer, shown one long epoch, cannot know."""
-        self.state.epoch = self.order.epoch_at(self.state.global_step)
+        """Log with the epoch of the plan; Trainer sees a single long epoch and cannot compute it."""
+        self.state.epoch = self.plan.epoch_at(self.state.global_step)
         super().log(logs, start_time)
 
     # ---- checkpoints ----
@@ -194,11 +193,11 @@ class StreamingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                mark_whole(folder, self.facts)
+                commit_checkpoint(folder, self.resume_invariants)
                 keep_newest(self.args.output_dir, self.settings.keep_checkpoints)
-        except _FULL_DISK as error:
+        except _WRITE_ERRORS as error:
             raise CheckpointError(
-                f"{folder} cannot be written ({first_line(error)}); make room and go on with resume=true"
+                f"{folder} cannot be written ({first_line(error)}); free some space and continue with resume=true"
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
@@ -227,7 +226,7 @@ class StreamingTrainer(Trainer):
 
 
 class _LogWhenSaving(TrainerCallback):
-    """Trainer forgets at a checkpoint what it has not logged yet: a resumed run would log other means."""
+    """Logs before every checkpoint: Trainer drops unlogged losses there, so a resumed run would log other means."""
 
     def on_step_end(self, args, state, control, **_):
         control.should_log |= control.should_save
@@ -245,37 +244,37 @@ def fit_(
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
     held_out: Dataset | None = None,
-    finish: Callable[[dict], dict] | None = None,
-    facts: Mapping[str, Any] = MappingProxyType({}),
-    meter: Meter | None = None,
+    batch_transform: Callable[[dict], dict] | None = None,
+    resume_invariants: Mapping[str, Any] = MappingProxyType({}),
+    meter: ThroughputMeter | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     model_folder: str | Path | None = None,
 ) -> list[dict[str, float]]:
-    """Train ``module`` in place and return its loss curve: step, loss and learning rate every so many steps.
+    """Train ``module`` in place and return its loss curve: step, loss, learning rate and gradient norm of each log.
 
-    module: returns a dict with its losses, as `StreamingTrainer` takes them. dataset: of examples for ``collate``;
-    packing also asks it for ``length(index)``, in tokens.
-    folder: for checkpoints; with ``resume`` the run goes on from the last whole one there, if there is one.
-    held_out: examples of the held-out loss. finish, facts, meter: as `StreamingTrainer` takes them.
+    module: returns a dict with its losses, as described at `StreamingTrainer`.
+    dataset: of examples for ``collate``; packing also needs its method ``length(index)``, in tokens.
+    folder: for checkpoints; with ``resume`` the run continues from the latest complete one there, if there is one.
+    held_out: examples of the held-out loss. batch_transform, resume_invariants, meter: see `StreamingTrainer`.
     tokenizer: saved with every checkpoint.
-    model_folder: where the trained model is written in the end, in the layout of Hugging Face.
+    model_folder: where to write the trained model, as a Hugging Face folder.
 
-    Raises ConfigError where the settings do not fit the data, the folder or the processes, NonFiniteLossError with the
-    names of the examples, CheckpointError where a checkpoint cannot be written.
+    Raises ConfigError if the settings do not fit the data, the folder or the processes, NonFiniteLossError with the
+    names of the examples, and CheckpointError if a checkpoint cannot be written.
     """
     arguments = _arguments(settings, module, seed=seed, folder=folder, device=device, evaluates=held_out is not None)
-    order = order_of(dataset, settings, num_processes=arguments.world_size, seed=seed)
-    arguments.max_steps = order.num_steps
-    arguments.warmup_steps = settings.warmup_of(order.num_steps)
+    plan = plan_batches(dataset, settings, num_processes=arguments.world_size, seed=seed)
+    arguments.max_steps = plan.num_steps
+    arguments.warmup_steps = settings.warmup_of(plan.num_steps)
     if settings.gradient_checkpointing:
         module.checkpoint_activations_()
     if settings.liger:
         module.use_liger_kernels_()
     trainer = StreamingTrainer(
-        order=order,
+        plan=plan,
         settings=settings,
-        finish=finish,
-        facts=facts,
+        batch_transform=batch_transform,
+        resume_invariants=resume_invariants,
         meter=meter,
         model=module,
         args=arguments,
@@ -294,18 +293,18 @@ def fit_(
 def _checkpoint_to_resume(trainer: StreamingTrainer, *, resume: bool) -> str | None:
     folder = trainer.args.output_dir
     if not resume:
-        if left := checkpoints(folder):
-            raise ConfigError(f"{left[-1]} is there already; give resume=true to go on, or another folder")
+        if found := checkpoints(folder):
+            raise ConfigError(f"{found[-1]} exists; give resume=true to continue from it, or another folder")
         return None
     if trainer.args.should_save:
-        remove_broken(folder)
+        remove_incomplete(folder)
     trainer.accelerator.wait_for_everyone()
-    if (last := last_whole_checkpoint(folder)) is None:
-        _LOG.info("%s holds no checkpoint; the run begins at its first step", folder)
+    if (latest := latest_complete_checkpoint(folder)) is None:
+        _LOG.info("%s holds no checkpoint; the run starts at its first step", folder)
         return None
-    check_same_run(last, trainer.facts)
-    _LOG.info("going on from %s", last)
-    return str(last)
+    check_resume_invariants(latest, trainer.resume_invariants)
+    _LOG.info("resuming from %s", latest)
+    return str(latest)
 
 
 def _arguments(
@@ -314,8 +313,8 @@ def _arguments(
     on_cpu = torch.device(device).type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=1,  # known once the number of processes is
-        per_device_train_batch_size=1,  # a step is one batch to Trainer, cut up in `training_step`
+        max_steps=1,  # replaced once the number of processes is known
+        per_device_train_batch_size=1,  # Trainer sees a step as one batch; `training_step` splits it
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         weight_decay=settings.weight_decay,
@@ -331,13 +330,13 @@ def _arguments(
         save_steps=settings.save_every_steps or 1,
         eval_strategy="steps" if evaluates and settings.evaluate_every_steps else "no",
         eval_steps=settings.evaluate_every_steps or None,
-        ignore_data_skip=True,  # `Steps` begins where the run has come to
+        ignore_data_skip=True,  # `StepLoader` starts at the current step
         report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
         **sharding_arguments(settings, module),
     )
-    # One process trains on one device: Trainer would spread a lone process over all that it sees (DataParallel).
+    # One device per process: Trainer would use DataParallel over all visible GPUs in a single process.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
@@ -348,11 +347,11 @@ def _weights(batch: dict[str, Any]) -> torch.Tensor:
 
 def _not_finite(inputs: dict[str, Any], losses: torch.Tensor, step: int) -> NonFiniteLossError:
     names = inputs.get("names", ["an unnamed batch"])
-    if "num_asked" in inputs:
-        parts = losses.split(inputs["num_asked"])
+    if "num_supervised" in inputs:
+        parts = losses.split(inputs["num_supervised"])
         names = [name for name, part in zip(names, parts, strict=True) if not torch.isfinite(part).all()] or names
     more = f" and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else ""
     return NonFiniteLossError(
-        f"the loss of step {step} is not finite; it comes from {', '.join(names[:_NUM_NAMES_SHOWN])}{more}: look at "
+        f"the loss of step {step} is not finite; it comes from {', '.join(names[:_NUM_NAMES_SHOWN])}{more}: check "
         "their frames and text, or lower the learning rate"
     )

@@ -1,15 +1,15 @@
-"""What a frozen vision tower makes of each second of the recordings, encoded once and then reused.
+"""Features of a frozen vision tower, encoded once per turn of a recording and then reused.
 
-Neighbouring chunks share half of their seconds, and the next epoch or the next run sees them all again. A second is
-known by what decides its features, none of which needs it decoded: the content of the video file, the time, the frame
-rate, the sizes, the resize, the decoder, and the weights of the tower.
+Neighbouring chunks share half of their turns, and every epoch and run uses the same turns again. The key of a turn is a
+hash of everything that determines its features and needs no decoding: the content of the video file, the time, the
+frame rate, the pixel limits, the resize, the decoder, and the weights of the tower.
 
-The work is cut in two, because DataLoader workers can decode but hold no GPU. `VisionReader` knows no tower and may be
-pickled: in a worker it returns the features that are kept and, for the seconds that are not, their patches, decoded in
-one pass and resized. `CachedVision.encode` belongs to the process of the tower: it encodes the patches and keeps what
-comes of them. A second is always encoded alone, so that its features do not depend on what else was missing, and a
-resumed run sees the same bits. Encoding all recordings beforehand was the other choice; at 720 tokens a second of video
-the features of a large dataset (5 MB a second for a 7B model) fit no disk, so that the cache must be bounded anyway.
+DataLoader workers can decode but have no GPU, so the work is split. `VisionReader` holds no tower and can be pickled:
+in a worker it looks up cached features and, for the turns that miss, decodes and preprocesses patches in one pass.
+`CachedVision.encode` runs in the process that has the tower: it encodes those patches and stores the features. Each
+turn is encoded alone, so that its features do not depend on which other turns missed, and a resumed run sees the same
+bits. Encoding all recordings in advance was the alternative; at 720 tokens per second of video the features of a large
+dataset (5 MB per second for a 7B model) do not fit on a disk, so the cache has to be bounded in any case.
 """
 
 import hashlib
@@ -25,20 +25,20 @@ from streamingvlm.config import VideoConfig
 from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.model.family import Family
 from streamingvlm.model.vision import Grid, VisionEncoder, VisionFeatures, preprocess
-from streamingvlm.training.content import file_identity, tensors_digest
+from streamingvlm.training.digests import file_digest, tensors_digest
 from streamingvlm.training.feature_store import FeatureStore
 from streamingvlm.video.reader import open_video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_VERSION = 1  # of the features' meaning: a change here leaves all kept features behind
+_VERSION = 1  # part of every key: raise it when the same inputs give other features
 
 
-class UnseenSecond(NamedTuple):
-    """A second that waits for the tower.
+class PendingVision(NamedTuple):
+    """The patches of a turn that the tower has not encoded yet.
 
-    pixels: [t * h * w, values of a patch], in the tower's type; patch_grid: (t, h, w); grid: the same after merging.
+    pixels: [t * h * w, values of a patch], in the tower's dtype; patch_grid: (t, h, w); grid: the same after merging.
     """
 
     key: str
@@ -49,9 +49,9 @@ class UnseenSecond(NamedTuple):
 
 @dataclass
 class VisionCounts:
-    """What the reuse of vision gave so far; ``hits`` and ``encoded`` are seconds of video.
+    """Counters of the vision cache, in turns.
 
-    decode_s: time spent reading and decoding, in whichever process; encode_s: time that the tower's process spent.
+    decode_s: time spent reading and decoding, in all processes; encode_s: time spent encoding, in the tower's process.
     """
 
     num_hits: int = 0
@@ -61,29 +61,29 @@ class VisionCounts:
     encode_s: float = 0.0
 
     @property
-    def hit_share(self) -> float:
-        """Seconds that needed no tower, of all."""
+    def hit_rate(self) -> float:
+        """Share of the turns that did not need the tower."""
         return self.num_hits / max(self.num_hits + self.num_encoded, 1)
 
 
-class ReadChunk(NamedTuple):
-    """The seconds of a chunk as a worker hands them over: features, or patches that wait for the tower."""
+class ChunkVision(NamedTuple):
+    """The turns of a chunk as a worker returns them: features, or patches that the tower still has to encode."""
 
-    seconds: tuple[VisionFeatures | UnseenSecond, ...]
+    turns: tuple[VisionFeatures | PendingVision, ...]
     num_corrupt: int = 0
     decode_s: float = 0.0
 
     @property
     def grids(self) -> list[Grid]:
-        """Merged grid (t, h, w) of each second."""
-        return [second.grid for second in self.seconds]
+        """Merged grid (t, h, w) of each turn."""
+        return [turn.grid for turn in self.turns]
 
 
 class VisionReader:
-    """The half that needs no tower: what is kept of a chunk's seconds, and the patches of what is not.
+    """Reads the vision of chunks without a tower: cached features, and patches for the turns that miss.
 
-    tower_digest, dtype: of the weights that will encode the patches.
-    video_root: what relative paths of recordings begin at.
+    tower_digest, dtype: of the tower that will encode the patches.
+    video_root: base folder of relative video paths.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class VisionReader:
             f"{video.min_pixels} {video.max_pixels} {video.resize} {video.decoder}"
         )
 
-    def __call__(self, recording: Mapping[str, Any], first_turn: int, num_turns: int) -> ReadChunk:
-        """Return the seconds of a chunk of a recording.
+    def __call__(self, recording: Mapping[str, Any], first_turn: int, num_turns: int) -> ChunkVision:
+        """Return the vision of a chunk of a recording.
 
-        recording: a row of the prepared data: ``video``, and ``start_s`` where its first turn begins in that file.
-        Raises VideoError for a file that cannot be read, or ends before the chunk does.
+        recording: a row of the prepared data, with ``video`` and the ``start_s`` of its first turn in that file.
+        Raises VideoError for a file that cannot be read or that ends before the chunk does.
         """
         started = time.perf_counter()
         num_corrupt = self.store.counts.num_corrupt
@@ -119,26 +119,26 @@ class VisionReader:
             recording["start_s"] + turn * self.video.turn_s for turn in range(first_turn, first_turn + num_turns)
         ]
         keys = [self.key(path, start_s) for start_s in starts_s]
-        seconds = [self.store.get(key) for key in keys]
-        missing = [place for place, second in enumerate(seconds) if second is None]
-        for place, frames in self._decoded(path, starts_s, missing):
-            seconds[place] = self._unseen(keys[place], frames)
+        turns = [self.store.get(key) for key in keys]
+        missing = [index for index, turn in enumerate(turns) if turn is None]
+        for index, frames in self._decode(path, starts_s, missing):
+            turns[index] = self._pending(keys[index], frames)
         num_corrupt = self.store.counts.num_corrupt - num_corrupt
-        return ReadChunk(tuple(seconds), num_corrupt, time.perf_counter() - started)
+        return ChunkVision(tuple(turns), num_corrupt, time.perf_counter() - started)
 
     def key(self, path: str | Path, start_s: float) -> str:
-        """Name of the second of a file that begins at ``start_s``. Raises VideoError."""
+        """Return the cache key of the turn of a file that begins at ``start_s``. Raises VideoError."""
         try:
-            content = file_identity(path)
+            content = file_digest(path)
         except OSError as error:
             raise VideoError(f"{str(path)!r} cannot be read ({error.strerror}); check the path to the video") from error
-        # Microseconds, so that two ways to add up the same time agree.
+        # In microseconds: sums of the same times in different orders differ in their last bits.
         return hashlib.sha256(f"{self._settings} {content} {round(start_s * 1e6)}".encode()).hexdigest()
 
-    def _decoded(
+    def _decode(
         self, path: Path, starts_s: Sequence[float], missing: Sequence[int]
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield place and frames of the missing seconds, in one pass from the first of them to the last."""
+        """Yield index and frames of the missing turns, in one pass from the first of them to the last."""
         if not missing:
             return
         wanted, first = set(missing), missing[0]
@@ -151,17 +151,17 @@ class VisionReader:
             prefetch=config.prefetch,
             start_s=starts_s[first],
         ) as reader:
-            for place, second in zip(range(first, missing[-1] + 1), reader, strict=False):
-                if place in wanted:
-                    wanted.remove(place)
-                    yield place, second.frames
+            for index, turn in zip(range(first, missing[-1] + 1), reader, strict=False):
+                if index in wanted:
+                    wanted.remove(index)
+                    yield index, turn.frames
         if wanted:
             raise VideoError(
-                f"{str(path)!r} has no picture at {starts_s[min(wanted)]:g} s, where a chunk asks for one; "
-                "prepare the data anew"
+                f"{str(path)!r} has no frame at {starts_s[min(wanted)]:g} s, which a chunk needs; prepare the data "
+                "again"
             )
 
-    def _unseen(self, key: str, frames: torch.Tensor) -> UnseenSecond:
+    def _pending(self, key: str, frames: torch.Tensor) -> PendingVision:
         config, merge = self.video, self.family.merge_size
         pixels, (t, h, w) = preprocess(
             frames,
@@ -170,17 +170,17 @@ class VisionReader:
             max_pixels=config.max_pixels,
             resize=config.resize,
         )
-        return UnseenSecond(key, pixels.to(self.dtype), (t, h, w), (t, h // merge, w // merge))
+        return PendingVision(key, pixels.to(self.dtype), (t, h, w), (t, h // merge, w // merge))
 
 
 class CachedVision:
-    """The features of any seconds of any recording: kept ones where there are, else decoded, encoded and kept.
+    """A frozen vision tower with a cache of its features.
 
     tower: the vision tower of a model, frozen. family: of the checkpoint, with its sizes.
-    video: frame rate, sizes and decoder, as the live session will have them.
-    video_root: what relative paths of recordings begin at.
+    video: frame rate, pixel limits and decoder, equal to those of inference.
+    video_root: base folder of relative video paths.
 
-    ``reader`` is the half to give to DataLoader workers. Raises ConfigError for a tower that is being trained.
+    ``reader`` is the part for DataLoader workers. Raises ConfigError for a tower with trainable weights.
     """
 
     def __init__(
@@ -193,9 +193,7 @@ class CachedVision:
         video_root: str | Path = ".",
     ):
         if any(weight.requires_grad for weight in tower.parameters()):
-            raise ConfigError(
-                "the vision tower is being trained, so what it makes of a second cannot be kept; freeze it"
-            )
+            raise ConfigError("the vision tower is trainable, so its features cannot be cached; freeze it")
         self.encoder = VisionEncoder(tower, family)
         self.store = store
         self.counts = VisionCounts()
@@ -208,35 +206,31 @@ class CachedVision:
             video_root=video_root,
         )
 
-    def __call__(self, recording: Mapping[str, Any], first_turn: int, num_turns: int) -> list[VisionFeatures]:
-        """Return the features of the seconds of a chunk, on the CPU; arguments and errors are those of the reader."""
-        return self.encode(self.reader(recording, first_turn, num_turns))
-
-    def encode(self, chunk: ReadChunk) -> list[VisionFeatures]:
-        """Let the tower see the seconds that wait for it, keep what it makes of them, and return all, on the CPU."""
+    def encode(self, chunk: ChunkVision) -> list[VisionFeatures]:
+        """Encode and store the pending turns of a chunk; return the features of all its turns, on the CPU."""
         started = time.perf_counter()
-        features = [self._encoded(second) for second in chunk.seconds]
+        features = [self._encode_turn(turn) for turn in chunk.turns]
         self.counts.encode_s += time.perf_counter() - started
         self.counts.decode_s += chunk.decode_s
         self.counts.num_corrupt += chunk.num_corrupt
         return features
 
-    def _encoded(self, second: VisionFeatures | UnseenSecond) -> VisionFeatures:
-        if isinstance(second, VisionFeatures):
+    def _encode_turn(self, turn: VisionFeatures | PendingVision) -> VisionFeatures:
+        if isinstance(turn, VisionFeatures):
             self.counts.num_hits += 1
-            return second
+            return turn
         self.counts.num_encoded += 1
-        return self.store.put(second.key, self.encoder.features_of(second.pixels, second.patch_grid))
+        return self.store.put(turn.key, self.encoder.features_of(turn.pixels, turn.patch_grid))
 
-    def figures(self) -> dict[str, float]:
-        """The counters as flat numbers, for a log."""
-        counts, kept = self.counts, self.store.counts
+    def metrics(self) -> dict[str, float]:
+        """Return the counters as metrics for a log."""
+        counts, stored = self.counts, self.store.counts
         return {
-            "vision/hit_share": counts.hit_share,
+            "vision/hit_rate": counts.hit_rate,
             "vision/encoded_s": counts.num_encoded * self.reader.video.turn_s,
             "vision/decode_s": counts.decode_s,
             "vision/encode_s": counts.encode_s,
-            "vision/evicted": kept.num_evicted,
+            "vision/evicted": stored.num_evicted,
             "vision/corrupt": counts.num_corrupt,
             "vision/disk_bytes": self.store.num_disk_bytes,
         }

@@ -1,4 +1,4 @@
-"""Figures reach wandb, or its files, and nothing ever waits for an answer: real processes, no key, no terminal."""
+"""Metrics reach wandb or its files without any prompt: real processes, no key, no terminal."""
 
 import json
 import os
@@ -33,7 +33,7 @@ with open_run_log(json.loads(sys.argv[1]), folder=sys.argv[2], description={"see
     print(len(callbacks), "callbacks")
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
     for callback in callbacks:
-        callback.on_log(None, state, None, {"loss": 1.5, "eval_loss": 2.0, "vision/hit_share": 0.5})
+        callback.on_log(None, state, None, {"loss": 1.5, "eval_loss": 2.0, "vision/hit_rate": 0.5})
         line = SimpleNamespace(start_s=0.0, said="shot", truth="goal")
         callback.show(1, SimpleNamespace(lines=[line]))
 print("done")
@@ -59,19 +59,19 @@ def files_of(folder):
     return list((folder / "run").rglob("*.wandb"))
 
 
-def test_without_a_key_a_run_is_kept_offline_and_nobody_is_asked(tmp_path):
+def test_without_a_key_a_run_is_logged_offline_without_a_prompt(tmp_path):
     result = log_a_run(OPTIONS, tmp_path)
     assert (result.returncode, result.stdout) == (0, "1 callbacks\ndone\n"), result.stderr
     assert [line for line in result.stderr.splitlines() if "wandb sync" in line] == result.stderr.splitlines()
     (file,) = files_of(tmp_path)
     assert file.parent.name.startswith("offline-run-")
     content = file.read_bytes()
-    assert all(name in content for name in (b"train/loss", b"eval/loss", b"vision/hit_share", b"held_out/commentary"))
+    assert all(name in content for name in (b"train/loss", b"eval/loss", b"vision/hit_rate", b"held_out/commentary"))
     (table,) = (tmp_path / "run").rglob("*.table.json")
     assert json.loads(table.read_text())["data"] == [[0.0, "shot", "goal"]]
 
 
-def test_with_a_key_but_no_server_a_run_goes_offline_after_a_while(tmp_path):
+def test_with_a_key_but_no_server_a_run_goes_offline_after_the_timeout(tmp_path):
     unreachable = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     result = log_a_run(OPTIONS, tmp_path, **unreachable)
     assert result.returncode == 0, result.stderr
@@ -79,7 +79,7 @@ def test_with_a_key_but_no_server_a_run_goes_offline_after_a_while(tmp_path):
     assert any(file.parent.name.startswith("offline-run-") for file in files_of(tmp_path))
 
 
-def test_a_run_that_breaks_is_closed_and_its_error_told(tmp_path):
+def test_a_failed_run_is_closed_and_its_error_raised(tmp_path):
     options = OPTIONS | {"mode": "offline"}
     opened = open_run_log(options, folder=tmp_path / "run", description={})
     with pytest.raises(RuntimeError, match="broke"), opened as (log,):
@@ -96,23 +96,23 @@ def test_no_logger_leaves_no_files(tmp_path, options):
     assert not (tmp_path / "run").exists()
 
 
-def test_of_many_processes_one_logs(tmp_path, monkeypatch):
+def test_only_the_first_process_logs(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with open_run_log(OPTIONS, folder=tmp_path / "run", description={}) as callbacks:
         assert callbacks == []
 
 
 @pytest.mark.parametrize("wrong", [{"name": "tensorboard"}, {"mode": "maybe"}])
-def test_what_is_unknown_is_refused(wrong):
+def test_unknown_loggers_and_modes_are_refused(wrong):
     with pytest.raises(ConfigError, match="choose one of"):
         run_log.check_logger(OPTIONS | wrong)
 
 
-def test_a_resumed_run_goes_on_under_its_name(tmp_path):
+def test_a_resumed_run_keeps_its_id(tmp_path):
     assert run_log._run_id(tmp_path) == run_log._run_id(tmp_path)
 
 
-def test_a_key_is_found_where_wandb_keeps_it(tmp_path, monkeypatch):
+def test_a_key_is_found_where_wandb_stores_it(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Fine-tuning from the command line with all around it: adapters, figures, held-out streams, files of wandb."""
+"""Fine-tuning from the command line with adapters, metrics, held-out streams and wandb files."""
 
 import json
 
@@ -77,7 +77,7 @@ def history_of(folder):
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
 
-def test_adapters_are_tuned_watched_recorded_merged_and_stream(prepared, train_here, tmp_path, caplog):
+def test_adapters_are_trained_logged_merged_and_stream(prepared, train_here, tmp_path, caplog):
     caplog.set_level("INFO")
     code, _, error = train_here(
         prepared,
@@ -97,8 +97,8 @@ def test_adapters_are_tuned_watched_recorded_merged_and_stream(prepared, train_h
         assert entry["tokens_per_s"] > 0 and entry["video_s_per_s"] > 0 and 0 <= entry["data_wait"] <= 1
         assert entry["vision/encoded_s"] > 0
     assert list((tmp_path / "vision cache").rglob("*.safetensors"))
-    told = [record.getMessage() for record in caplog.records]
-    (streamed,) = (text for text in told if text.startswith("held-out stream after step 2"))
+    messages = [record.getMessage() for record in caplog.records]
+    (streamed,) = (text for text in messages if text.startswith("held-out stream after step 2"))
     assert len(streamed.splitlines()) == 3 + 3
     (log,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
     assert b"held_out/commentary" in log.read_bytes() and b"train/tokens_per_s" in log.read_bytes()
@@ -109,9 +109,9 @@ def test_adapters_are_tuned_watched_recorded_merged_and_stream(prepared, train_h
     assert session.step(render(next(Match(11).seconds()), size=112)).num_tokens > 0
 
 
-def test_listening_to_the_model_changes_no_loss(prepared, train_here, tmp_path):
+def test_held_out_streams_change_no_loss(prepared, train_here, tmp_path):
     losses = []
-    for folder, every in (("alone", 0), ("heard", 1)):
+    for folder, every in (("alone", 0), ("streamed", 1)):
         words = [*SMALL, f"folder={folder}", f"held_out_stream.every_steps={every}", "held_out_stream.max_turns=2"]
         assert train_here(prepared, *words)[0] == 0
         losses.append([entry["loss"] for entry in history_of(tmp_path / folder / "checkpoint-2") if "loss" in entry])
@@ -119,16 +119,16 @@ def test_listening_to_the_model_changes_no_loss(prepared, train_here, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         ("logger=wandb logger.mode=maybe", "logger.mode=maybe is unknown"),
         ("lora=default lora.rank=0", "lora.rank=0"),
-        ("held_out_stream.every_steps=1 fit.fsdp=full_shard", "cannot be streamed in between"),
+        ("held_out_stream.every_steps=1 fit.fsdp=full_shard", "cannot be streamed during training"),
         ("held_out_stream.every_steps=1 held_out_stream.recording=absent", "absent is not in"),
         ("lora=default lora.target_modules=[qproj]", "qproj, which the language model does not have"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(prepared, train_here, words, told):
+def test_impossible_options_are_reported_in_one_line(prepared, train_here, words, message):
     code, _, error = train_here(prepared, *SMALL, "folder=run", *words.split())
     assert code == 2
-    assert told in error and len(error.strip().splitlines()) == 1
+    assert message in error and len(error.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""LoRA in place: it alone learns, it is saved as peft does, and merged it says the same."""
+"""LoRA: only adapters are trained, they are saved in peft's format, and merging does not change the output."""
 
 import importlib.util
 import json
@@ -20,10 +20,10 @@ from streamingvlm.model.loading import load_model
 from streamingvlm.training import adapters
 from streamingvlm.training.adapters import (
     LoraSettings,
-    fingerprint,
+    base_fingerprint,
     load_adapter_,
     merge,
-    quantised_weights,
+    qlora_quantization,
     save_adapter,
     with_lora_,
 )
@@ -54,14 +54,14 @@ def batch_for(model):
 
 
 def hidden_of(model):
-    """What the language model makes of a text; it is as sensitive to its weights as logits are."""
+    """Return the logits of a text."""
     ids = torch.tensor([model.tokenizer.encode("the assistant says the ball is in")])
     with torch.no_grad():
         return model.lm_head(model.text_model(input_ids=ids, use_cache=False).last_hidden_state)
 
 
-def stir_(adapted, seed=1):
-    """As if it had been trained: the second matrix of LoRA begins at 0."""
+def randomize_(adapted, seed=1):
+    """Randomize the adapters as if trained: the second matrix of LoRA is initialized to 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
@@ -71,12 +71,12 @@ def stir_(adapted, seed=1):
 
 @pytest.fixture
 def trained(tiny_checkpoint, tmp_path):
-    """A model of each family with a stirred adapter in place, and the folder where that is saved."""
+    """A model of each family with a randomized adapter in place, and the folder where that is saved."""
 
     def make(family="qwen2_5_vl", name="adapter", **settings):
         model = load(tiny_checkpoint(family))
         adapted = with_lora_(model, LoraSettings(rank=4, **settings))
-        stir_(adapted)
+        randomize_(adapted)
         model.hf.config.streamingvlm = STREAM
         save_adapter(adapted, model.tokenizer, tmp_path / name)
         return model, tmp_path / name
@@ -101,7 +101,7 @@ def test_chosen_layers_alone_and_unknown_ones_are_refused(tiny_checkpoint):
         with_lora_(load(tiny_checkpoint()), LoraSettings(target_modules=("qproj",)))
 
 
-def test_before_training_nothing_is_said_differently(tiny_checkpoint):
+def test_untrained_adapters_do_not_change_the_output(tiny_checkpoint):
     model = load(tiny_checkpoint())
     before = hidden_of(model)
     with_lora_(model, LoraSettings())
@@ -109,17 +109,17 @@ def test_before_training_nothing_is_said_differently(tiny_checkpoint):
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-def test_the_loss_of_the_commentator_reaches_the_adapters_alone(tiny_checkpoint, mean_loss, family):
+def test_the_loss_reaches_the_adapters_only(tiny_checkpoint, mean_loss, family):
     model = load(tiny_checkpoint(family))
     adapted = with_lora_(model, LoraSettings(rank=4))
-    stir_(adapted)
+    randomize_(adapted)
     mean_loss(SFTModel(model.hf), batch_for(model)).backward()
     moved = {name for name, weight in model.hf.named_parameters() if weight.grad is not None}
     assert moved == {name for name, _ in model.hf.named_parameters() if "lora_" in name}
     assert all(weight.grad.abs().sum() > 0 for name, weight in model.hf.named_parameters() if "lora_" in name)
 
 
-def test_adapters_alone_learn(tiny_checkpoint, mean_loss):
+def test_only_adapters_are_trained(tiny_checkpoint, mean_loss):
     torch.manual_seed(0)
     model = load(tiny_checkpoint())
     base = {name: weight.clone() for name, weight in model.hf.state_dict().items()}
@@ -138,7 +138,7 @@ def test_adapters_alone_learn(tiny_checkpoint, mean_loss):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_saved_and_put_in_place_again_it_says_the_same(tiny_checkpoint, trained, family):
+def test_a_loaded_adapter_gives_the_output_of_the_saved_one(tiny_checkpoint, trained, family):
     model, folder = trained(family)
     again = load(tiny_checkpoint(family))
     plain = hidden_of(again)
@@ -187,7 +187,7 @@ def test_merging_keeps_the_type_of_the_base(tiny_checkpoint, tmp_path):
     load(tiny_checkpoint()).tokenizer.save_pretrained(base)
     model = load(base)
     adapted = with_lora_(model, LoraSettings(rank=4))
-    stir_(adapted)
+    randomize_(adapted)
     save_adapter(adapted, model.tokenizer, tmp_path / "adapter")
     weights = load_file(merge(tmp_path / "adapter", tmp_path / "merged") / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
@@ -210,11 +210,15 @@ def test_an_adapter_of_another_base_model_is_refused(tiny_checkpoint, trained, t
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_base_model_is_known_in_any_type_and_with_or_without_an_adapter(tiny_checkpoint, trained, tmp_path):
+def test_the_fingerprint_does_not_depend_on_dtype_or_adapter(tiny_checkpoint, trained, tmp_path):
     model, _ = trained()
     plain = load(tiny_checkpoint())
-    assert fingerprint(plain.hf) == fingerprint(model.hf) == fingerprint(load(tiny_checkpoint(), "bfloat16").hf)
-    assert fingerprint(plain.hf) != fingerprint(load(other_base(tiny_checkpoint, tmp_path / "other")).hf)
+    assert (
+        base_fingerprint(plain.hf)
+        == base_fingerprint(model.hf)
+        == base_fingerprint(load(tiny_checkpoint(), "bfloat16").hf)
+    )
+    assert base_fingerprint(plain.hf) != base_fingerprint(load(other_base(tiny_checkpoint, tmp_path / "other")).hf)
 
 
 def damaged(folder, name, content):
@@ -228,7 +232,7 @@ def damaged(folder, name, content):
     [
         ("adapter_config.json", None, "has no adapter_config"),
         ("adapter_model.safetensors", None, "no weights"),
-        ("adapter_model.safetensors", b"cut", "cannot be used"),
+        ("adapter_model.safetensors", b"cut", "cannot be loaded"),
         ("streamingvlm.json", None, "cannot be read"),
         ("streamingvlm.json", b"[]", "cannot be read"),
         ("streamingvlm.json", b'{"base": 3, "base_fingerprint": "", "stream_defaults": {}}', "base is 3"),
@@ -253,7 +257,7 @@ def test_an_adapter_that_lacks_a_layer_is_refused(trained, tmp_path):
     _, folder = trained()
     weights = load_file(folder / "adapter_model.safetensors")
     save_file(dict(list(weights.items())[1:]), folder / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="do not match"):
         merge(folder, tmp_path / "merged")
 
 
@@ -261,7 +265,7 @@ def test_a_target_that_holds_files_is_left_alone(trained, tmp_path):
     _, folder = trained()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="no empty folder"):
+    with pytest.raises(ConfigError, match="not an empty folder"):
         merge(folder, tmp_path / "full")
     (tmp_path / "empty").mkdir()
     assert (merge(folder, tmp_path / "empty") / "model.safetensors").is_file()
@@ -274,28 +278,28 @@ def test_settings_out_of_range_are_refused(wrong):
         LoraSettings(**wrong)
 
 
-def test_qlora_without_bitsandbytes_says_what_to_install(monkeypatch):
+def test_qlora_without_bitsandbytes_names_the_package(monkeypatch):
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ConfigError, match="qlora"):
-        quantised_weights()
+        qlora_quantization()
 
 
-def test_lora_without_peft_says_what_to_install(tiny_checkpoint, monkeypatch):
+def test_lora_without_peft_names_the_package(tiny_checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match="lora"):
         adapters.with_lora_(load(tiny_checkpoint()), LoraSettings())
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes, of the extra qlora, is absent")
-def test_qlora_learns_and_its_adapter_merges_into_the_whole_base(tmp_path, mean_loss):
+def test_qlora_trains_and_its_adapter_merges_into_the_full_base(tmp_path, mean_loss):
     # not a tiny model: bitsandbytes wants sizes that 64 divides
-    model = load_model("pitch", device="cpu", quantization=quantised_weights(torch.float32))
+    model = load_model("pitch", device="cpu", quantization=qlora_quantization(torch.float32))
     assert model.text_model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert model.hf.model.visual.blocks[0].attn.qkv.weight.dtype == torch.float32
     adapted = with_lora_(model, LoraSettings(rank=4))
     mean_loss(SFTModel(model.hf), batch_for(model)).backward()
     assert {n.split(".")[-2] for n, w in model.hf.named_parameters() if w.grad is not None} == {"default"}
-    stir_(adapted)
+    randomize_(adapted)
     save_adapter(adapted, model.tokenizer, tmp_path / "adapter")
     merged = load(merge(tmp_path / "adapter", tmp_path / "merged"))
     difference = (hidden_of(merged) - hidden_of(model)).abs().max()
@@ -317,8 +321,8 @@ def test_one_command_merges(trained, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "a model" / "config.json").read_text())["streamingvlm"] == STREAM
 
 
-@pytest.mark.parametrize("words, told", [([], "which adapter?"), (["my adapter", "target=."], "name another")])
-def test_the_command_tells_bad_input_in_one_line(trained, tmp_path, monkeypatch, capsys, words, told):
+@pytest.mark.parametrize("words, message", [([], "no adapter given"), (["my adapter", "target=."], "give another")])
+def test_the_command_reports_bad_input_in_one_line(trained, tmp_path, monkeypatch, capsys, words, message):
     trained(name="my adapter")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -327,4 +331,4 @@ def test_the_command_tells_bad_input_in_one_line(trained, tmp_path, monkeypatch,
         run(merge_script.main, merge_script.COMMAND_LINE)
     output = capsys.readouterr()
     assert (exit_.value.code, output.out) == (2, "")
-    assert len(output.err.splitlines()) == 1 and told in output.err
+    assert len(output.err.splitlines()) == 1 and message in output.err

@@ -1,4 +1,4 @@
-"""The store keeps what it was given, stays within its bounds, and mends itself."""
+"""The store keeps what it was given, stays within its bounds, and recovers from damage."""
 
 import os
 import pickle
@@ -62,7 +62,7 @@ def test_the_files_never_pass_the_bound(tmp_path_factory, numbers, bound):
         assert sum(path.stat().st_size for path in files_in(folder)) <= bound
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path):
+def test_the_least_recently_used_entry_is_evicted_first(tmp_path):
     size = _entry_bytes(tmp_path / "one")
     store = FeatureStore(tmp_path / "many", max_bytes=10 * size)
     for number in range(10):
@@ -82,7 +82,7 @@ def _entry_bytes(folder):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])
-def test_a_damaged_entry_is_counted_removed_and_made_anew(tmp_path, damage):
+def test_a_damaged_entry_is_counted_removed_and_encoded_again(tmp_path, damage):
     store = FeatureStore(tmp_path, max_bytes=MEBIBYTE)
     store.put(key(1), features())
     (file,) = files_in(tmp_path)
@@ -96,7 +96,7 @@ def test_a_damaged_entry_is_counted_removed_and_made_anew(tmp_path, damage):
     assert_same(store.get(key(1)), features())
 
 
-def test_memory_is_bounded_and_spares_the_disk(tmp_path):
+def test_memory_is_bounded_and_saves_reads(tmp_path):
     one = features().embeddings.nbytes
     store = FeatureStore(tmp_path, max_bytes=MEBIBYTE, max_memory_bytes=2 * one)
     for number in range(3):
@@ -106,7 +106,7 @@ def test_memory_is_bounded_and_spares_the_disk(tmp_path):
     assert [store.get(key(number)) is not None for number in range(3)] == [False, True, True]
 
 
-def test_without_a_folder_memory_alone_serves(tmp_path, monkeypatch):
+def test_without_a_folder_features_are_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = FeatureStore(None, max_bytes=MEBIBYTE, max_memory_bytes=MEBIBYTE)
     store.put(key(1), features())
@@ -114,11 +114,11 @@ def test_without_a_folder_memory_alone_serves(tmp_path, monkeypatch):
     assert store.num_disk_bytes == 0 and files_in(tmp_path) == []
 
 
-def test_what_a_killed_process_left_half_written_is_removed_once_it_is_old(tmp_path):
+def test_stale_partial_files_of_killed_processes_are_removed(tmp_path):
     store = FeatureStore(tmp_path, max_bytes=MEBIBYTE)
     store.put(key(1), features())
-    shelf = files_in(tmp_path)[0].parent
-    young, old = shelf / "a.part", shelf / "b.part"
+    subfolder = files_in(tmp_path)[0].parent
+    young, old = subfolder / "a.part", subfolder / "b.part"
     young.touch()
     old.touch()
     os.utime(old, (0, 0))
@@ -127,12 +127,12 @@ def test_what_a_killed_process_left_half_written_is_removed_once_it_is_old(tmp_p
     assert young.exists() and not old.exists()
 
 
-def test_a_disk_that_cannot_be_written_to_costs_the_reuse_and_not_the_run(tmp_path, caplog):
+def test_a_read_only_disk_disables_caching_and_not_the_run(tmp_path, caplog):
     store = FeatureStore(tmp_path, max_bytes=MEBIBYTE)
-    (tmp_path / key(1)[:2]).write_text("where the shelf should be")
+    (tmp_path / key(1)[:2]).write_text("a file in the place of the subfolder")
     assert_same(store.put(key(1), features()), features())
     store.put(key(1), features())
-    assert store.counts.num_unwritten == 2
+    assert store.counts.num_failed_writes == 2
     assert len([record for record in caplog.records if "goes on without" in record.message]) == 1
 
 
@@ -171,9 +171,9 @@ def test_a_store_can_be_sent_to_a_worker(tmp_path):
     assert_same(pickle.loads(pickle.dumps(store)).get(key(1)), features())
 
 
-def test_bounds_and_folders_that_cannot_be_are_refused(tmp_path):
+def test_negative_bounds_and_impossible_folders_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="-1 bytes"):
         FeatureStore(None, max_bytes=-1)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be created"):
         FeatureStore(tmp_path / "file" / "below", max_bytes=1)

@@ -26,7 +26,7 @@ def model_and_batch(folder):
 
 
 def counted(model, batch, mean_loss):
-    """What torch counts; older transformers compute the rotary angles as a product, which is no part of the model."""
+    """Return torch's count without the rotary angles, which older transformers compute as a matrix product."""
     with FlopCounterMode(display=False) as counter:
         mean_loss(SFTModel(model.hf), batch).backward()
     rotary = model.text_model.rotary_emb
@@ -36,11 +36,11 @@ def counted(model, batch, mean_loss):
 
 
 def by_formula(model, batch):
-    """Eager attention computes all pairs, those that the mask then hides too."""
+    """Eager attention also computes the pairs that the mask hides."""
     flops = step_flops(model.hf)
-    num_tokens, num_asked = batch["input_ids"].shape[1], int((batch["labels"] >= 0).sum())
-    unseen_pairs = num_tokens * (num_tokens - 1) // 2
-    return flops.of([num_tokens], num_asked) + flops.per_pair * unseen_pairs
+    num_tokens, num_supervised = batch["input_ids"].shape[1], int((batch["labels"] >= 0).sum())
+    masked_pairs = num_tokens * (num_tokens - 1) // 2
+    return flops.of([num_tokens], num_supervised) + flops.per_pair * masked_pairs
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -49,20 +49,20 @@ def test_full_training_is_counted_to_the_last_operation(tiny_checkpoint, mean_lo
     assert by_formula(model, batch) == counted(model, batch, mean_loss)
 
 
-def test_with_adapters_only_the_first_layer_is_spared_something(tiny_checkpoint, mean_loss):
+def test_with_adapters_only_the_first_layer_skips_gradients(tiny_checkpoint, mean_loss):
     model, batch = model_and_batch(tiny_checkpoint())
     with_lora_(model, LoraSettings(rank=4))
-    # Nothing before the first layer learns, so that its queries, keys and values hand no gradient on.
+    # Nothing before the first layer is trained, so its projections compute no gradient of their input.
     attention = model.text_model.layers[0].self_attn
-    spared = sum(
+    skipped = sum(
         2 * layer.in_features * layer.out_features
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         for layer in (projection.base_layer, projection.lora_A["default"])
     )
-    assert by_formula(model, batch) - counted(model, batch, mean_loss) == spared * batch["input_ids"].shape[1]
+    assert by_formula(model, batch) - counted(model, batch, mean_loss) == skipped * batch["input_ids"].shape[1]
 
 
-def test_examples_of_a_pack_do_not_see_each_other(tiny_checkpoint):
+def test_examples_of_a_pack_do_not_attend_to_each_other(tiny_checkpoint):
     flops = step_flops(load_model(tiny_checkpoint(), device="cpu").hf)
     apart = flops.of([10], 2) + flops.of([30], 3)
     assert flops.of([10, 30], 5) == apart < flops.of([40], 5)

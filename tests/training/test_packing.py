@@ -10,7 +10,7 @@ from streamingvlm.errors import ConfigError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.training.collate import Collate, model_inputs
-from streamingvlm.training.packing import boundaries, pack, text_positions
+from streamingvlm.training.packing import cumulative_lengths, pack, text_positions
 from streamingvlm.training.sft_model import SFTModel
 
 
@@ -29,10 +29,10 @@ def test_an_example_that_fits_no_pack_is_refused():
         pack([5, 101], 100)
 
 
-def test_positions_begin_anew_with_every_example():
-    starts = boundaries([3, 1, 2])
-    assert starts.tolist() == [0, 3, 4, 6]
-    assert text_positions(starts).tolist() == [0, 1, 2, 0, 0, 1]
+def test_positions_restart_with_every_example():
+    cu_seqlens = cumulative_lengths([3, 1, 2])
+    assert cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert text_positions(cu_seqlens).tolist() == [0, 1, 2, 0, 0, 1]
 
 
 def losses_and_gradients(module, batch):
@@ -58,21 +58,21 @@ def test_packed_equals_padded_equals_one_by_one(tiny_checkpoint, model_type, att
         torch.testing.assert_close(gradient, other_gradients[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_an_example_sees_nothing_of_its_neighbours(tiny_checkpoint):
+def test_an_example_does_not_attend_to_its_neighbours(tiny_checkpoint):
     module = SFTModel(load_model(tiny_checkpoint(), device="cpu").hf)
     first, second, third = (TinyChunks(load_model(tiny_checkpoint(), device="cpu"))[index] for index in range(3))
     collate = Collate(0, packed=True)
     beside, alone = collate([first, second]), collate([third, second])
-    num_asked = beside["num_asked"][1]
-    losses = [losses_and_gradients(module, batch)[0][-num_asked:] for batch in (beside, alone)]
+    num_supervised = beside["num_supervised"][1]
+    losses = [losses_and_gradients(module, batch)[0][-num_supervised:] for batch in (beside, alone)]
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 
 
-def test_silent_seconds_weigh_what_they_are_given(tiny_checkpoint):
+def test_silent_turns_have_the_silence_weight(tiny_checkpoint):
     model = load_model(tiny_checkpoint(), device="cpu")
-    example = next(example for example in TinyChunks(model) if example.silent.any())
+    example = next(example for example in TinyChunks(model) if example.is_silent.any())
     batch = Collate(0, silence_weight=0.25)([example])
     asked = example.labels[1:] >= 0
-    assert torch.equal(batch["weights"] == 0.25, example.silent[1:][asked])
+    assert torch.equal(batch["weights"] == 0.25, example.is_silent[1:][asked])
     said = example.input_ids[1:][asked][batch["weights"] == 0.25]
     assert set(model.tokenizer.decode(said).replace("<|im_end|>", "").split()) == {"..."}

@@ -1,4 +1,4 @@
-"""Chunks of prepared data become the examples that a stream would have met, of a length known beforehand."""
+"""Chunks of prepared data become the examples that match a stream, with a length known in advance."""
 
 import pickle
 
@@ -16,9 +16,9 @@ from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.tokenizer import build_tokenizer
-from streamingvlm.training.collate import Collate, Encoded, model_inputs, with_pixels
+from streamingvlm.training.collate import Collate, EncodeVision, model_inputs, with_pixels
 from streamingvlm.training.feature_store import FeatureStore
-from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist, without_middle
+from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist, drop_middle_lines
 from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.vision_cache import CachedVision, VisionReader
 from streamingvlm.turns import TurnFormat
@@ -32,20 +32,23 @@ def prepared(tmp_path_factory):
     return PreparedData.open(write_prepared(folder, num_matches=2, duration_s=12), cache_folder=folder / "cache")
 
 
-def dataset_of(model, prepared, *, learns=False, split="train", settings=None, max_chunks=None, **video):
-    """The chunks under a model, and what gives its batches their vision."""
+def dataset_of(model, prepared, *, train_vision=False, split="train", settings=None, max_chunks=None, **video):
+    """Return the chunks of a model and the batch transform that adds their vision."""
     config = VideoConfig(**SMALL | video)
-    tower = model.hf.model.visual.requires_grad_(learns)
+    tower = model.hf.model.visual.requires_grad_(train_vision)
     turns = TurnFormat.of(CachedTokenizer(model.tokenizer), model.family, config)
     store = FeatureStore(None, max_bytes=0)
-    if learns:
+    if train_vision:
         known = {"family": model.family, "tower_digest": "", "dtype": tower.dtype}
-        reader, finish = VisionReader(store, video=config, video_root=prepared.video_root, **known), with_pixels
+        reader, batch_transform = (
+            VisionReader(store, video=config, video_root=prepared.video_root, **known),
+            with_pixels,
+        )
     else:
         vision = CachedVision(tower, model.family, config, store, video_root=prepared.video_root)
-        reader, finish = vision.reader, Encoded(vision.encode)
+        reader, batch_transform = vision.reader, EncodeVision(vision.encode)
     shown = {"family": model.family, "video": config, "split": split, "max_chunks": max_chunks}
-    return ChunkDataset(prepared, turns, reader, settings, **shown), finish
+    return ChunkDataset(prepared, turns, reader, settings, **shown), batch_transform
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -57,7 +60,7 @@ def test_the_length_is_known_before_a_frame_is_decoded(tiny_checkpoint, prepared
         assert dataset.length(index) == len(dataset[index].input_ids)
 
 
-def test_an_example_longer_than_a_pack_is_named_beforehand(tiny_checkpoint, prepared):
+def test_an_example_longer_than_a_pack_is_named_in_advance(tiny_checkpoint, prepared):
     dataset, _ = dataset_of(load_model(tiny_checkpoint(), device="cpu"), prepared)
     longest = max(range(len(dataset)), key=dataset.length)
     dataset.check_fits(dataset.length(longest))
@@ -65,16 +68,16 @@ def test_an_example_longer_than_a_pack_is_named_beforehand(tiny_checkpoint, prep
         dataset.check_fits(dataset.length(longest) - 1)
 
 
-def test_what_was_said_and_asked_before_is_there(tiny_checkpoint, prepared):
+def test_earlier_text_and_the_query_are_in_the_example(tiny_checkpoint, prepared):
     dataset, _ = dataset_of(load_model(tiny_checkpoint(), device="cpu"), prepared, split="held_out")
     recording = prepared.recordings[1]
-    text = dataset.turns.tokenizer.decode(dataset[1].input_ids.tolist())
+    text = dataset.turn_format.tokenizer.decode(dataset[1].input_ids.tolist())
     before = " ".join(line for line in recording["lines"][:4] if line)
     assert f"{recording['previous_text']} {before}<|im_end|>" in text
     assert text.count("Say what happens.") == 1
     assert [f"Time={turn}.0-{turn + 1}.0s" in text for turn in (3, 4, 11)] == [False, True, True]
     labels = dataset[1].labels
-    said = dataset.turns.tokenizer.decode(labels[labels >= 0].tolist()).split("<|im_end|>")
+    said = dataset.turn_format.tokenizer.decode(labels[labels >= 0].tolist()).split("<|im_end|>")
     assert [reply.removesuffix(" ...").strip() for reply in said[:-1]] == recording["lines"][4:12]
     assert dataset.name(1) == "1.mp4 at 4 s"
 
@@ -87,7 +90,7 @@ def test_earlier_text_can_be_left_out(tiny_checkpoint, prepared):
         ChunkSettings(text_sink_tokens=-1)
 
 
-# One for all examples: making it takes longer than using it.
+# One for all examples: creating it takes longer than using it.
 TURNS = TurnFormat(CachedTokenizer(build_tokenizer()), temporal_step=2.0)
 
 
@@ -98,32 +101,32 @@ TURNS = TurnFormat(CachedTokenizer(build_tokenizer()), temporal_step=2.0)
     window=st.integers(0, 20),
     step=st.integers(1, 24),
 )
-def test_leaving_out_the_middle_of_hours_of_text_changes_nothing(lines, intro, sink, window, step):
+def test_dropping_middle_lines_does_not_change_the_previous_text(lines, intro, sink, window, step):
     lengths = np.array([len(TURNS.speech_ids(line)) for line in lines], dtype=np.int32)
     kept = {"sink_tokens": sink, "window_tokens": window}
-    short, num_left_out = without_middle(lines, lengths, **kept)
+    short, num_dropped = drop_middle_lines(lines, lengths, **kept)
     kept["step_tokens"] = step
     expected = previous_ids(TURNS, intro, lines, **kept)
-    assert previous_ids(TURNS, intro, short, num_left_out=num_left_out, **kept) == expected
+    assert previous_ids(TURNS, intro, short, num_left_out=num_dropped, **kept) == expected
     assert len(short) <= len(lines)
 
 
 def test_hours_of_text_become_few_lines():
     lines = ["pass by red"] * 7200
-    short, num_left_out = without_middle(lines, np.full(7200, 3), sink_tokens=512, window_tokens=512)
-    assert (len(short), num_left_out) == (2 * 171, 3 * (7200 - 2 * 171))
+    short, num_dropped = drop_middle_lines(lines, np.full(7200, 3), sink_tokens=512, window_tokens=512)
+    assert (len(short), num_dropped) == (2 * 171, 3 * (7200 - 2 * 171))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_tower_that_learns_sees_what_a_frozen_one_sees(tiny_checkpoint, prepared, model_type, packed):
+def test_a_trained_tower_gives_the_losses_of_a_frozen_one(tiny_checkpoint, prepared, model_type, packed):
     """The same losses from pixels as from features, and gradients in the whole tower."""
     losses = []
-    for learns in (False, True):
+    for train_vision in (False, True):
         model = load_model(tiny_checkpoint(model_type), device="cpu")
-        dataset, finish = dataset_of(model, prepared, learns=learns)
-        module = SFTModel(model.hf, train_vision=learns)
-        batch = finish(Collate(0, packed=packed)([dataset[0], dataset[1]]))
+        dataset, batch_transform = dataset_of(model, prepared, train_vision=train_vision)
+        module = SFTModel(model.hf, train_vision=train_vision)
+        batch = batch_transform(Collate(0, packed=packed)([dataset[0], dataset[1]]))
         losses.append(module(**model_inputs(batch))["losses"])
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     losses[1].sum().backward()
@@ -147,6 +150,6 @@ def test_data_that_does_not_fit_is_refused(tiny_checkpoint, prepared, tmp_path):
     check_videos_exist(prepared, prepared.video_root)
 
 
-def test_the_reader_of_a_worker_travels(tiny_checkpoint, prepared):
+def test_the_reader_of_a_worker_can_be_pickled(tiny_checkpoint, prepared):
     dataset, _ = dataset_of(load_model(tiny_checkpoint(), device="cpu"), prepared)
     assert pickle.loads(pickle.dumps(dataset.vision)).video == dataset.vision.video

@@ -1,4 +1,4 @@
-"""Twenty losses in two processes over gloo, whole and sharded by FSDP2, are those of one process."""
+"""Twenty losses in two processes over gloo, replicated and sharded by FSDP2, are those of one process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SHARDED = {"fsdp": "full_shard"}
 
 
 def run_in_two_processes(checkpoint, folder, runs, *options):
-    """Start the tiny run under torchrun; return what each run left."""
+    """Start the tiny run under torchrun; return the results."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(PROGRAM)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     words = [str(checkpoint), str(folder), json.dumps(runs), *options]
@@ -39,8 +39,8 @@ def assert_equal_to(plain, results):
         torch.testing.assert_close(result["losses"], plain[0], atol=1e-4, rtol=0, msg=name)
 
 
-def test_four_examples_in_each_of_two_processes_whole_and_sharded(plain, tiny_checkpoint, tmp_path):
-    """Padded and packed; what a sharded run saves is a whole Hugging Face folder."""
+def test_two_processes_of_four_examples_replicated_and_sharded(plain, tiny_checkpoint, tmp_path):
+    """Padded and packed; a sharded run saves a complete Hugging Face folder."""
     runs = {
         "padded": {},
         "packed": {"pack_tokens": 400},
@@ -56,7 +56,7 @@ def test_four_examples_in_each_of_two_processes_whole_and_sharded(plain, tiny_ch
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on(plain, tiny_checkpoint, tmp_path):
+def test_a_sharded_run_resumes(plain, tiny_checkpoint, tmp_path):
     runs = {"run": {**SHARDED, "save_every_steps": 10}}
     run_in_two_processes(tiny_checkpoint("qwen3_vl"), tmp_path, runs)
     (tmp_path / "run" / "checkpoint-20" / "complete.json").unlink()

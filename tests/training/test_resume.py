@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the run that goes on has the losses of the run that was left alone."""
+"""kill -9 at any moment: the resumed run has the losses of the undisturbed run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_run import train
 
-from streamingvlm.training.checkpoints import last_whole_checkpoint
+from streamingvlm.training.checkpoints import latest_complete_checkpoint
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 ROOT = Path(__file__).parents[2]
@@ -24,16 +24,16 @@ PATIENCE_S = 300
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_checkpoint, tmp_path_factory):
-    """The losses, step by step, of a run that nobody kills; one thread, as its fellows have."""
+    """The losses, step by step, of a run that is not killed; one thread, like the killed runs."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("undisturbed")
     train(tiny_checkpoint(), folder, SETTINGS)
     torch.set_num_threads(num_threads)
-    return diary(folder)[0]
+    return read_losses(folder)[0]
 
 
-def diary(folder):
+def read_losses(folder):
     """The losses by step of each attempt at a run."""
     attempts = [{}]
     for line in (folder / "losses.jsonl").read_text().splitlines():
@@ -72,7 +72,7 @@ def num_lines(folder):
 
 
 def assert_as_undisturbed(folder, undisturbed):
-    attempts = diary(folder / "run")
+    attempts = read_losses(folder / "run")
     assert len(attempts) > 1
     for attempt in attempts:
         assert attempt == pytest.approx({step: undisturbed[step] for step in attempt}, abs=1e-6)
@@ -86,7 +86,7 @@ def test_killed_while_saving(tiny_checkpoint, tmp_path, undisturbed):
     half = tmp_path / "run" / "checkpoint-15"
     kill_once(start(tiny_checkpoint(), tmp_path, "stall=15"), (half / "stalled").exists)
     assert (half / "model.safetensors").is_file()
-    assert last_whole_checkpoint(tmp_path / "run").name == "checkpoint-12"
+    assert latest_complete_checkpoint(tmp_path / "run").name == "checkpoint-12"
     finish(start(tiny_checkpoint(), tmp_path, "resume"))
     assert_as_undisturbed(tmp_path, undisturbed)
 

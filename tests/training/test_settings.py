@@ -1,4 +1,4 @@
-"""Settings of a fit are refused in one line, before anything is loaded."""
+"""Invalid settings are refused in one line, before anything is loaded."""
 
 import pytest
 
@@ -25,7 +25,7 @@ GIVEN = {"num_steps": 10, "batch_size": 4, "learning_rate": 1e-3}
         ({"pack_tokens": 100, "accumulation_steps": 2}, "accumulation_steps=2 with pack_tokens=100"),
         ({"fsdp": "shard"}, "choose one of off, full_shard"),
         ({"attention": "eager"}, "choose one of null, sdpa, flash_attention_2"),
-        ({"deepspeed": "nowhere.json"}, "nowhere.json is no file"),
+        ({"deepspeed": "nowhere.json"}, "nowhere.json is not a file"),
         ({"deepspeed": "configs/deepspeed/zero3.json", "fsdp": "full_shard"}, "give one of them"),
         ({"save_every_steps": -1}, "save_every_steps=-1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints=0"),

@@ -1,4 +1,4 @@
-"""The commentator against transformers' whole model: its own vision path, positions and loss, family by family."""
+"""SFTModel against transformers' full model: its own vision path, positions and loss, family by family."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def example_of(model, pictures: list[torch.Tensor], turn_s: float) -> Example:
     return example_from("chunk", tokens, vision, tuple(torch.cat(level) for level in levels))
 
 
-def whole_model(model, example: Example, pictures: list[torch.Tensor]):
+def full_model(model, example: Example, pictures: list[torch.Tensor]):
     """transformers' own forward over the pixels, with the positions that it finds by itself."""
     patches, grids = zip(*(preprocess(picture, family=model.family, **PIXELS) for picture in pictures), strict=True)
     ids = example.input_ids[None]
@@ -52,10 +52,10 @@ def whole_model(model, example: Example, pictures: list[torch.Tensor]):
 
 
 @pytest.mark.parametrize("turn_s", [1.0, 2.0], ids=["one patch", "two patches"])
-def test_the_loss_and_its_gradient_are_those_of_the_whole_model(model, turn_s):
+def test_loss_and_gradient_equal_those_of_the_full_model(model, turn_s):
     pictures = [frames(turn, round(2 * turn_s)) for turn in range(len(LINES))]
     example = example_of(model, pictures, turn_s)
-    expected = whole_model(model, example, pictures).loss
+    expected = full_model(model, example, pictures).loss
     expected.backward()
     weights = dict(model.hf.model.language_model.named_parameters())
     gradients = {name: weight.grad.clone() for name, weight in weights.items()}
@@ -67,7 +67,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_model(model, turn_s):
         assert torch.allclose(weight.grad, gradients[name], atol=1e-5), name
 
 
-def test_examples_of_a_batch_do_not_see_each_other(model):
+def test_examples_of_a_batch_do_not_attend_to_each_other(model):
     """Unequal lengths, and deepstack features that each stay with their own row."""
     examples = [
         example_of(model, [frames(seed + turn, 2, height) for turn in range(len(LINES))], 1.0)
@@ -76,12 +76,14 @@ def test_examples_of_a_batch_do_not_see_each_other(model):
     with torch.no_grad():
         alone = [loss_of(model, Collate(0)([example])) for example in examples]
         both = loss_of(model, Collate(0)(examples))
-    num_asked = torch.tensor([(example.labels != -100).sum() for example in examples])
+    num_supervised = torch.tensor([(example.labels != -100).sum() for example in examples])
     assert len(examples[0].input_ids) != len(examples[1].input_ids)
-    assert both.item() == pytest.approx(((torch.stack(alone) * num_asked).sum() / num_asked.sum()).item(), abs=1e-5)
+    assert both.item() == pytest.approx(
+        ((torch.stack(alone) * num_supervised).sum() / num_supervised.sum()).item(), abs=1e-5
+    )
 
 
-def test_deepstack_is_what_qwen3_alone_has(model):
+def test_only_qwen3_has_deepstack_features(model):
     example = example_of(model, [frames(turn, 2) for turn in range(len(LINES))], 1.0)
     is_qwen3 = model.family.model_type == "qwen3_vl"
     assert len(example.deepstack) == (2 if is_qwen3 else 0)

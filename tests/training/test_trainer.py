@@ -1,4 +1,4 @@
-"""The loss of a step is one sum over one count, a run is checked and saved, and what is not finite ends it."""
+"""The loss of a step is one weighted mean, checkpoints are complete, and a loss that is not finite ends the run."""
 
 import logging
 from pathlib import Path
@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from streamingvlm import StreamingSession
 from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
 from streamingvlm.model.loading import load_model
-from streamingvlm.training.checkpoints import checkpoints, is_whole
+from streamingvlm.training.batch_plan import BatchPlan
+from streamingvlm.training.checkpoints import checkpoints, is_complete
 from streamingvlm.training.collate import Collate, model_inputs
-from streamingvlm.training.order import Order
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sft_model import SFTModel
 from streamingvlm.training.trainer import fit_
@@ -26,7 +26,7 @@ SHORT = {"num_steps": 4, "warmup_steps": 0}
 
 @pytest.fixture(scope="module")
 def plain(tiny_checkpoint, tmp_path_factory):
-    """The run that the others are held to: one process, one rectangular batch a step."""
+    """The reference run: one process, one padded batch per step."""
     return train(tiny_checkpoint(), tmp_path_factory.mktemp("plain"), {})[0]
 
 
@@ -35,7 +35,7 @@ def plain(tiny_checkpoint, tmp_path_factory):
     [{"accumulation_steps": 8}, {"accumulation_steps": 3, "gradient_checkpointing": True}, {"pack_tokens": 400}],
     ids=str,
 )
-def test_twenty_losses_are_the_same_however_a_step_is_cut_up(plain, tiny_checkpoint, tmp_path, settings):
+def test_twenty_losses_do_not_depend_on_how_a_step_is_split(plain, tiny_checkpoint, tmp_path, settings):
     losses, _ = train(tiny_checkpoint(), tmp_path, settings)
     assert len(losses) == 20
     assert losses[-1] < 0.7 * losses[0]
@@ -49,7 +49,7 @@ def test_a_step_is_the_gradient_of_the_weighted_mean_clipped_as_a_whole(tiny_che
     model = load_model(tiny_checkpoint(), device="cpu")
     module = SFTModel(model.hf)
     dataset = TinyChunks(model)
-    examples = [dataset[index] for index in Order(len(dataset), 5, 1, seed=7).examples(0)]
+    examples = [dataset[index] for index in BatchPlan(len(dataset), 5, 1, seed=7).examples(0)]
     batch = Collate(0, silence_weight=DEFAULTS["silence_weight"])(examples)
     losses = module(**model_inputs(batch))["losses"]
     ((losses * batch["weights"]).sum() / batch["weights"].sum()).backward()
@@ -63,7 +63,7 @@ def test_a_step_is_the_gradient_of_the_weighted_mean_clipped_as_a_whole(tiny_che
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4, msg=name)
 
 
-def test_the_tower_stands_still_and_the_model_saved_streams(tiny_checkpoint, tmp_path):
+def test_the_tower_stays_frozen_and_the_saved_model_streams(tiny_checkpoint, tmp_path):
     train(tiny_checkpoint(), tmp_path, SHORT, model_folder=tmp_path / "model")
     before, after = (load_model(folder, device="cpu").hf for folder in (tiny_checkpoint(), tmp_path / "model"))
     changed = {
@@ -76,7 +76,7 @@ def test_the_tower_stands_still_and_the_model_saved_streams(tiny_checkpoint, tmp
 
 
 class OneBad(TinyChunks):
-    """Chunk 11 brings vision that is no number."""
+    """The vision of chunk 11 is NaN."""
 
     def make(self, index):
         example = super().make(index)
@@ -110,12 +110,12 @@ def _On(**methods):
     return type("On", (TrainerCallback,), {name: staticmethod(method) for name, method in methods.items()})()
 
 
-def test_checkpoints_are_whole_and_few_and_a_run_goes_on_from_them(tiny_checkpoint, tmp_path):
+def test_checkpoints_are_complete_and_few_and_a_run_resumes_from_them(tiny_checkpoint, tmp_path):
     settings = {"num_steps": 8, "save_every_steps": 2, "keep_checkpoints": 2, "log_every_steps": 3, "dropout": 0.2}
     through, _ = train(tiny_checkpoint(), tmp_path / "through", settings)
     left = checkpoints(tmp_path / "through")
     assert [path.name for path in left] == ["checkpoint-6", "checkpoint-8"]
-    assert all(is_whole(path) for path in left)
+    assert all(is_complete(path) for path in left)
     assert load_model(left[0], device="cpu").tokenizer.eos_token == "<|im_end|>"
     (left[1] / "complete.json").unlink()
     resumed, _ = train(tiny_checkpoint(), tmp_path / "through", settings, resume=True)
@@ -126,38 +126,38 @@ def test_checkpoints_are_whole_and_few_and_a_run_goes_on_from_them(tiny_checkpoi
         train(tiny_checkpoint(), tmp_path / "through", settings | {"num_steps": 9}, resume=True)
 
 
-def test_nothing_to_go_on_from_is_a_run_from_the_start(tiny_checkpoint, tmp_path, caplog):
+def test_resuming_without_a_checkpoint_starts_at_the_first_step(tiny_checkpoint, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(tiny_checkpoint(), tmp_path, SHORT, resume=True)
-    assert "begins at its first step" in caplog.text
+    assert "starts at its first step" in caplog.text
 
 
-def test_a_full_disk_is_told_in_one_line(tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(tiny_checkpoint, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("streamingvlm.training.trainer.mark_whole", full)
+    monkeypatch.setattr("streamingvlm.training.trainer.commit_checkpoint", full)
     with pytest.raises(CheckpointError, match=r"checkpoint-2 cannot be written .*No space left.*resume=true"):
         train(tiny_checkpoint(), tmp_path, SHORT | {"save_every_steps": 2})
 
 
 def test_data_and_settings_that_do_not_fit_are_refused(tiny_checkpoint, tmp_path):
-    with pytest.raises(ConfigError, match="holds no example"):
+    with pytest.raises(ConfigError, match="has no examples"):
         train(tiny_checkpoint(), tmp_path, SHORT, dataset=TinyChunks(load_model(tiny_checkpoint(), device="cpu"), 0))
-    with pytest.raises(ConfigError, match="knows no lengths"):
+    with pytest.raises(ConfigError, match="needs a dataset with a method length"):
         fit_(None, [1, 2], None, FitSettings(**DEFAULTS | {"pack_tokens": 10}), seed=0, folder=tmp_path)
-    with pytest.raises(ConfigError, match="two processes or more"):
+    with pytest.raises(ConfigError, match="two or more processes"):
         train(tiny_checkpoint(), tmp_path, SHORT | {"fsdp": "full_shard"})
 
 
 def test_positions_beyond_256_survive_bfloat16(tiny_checkpoint, tmp_path):
-    """Rotary positions are floats, and a batch of floats is easily cast; autocast must not reach them."""
+    """Rotary positions are floats, and a batch of floats is easily teams; autocast must not reach them."""
     exact, _ = train(tiny_checkpoint(), tmp_path / "exact", SHORT)
     rounded, _ = train(tiny_checkpoint(), tmp_path / "rounded", SHORT | {"bf16": True})
     torch.testing.assert_close(exact, rounded, atol=0.03, rtol=0)
 
 
-def test_a_module_with_one_loss_a_batch_counts_each_batch_once(tmp_path):
+def test_a_module_with_one_loss_per_batch_weighs_each_batch_equally(tmp_path):
     class Line(nn.Module):
         def __init__(self):
             super().__init__()
@@ -178,8 +178,8 @@ def test_a_module_with_one_loss_a_batch_counts_each_batch_once(tmp_path):
     assert curve[0]["loss"] == pytest.approx((1 + 4 + 9 + 16) / 4)
 
 
-def test_the_shipped_configuration_of_deepspeed_leaves_to_the_trainer_what_it_fills():
-    """As far as it can be known without DeepSpeed: ZeRO-3, saved whole, nothing left to guess from a model's config."""
+def test_the_deepspeed_configuration_leaves_open_only_what_trainer_fills():
+    """Checked without DeepSpeed: ZeRO-3, full weights are saved, nothing depends on a model's config."""
     config = HfDeepSpeedConfig(str(ZERO3))
     assert config.is_zero3()
     assert config.is_true("zero_optimization.stage3_gather_16bit_weights_on_model_save")
@@ -193,7 +193,7 @@ def test_the_shipped_configuration_of_deepspeed_leaves_to_the_trainer_what_it_fi
     }
 
 
-def test_deepspeed_that_is_not_installed_is_told(tiny_checkpoint, tmp_path, monkeypatch):
+def test_missing_deepspeed_is_reported(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("streamingvlm.training.sharding.is_deepspeed_available", lambda: False)
-    with pytest.raises(ConfigError, match="needs DeepSpeed, which is missing"):
+    with pytest.raises(ConfigError, match="needs DeepSpeed, which is not installed"):
         train(tiny_checkpoint(), tmp_path, SHORT | {"deepspeed": str(ZERO3)})

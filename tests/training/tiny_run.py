@@ -1,9 +1,9 @@
-"""A run of training small enough to be repeated in many ways, and to be killed: importable, and a program.
+"""A tiny training run, to be repeated with many settings and to be killed: a module and a program.
 
     python tests/training/tiny_run.py CHECKPOINT FOLDER '{"NAME": {"num_steps": 20, ...}, ...}' [resume] [stall=STEP]
 
-Each run writes the loss of every step to FOLDER/NAME/losses.jsonl as it goes, so that a killed run leaves what it did,
-and in the end its loss curve to result.json. ``stall`` never finishes the checkpoint of a step.
+Each run writes the loss of every step to FOLDER/NAME/losses.jsonl at once, so that a killed run leaves its losses, and
+at the end its loss curve to result.json. ``stall`` never finishes the checkpoint of a step.
 """
 
 import json
@@ -41,10 +41,10 @@ DEFAULTS = {
 
 
 class TinyChunks(Dataset):
-    """Chunks of 1 to 6 seconds with random words, silent seconds among them, and random vision."""
+    """Chunks of 1 to 6 turns with random words, some silent turns, and random vision."""
 
     def __init__(self, model, num_examples=60):
-        self.turns = TurnFormat(model.tokenizer, temporal_step=2.0)
+        self.turn_format = TurnFormat(model.tokenizer, temporal_step=2.0)
         self.size = model.hf.config.text_config.hidden_size
         self.num_levels = len(getattr(model.hf.config.vision_config, "deepstack_visual_indexes", None) or ())
         self.num_examples = num_examples
@@ -64,10 +64,10 @@ class TinyChunks(Dataset):
         def below(limit):
             return int(torch.randint(limit, (), generator=dice))
 
-        seconds = [Turn(number, number, number + 1, GRID) for number in range(1 + below(6))]
-        lines = [" ".join(WORDS[below(len(WORDS))] for _ in range(below(4))) for _ in seconds]
-        tokens = chunk_tokens(self.turns, seconds, lines, self.turns.encode_plain("said before " * below(3)))
-        vision = torch.randn(len(seconds), 1 + self.num_levels, 6, self.size, generator=dice)
+        turns = [Turn(number, number, number + 1, GRID) for number in range(1 + below(6))]
+        lines = [" ".join(WORDS[below(len(WORDS))] for _ in range(below(4))) for _ in turns]
+        tokens = chunk_tokens(self.turn_format, turns, lines, self.turn_format.encode_plain("said before " * below(3)))
+        vision = torch.randn(len(turns), 1 + self.num_levels, 6, self.size, generator=dice)
         embeddings, *deepstack = vision.transpose(0, 1).flatten(1, 2)
         return example_from(f"chunk {index}", tokens, embeddings, tuple(deepstack))
 
@@ -75,8 +75,8 @@ class TinyChunks(Dataset):
         return len(self[index].input_ids)
 
 
-class Diary(TrainerCallback):
-    """Writes each loss down at once."""
+class LossWriter(TrainerCallback):
+    """Writes each loss to a file at once."""
 
     def __init__(self, path):
         self.path = path
@@ -88,7 +88,7 @@ class Diary(TrainerCallback):
 
 
 def stall_at(step):
-    """Let the checkpoint of a step stay half written for ever."""
+    """Leave the checkpoint of a step half written."""
     finish = Trainer._save_rng_state
 
     def stall(trainer, folder):
@@ -123,7 +123,7 @@ def train(checkpoint, folder, settings, *, resume=False, dataset=None, **more):
         fit,
         seed=7,
         folder=folder,
-        callbacks=[Diary(Path(folder) / "losses.jsonl"), *more.pop("callbacks", ())],
+        callbacks=[LossWriter(Path(folder) / "losses.jsonl"), *more.pop("callbacks", ())],
         resume=resume,
         tokenizer=model.tokenizer,
         **more,
@@ -132,13 +132,13 @@ def train(checkpoint, folder, settings, *, resume=False, dataset=None, **more):
 
 
 def main(checkpoint, folder, runs, *options):
-    """Do each of some runs, one after the other."""
+    """Do several runs in sequence."""
     torch.set_num_threads(1)
     for option in options:
         if option.startswith("stall="):
             stall_at(int(option.removeprefix("stall=")))
     for name, settings in json.loads(runs).items():
-        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers how the run before was spread
+        AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the sharding of the previous run
         place = Path(folder) / name
         losses, module = train(checkpoint, place, settings, resume="resume" in options, model_folder=place / "model")
         if int(os.environ.get("RANK", 0)) == 0:

@@ -1,1 +1,1 @@
-"""The recipe of the embedded model: a tower that learns to see, then a language model that learns to speak."""
+"""Training of the embedded model on Pitch: first the vision tower, then the language model."""

@@ -2,12 +2,12 @@
 
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-# The smallest whole window of the vision tower is then a whole picture, and every block attends to all of it.
-PICTURE_PIXELS = 112
-PICTURE_GRID = (1, 4, 4)  # its merged tokens (t, h, w), of 28 pixels each way
+# Height and width in pixels. One attention window of the vision tower then covers a frame, so all blocks see all of it.
+FRAME_SIZE = 112
+TURN_GRID = (1, 4, 4)  # merged tokens (t, h, w) of a turn; a token covers 28 x 28 pixels
 
 _HEAD_SIZE = 64
-# Of the 32 pairs of a head: time, row, column. A small base, because four rows of tokens must be told apart.
+# Time, row and column share the 32 rotary pairs of a head. A small base separates the few rows and columns.
 _MROPE_SECTION = [8, 12, 12]
 _ROPE_THETA = 1e4
 
@@ -23,8 +23,9 @@ def tiny_config(
 ) -> Qwen2_5_VLConfig:
     """Configure a Qwen2.5-VL of a few million parameters around a tokenizer.
 
-    hidden_size, num_layers, intermediate_size: of the language model, heads of 64, half as many for keys and values.
-    vision_hidden_size, vision_depth: of the vision tower, heads of 32.
+    hidden_size, num_layers, intermediate_size: of the language model, with heads of size 64 and half as many for keys
+        and values.
+    vision_hidden_size, vision_depth: of the vision tower, with heads of size 32.
     """
     num_heads = hidden_size // _HEAD_SIZE
     return Qwen2_5_VLConfig(
@@ -47,7 +48,7 @@ def tiny_config(
             "num_heads": vision_hidden_size // 32,
             "out_hidden_size": hidden_size,
             "fullatt_block_indexes": list(range(vision_depth)),
-            "window_size": PICTURE_PIXELS,
+            "window_size": FRAME_SIZE,
             "tokens_per_second": 2,
         },
         tie_word_embeddings=True,
@@ -59,5 +60,5 @@ def tiny_config(
 
 
 def build_model(config: Qwen2_5_VLConfig) -> Qwen2_5_VLForConditionalGeneration:
-    """Draw a model's first weights from torch's global random stream."""
+    """Initialize a model from torch's global random stream."""
     return Qwen2_5_VLForConditionalGeneration(config)

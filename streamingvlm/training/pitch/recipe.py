@@ -1,6 +1,6 @@
-"""The recipe of the embedded model: teach the tower to see, then the language model to speak, stage by stage.
+"""The training recipe of the embedded model: vision tower first, then language model, in stages.
 
-Each stage leaves a Hugging Face folder, and a run that was broken off goes on from the last one that is complete.
+Each stage writes a Hugging Face folder; an interrupted run continues after the last complete stage.
 """
 
 import json
@@ -24,48 +24,50 @@ from streamingvlm.model.stream_settings import stream_settings
 from streamingvlm.pitch.dice import hashed
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.pitch.alignment import SecondDataset, TowerWithHeads
-from streamingvlm.training.pitch.architecture import PICTURE_PIXELS, build_model, tiny_config
-from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
-from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixed
-from streamingvlm.training.pitch.footage import Footage, encode_, film
-from streamingvlm.training.pitch.look_back import hold_, look_back_
-from streamingvlm.training.pitch.together import SeeingCommentator
+from streamingvlm.training.pitch.architecture import FRAME_SIZE, build_model, tiny_config
+from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, MixedDataset
+from streamingvlm.training.pitch.induction_heads import freeze_induction_heads_, init_induction_heads_
+from streamingvlm.training.pitch.pitch_clips import ClipDataset, ClipSettings
+from streamingvlm.training.pitch.pitch_footage import Footage, encode_footage, render_match
+from streamingvlm.training.pitch.sft_with_tower import SFTModelWithTower
 from streamingvlm.training.pitch.tower import Tower
+from streamingvlm.training.pitch.tower_pretraining import TowerDataset, TowerWithHeads
+from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sft_model import SFTModel
-from streamingvlm.training.trainer import FitSettings, fit_
+from streamingvlm.training.trainer import fit_
 from streamingvlm.turns import TurnFormat
 
 _LOG = logging.getLogger(__name__)
 _RECORD = "training.json"
 _MODEL_TYPE = "qwen2_5_vl"
-# The text window is read anew when it is cut: by 20 tokens at once, in one second of ten instead of six.
+# The text window is recomputed whenever it is cut. Cut by 20 tokens at once, that is one turn in ten (was six in ten).
 _TEXT_STEP_TOKENS = 20
-_VIDEO = VideoConfig(min_pixels=PICTURE_PIXELS**2, max_pixels=PICTURE_PIXELS**2)
+_VIDEO = VideoConfig(min_pixels=FRAME_SIZE**2, max_pixels=FRAME_SIZE**2)
 
 
 @dataclass(frozen=True)
 class FootagePlan:
-    """The first ``duration_s`` seconds of each of ``num_matches`` matches, of seeds from ``first_seed`` on."""
+    """The first ``duration_s`` seconds of ``num_matches`` matches, with consecutive seeds from ``first_seed`` on."""
 
     first_seed: int
     num_matches: int
     duration_s: int
     num_mirrorings: int = 1
 
-    def film(self) -> list[Footage]:
-        """Play and render them."""
-        return [film(self.first_seed + number, self.duration_s) for number in range(self.num_matches)]
+    def render(self) -> list[Footage]:
+        """Render the footage."""
+        return [render_match(self.first_seed + number, self.duration_s) for number in range(self.num_matches)]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The tower learns to see, or the language model learns from clips, drills or both while the tower rests.
+    """One stage: the tower is pretrained, or the language model is trained on clips, drills or both.
 
-    with_tower: the tower does not rest, it learns with the language model from the pictures of the clips.
-    after: the stage whose weights it goes on from, by default the one before it; two after the same one draw alike.
-    footage: of the tower's seconds or of the clips; clips, drills: None for none of them, a tower's stage has neither.
-    drills_percent: of the examples where there are clips, too.
+    train_tower: also train the tower, jointly with the language model, from the frames of the clips.
+    after: name of the stage whose weights this one starts from; by default the previous stage. Two stages that start
+        from the same one draw the same random numbers.
+    footage: for tower pretraining or for the clips; clips, drills: None if unused, both None to pretrain the tower.
+    drills_percent: share of drills among the examples of a stage with clips.
     """
 
     name: str
@@ -74,56 +76,57 @@ class Stage:
     clips: ClipSettings | None = None
     drills: DrillSettings | None = None
     drills_percent: int = 0
-    with_tower: bool = False
+    train_tower: bool = False
     after: str | None = None
 
     @property
-    def is_of_tower(self) -> bool:
-        """Whether it is the tower alone that learns."""
+    def is_tower_pretraining(self) -> bool:
+        """Return True if the stage trains the tower alone."""
         return self.clips is None and self.drills is None
 
     @property
     def changes_tower(self) -> bool:
-        """Whether pictures look otherwise after it than before."""
-        return self.is_of_tower or self.with_tower
+        """Return True if the stage changes the tower, and with it the features of all footage."""
+        return self.is_tower_pretraining or self.train_tower
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a model: the seed, the stages in their order, the sizes as `tiny_config` takes them.
+    """Everything that determines a model: the seed, the stages in order, and the sizes for `tiny_config`.
 
-    look_back: the language model is born with heads that look back (`look_back_`), which no stage trains.
-    num_averaged: the model is the mean of the weights after so many last stages (model soups, arXiv 2203.05482).
+    induction_heads: initialize the language model with fixed induction heads (`init_induction_heads_`).
+    num_averaged: average the weights after this many of the last stages (model soups, arXiv 2203.05482).
     """
 
     seed: int
     stages: Sequence[Stage]
     sizes: Mapping[str, int] = field(default_factory=dict)
-    look_back: bool = False
+    induction_heads: bool = False
     num_averaged: int = 1
 
     def __post_init__(self):
         if not 1 <= self.num_averaged <= len(self.stages):
             raise ConfigError(
-                f"num_averaged={self.num_averaged}, but the recipe has {len(self.stages)} stages; average one or more"
+                f"num_averaged={self.num_averaged}, but the recipe has {len(self.stages)} stages; give a number from 1 "
+                f"to {len(self.stages)}"
             )
         for number, stage in enumerate(self.stages):
             before = [earlier.name for earlier in self.stages[:number]]
             if stage.after is not None and stage.after not in before:
                 raise ConfigError(
-                    f"stage {stage.name} goes on after {stage.after}, which is no stage before it; choose from "
+                    f"stage {stage.name} has after={stage.after}, which is not an earlier stage; choose one of "
                     f"{', '.join(before)}"
                 )
 
     def path(self, number: int) -> list[int]:
-        """The stages that lead to the weights after stage ``number``: their numbers, that one last."""
+        """Return the numbers of the stages that lead to the weights after stage ``number``, itself included."""
         after = self.stages[number].after
         before = number - 1 if after is None else [stage.name for stage in self.stages].index(after)
         return [*(self.path(before) if before >= 0 else ()), number]
 
 
-class Run:
-    """A recipe being followed in a folder: one subfolder a stage."""
+class RecipeRun:
+    """The training of a recipe in a folder, with one subfolder per stage."""
 
     def __init__(self, recipe: Recipe, folder: str | Path, *, device: str = "cpu"):
         self.recipe = recipe
@@ -132,8 +135,8 @@ class Run:
         self.tokenizer = build_tokenizer()
         self._encoded: tuple[object, list[Footage]] = (None, [])
 
-    def follow(self) -> Path:
-        """Go through the stages that are not complete yet; return the folder of the last."""
+    def train(self) -> Path:
+        """Run the stages that are not complete; return the folder of the last stage."""
         for number, stage in enumerate(self.recipe.stages):
             folder = self._stage_folder(number)
             if (folder / _RECORD).is_file():
@@ -141,18 +144,18 @@ class Run:
             started = time.monotonic()
             set_seed(self._seed_of(number) % 2**32)
             model = self._model_before(number)
-            loss_curve = self._teach_(model, number, stage)
+            loss_curve = self._train_stage(model, number, stage)
             _save(model, self.tokenizer, folder)
             record = {"minutes": (time.monotonic() - started) / 60, "loss_curve": loss_curve}
             (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
             _LOG.info("%s: loss %.3f after %.1f min", folder.name, loss_curve[-1]["loss"], record["minutes"])
         return folder
 
-    def averaged(self) -> Qwen2_5_VLForConditionalGeneration:
-        """The model of the last stage with the mean of the weights after the last ones, as many as are averaged."""
+    def averaged_model(self) -> Qwen2_5_VLForConditionalGeneration:
+        """Load the model of the last stage with the mean weights of the last ``num_averaged`` stages."""
         last = len(self.recipe.stages) - 1
-        model = _read(self._stage_folder(last))
-        others = [_read(self._stage_folder(last - back)) for back in range(1, self.recipe.num_averaged)]
+        model = _load(self._stage_folder(last))
+        others = [_load(self._stage_folder(last - back)) for back in range(1, self.recipe.num_averaged)]
         with torch.no_grad():
             for weights, *more in zip(model.parameters(), *(other.parameters() for other in others), strict=True):
                 weights.copy_(torch.stack([weights, *more]).mean(0))
@@ -168,20 +171,22 @@ class Run:
         path = self.recipe.path(number)
         if len(path) == 1:
             model = build_model(tiny_config(self.tokenizer, **self.recipe.sizes))
-            if self.recipe.look_back:
-                look_back_(model)
+            if self.recipe.induction_heads:
+                init_induction_heads_(model)
             return model.to(self.device)
-        return _read(self._stage_folder(path[-2])).to(self.device)
+        return _load(self._stage_folder(path[-2])).to(self.device)
 
-    def _teach_(self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage) -> list[dict[str, float]]:
+    def _train_stage(
+        self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage
+    ) -> list[dict[str, float]]:
         draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": self._seed_of(number)}
-        if stage.is_of_tower:
+        if stage.is_tower_pretraining:
             module = TowerWithHeads(Tower(model)).to(self.device)
-            dataset, collate = SecondDataset(stage.footage.film(), **draw), module.collate
+            dataset, collate = TowerDataset(stage.footage.render(), **draw), module.collate
         else:
-            if self.recipe.look_back:
-                hold_(model)
-            module = SeeingCommentator(model).to(self.device) if stage.with_tower else SFTModel(model)
+            if self.recipe.induction_heads:
+                freeze_induction_heads_(model)
+            module = SFTModelWithTower(model).to(self.device) if stage.train_tower else SFTModel(model)
             dataset, collate = self._examples(model, number, stage, draw), Collate(self.tokenizer.pad_token_id)
         folder = self._stage_folder(number)
         return fit_(module, dataset, collate, stage.fit, seed=self.recipe.seed, folder=folder, device=self.device)
@@ -189,36 +194,36 @@ class Run:
     def _examples(
         self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage, draw: Mapping[str, int]
     ) -> Dataset:
-        turns = self._turns(model)
-        drills = DrillDataset(turns, stage.drills, **draw) if stage.drills else None
+        turn_format = self._turn_format(model)
+        drills = DrillDataset(turn_format, stage.drills, **draw) if stage.drills else None
         if stage.clips is None:
             return drills
-        footage = stage.footage.film() if stage.with_tower else self._encoded_footage(model, number)
-        clips = ClipDataset(footage, turns, stage.clips, **draw)
+        footage = stage.footage.render() if stage.train_tower else self._encoded_footage(model, number)
+        clips = ClipDataset(footage, turn_format, stage.clips, **draw)
         if drills is None:
             return clips
-        return Mixed(clips, drills, drills_percent=stage.drills_percent, seed=draw["seed"])
+        return MixedDataset(clips, drills, drills_percent=stage.drills_percent, seed=draw["seed"])
 
-    def _turns(self, model: Qwen2_5_VLForConditionalGeneration) -> TurnFormat:
+    def _turn_format(self, model: Qwen2_5_VLForConditionalGeneration) -> TurnFormat:
         return TurnFormat.of(CachedTokenizer(self.tokenizer), Tower(model).family, _VIDEO)
 
     def _encoded_footage(self, model: Qwen2_5_VLForConditionalGeneration, number: int) -> list[Footage]:
-        """What the tower makes of a stage's footage; stages with the same footage and the same tower share it."""
+        """Return the encoded footage of a stage; stages with the same footage and tower share it."""
         plan = self.recipe.stages[number].footage
         before = self.recipe.path(number)[:-1]
         tower_stage = max((n for n in before if self.recipe.stages[n].changes_tower), default=-1)
         if self._encoded[0] != (plan, tower_stage):
-            footage = plan.film()
-            encode_(footage, Tower(model), num_mirrorings=plan.num_mirrorings)
+            footage = plan.render()
+            encode_footage(footage, Tower(model), num_mirrorings=plan.num_mirrorings)
             self._encoded = (plan, tower_stage), footage
         return self._encoded[1]
 
     def loss_curves(self) -> dict[str, list[dict[str, float]]]:
-        """The loss curve of every complete stage, by name."""
+        """Return the loss curves of the complete stages, by name."""
         return {name: record["loss_curve"] for name, record in self._records().items()}
 
     def history(self) -> dict[str, Any]:
-        """Seed, machine, and the steps and minutes of every complete stage, for the model's own record."""
+        """Return seed, machine, and steps and minutes of the complete stages, to be stored with the model."""
         fits = {stage.name: stage.fit for stage in self.recipe.stages}
         return {
             "seed": self.recipe.seed,
@@ -239,9 +244,9 @@ class Run:
         return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
-def publish(run: Run, target: str | Path):
-    """Write the finished model to ``target``: half the bytes, with its streaming defaults and its history."""
-    model = run.averaged().to(torch.bfloat16)
+def export_model(run: RecipeRun, target: str | Path):
+    """Write the trained model to ``target`` in bfloat16, with its stream settings and its history."""
+    model = run.averaged_model().to(torch.bfloat16)
     for part in (model.config.text_config, model.config.vision_config):
         part.dtype = torch.bfloat16
     model.config.streamingvlm = stream_defaults(run.recipe) | {"training": run.history()}
@@ -249,10 +254,11 @@ def publish(run: Run, target: str | Path):
 
 
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:
-    """How a stream is to be watched with the model: as it was trained."""
+    """Return the stream settings of the model: those it was trained with."""
     clips = next(stage.clips for stage in reversed(recipe.stages) if stage.clips)
-    # The last score is read from text that left its turn. With the keys of that turn it is misread now and then. The
-    # clips have previous text of any length: nothing is new to the model where the window is a step short of full.
+    # The last score is read from text that is no longer in its turn. With keys computed inside that turn it is
+    # sometimes misread, so the text is recomputed. Clips have previous text of any length, so a text window that is a
+    # step short of full is not new to the model.
     cache = CacheConfig(
         text_sink_tokens=clips.text_sink_tokens,
         text_window_tokens=clips.text_window_tokens,
@@ -264,18 +270,16 @@ def stream_defaults(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_from(options: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not.
+    """Read a recipe from the mappings of a configuration file. Raises ConfigError for unknown and missing names.
 
-    ``clips`` beside the stages goes before the clips of each.
+    A key ``clips`` beside the stages overrides the clips of each stage.
     """
     try:
         stages = [_stage(options.get("clips") or {}, **stage) for stage in options["stages"]]
-        more = {name: options[name] for name in ("sizes", "look_back", "num_averaged") if name in options}
+        more = {name: value for name, value in options.items() if name not in ("seed", "stages", "clips")}
         return Recipe(int(options["seed"]), stages, **more)
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the recipe cannot be read ({error}); configs/experiment/pitch.yaml is a whole one"
-        ) from error
+        raise ConfigError(f"the key recipe cannot be read ({error}); see configs/experiment/pitch.yaml") from error
 
 
 def _stage(
@@ -286,7 +290,7 @@ def _stage(
     clips: Mapping | None = None,
     drills: Mapping | None = None,
     drills_percent: int = 0,
-    with_tower: bool = False,
+    train_tower: bool = False,
     after: str | None = None,
 ) -> Stage:
     return Stage(
@@ -296,7 +300,7 @@ def _stage(
         None if clips is None else ClipSettings(**{**clips, **all_clips}),
         None if drills is None else DrillSettings(**drills),
         drills_percent,
-        with_tower,
+        train_tower,
         after,
     )
 
@@ -306,5 +310,5 @@ def _save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokeni
     tokenizer.save_pretrained(folder)
 
 
-def _read(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+def _load(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)

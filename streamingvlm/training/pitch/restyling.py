@@ -1,7 +1,7 @@
-"""LoRA on the embedded model: the same match, told in another style.
+"""LoRA on the embedded model: tuning it to another style of commentary.
 
-What the model sees and knows of a match it has learnt already; a few minutes of adapters teach it other words in
-another order. The tower stands still, so that footage is encoded once.
+The model already recognizes the events; adapters trained for a few minutes teach it another word order. The tower is
+frozen, so footage is encoded once.
 """
 
 from collections.abc import Mapping
@@ -18,18 +18,19 @@ from streamingvlm.model.loading import load_model
 from streamingvlm.pitch.styles import STYLES
 from streamingvlm.training.adapters import LoraSettings, save_adapter, with_lora_
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings
-from streamingvlm.training.pitch.footage import encode_
+from streamingvlm.training.pitch.pitch_clips import ClipDataset, ClipSettings
+from streamingvlm.training.pitch.pitch_footage import encode_footage
 from streamingvlm.training.pitch.recipe import FootagePlan
 from streamingvlm.training.pitch.tower import Tower
+from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sft_model import SFTModel
-from streamingvlm.training.trainer import FitSettings, fit_
+from streamingvlm.training.trainer import fit_
 from streamingvlm.turns import TurnFormat
 
 
 @dataclass(frozen=True)
 class RestylingPlan:
-    """All that decides an adapter: the seed, the model to begin with, the style, and how it is taught."""
+    """Everything that determines an adapter: seed, base model, style, and training settings."""
 
     seed: int
     base: str
@@ -44,21 +45,21 @@ class RestylingPlan:
             raise ConfigError(f"style={self.style} is unknown; choose one of {', '.join(STYLES)}")
 
 
-def restyle(plan: RestylingPlan, folder: str | Path, *, device: str = "cpu", **fitting) -> list[dict[str, float]]:
-    """Tune adapters on footage told in the plan's style, save them to ``folder``, and return the loss curve.
+def restyle(plan: RestylingPlan, folder: str | Path, *, device: str = "cpu", **fit_arguments) -> list[dict[str, float]]:
+    """Train adapters on commentary in the plan's style, save them to ``folder``, and return the loss curve.
 
-    fitting: further arguments of `fit_`, such as callbacks.
+    fit_arguments: further arguments of `fit_`, such as callbacks.
     """
     set_seed(plan.seed)
     model = load_model(plan.base, device=device, dtype="float32")
-    turns = TurnFormat.of(
+    turn_format = TurnFormat.of(
         CachedTokenizer(model.tokenizer), model.family, resolve(VideoConfig, None, model.stream_defaults)
     )
-    footage = plan.footage.film()
-    encode_(footage, Tower(model.hf), num_mirrorings=plan.footage.num_mirrorings)
+    footage = plan.footage.render()
+    encode_footage(footage, Tower(model.hf), num_mirrorings=plan.footage.num_mirrorings)
     clips = ClipDataset(
         footage,
-        turns,
+        turn_format,
         plan.clips,
         num_examples=plan.fit.num_steps * plan.fit.batch_size,
         seed=plan.seed,
@@ -73,14 +74,14 @@ def restyle(plan: RestylingPlan, folder: str | Path, *, device: str = "cpu", **f
         seed=plan.seed,
         folder=Path(folder),
         device=device,
-        **fitting,
+        **fit_arguments,
     )
     save_adapter(adapted, model.tokenizer, folder)
     return curve
 
 
 def restyling_from(options: Mapping[str, Any]) -> RestylingPlan:
-    """Make a plan of plain mappings, as a configuration file has them. Raises ConfigError for a name it has not."""
+    """Read a plan from the mappings of a configuration file. Raises ConfigError for unknown and missing names."""
     try:
         parts = {
             name: kind(**options[name])
@@ -94,5 +95,5 @@ def restyling_from(options: Mapping[str, Any]) -> RestylingPlan:
         return RestylingPlan(int(options["seed"]), str(options["base"]), str(options["style"]), **parts)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"the restyling cannot be read ({error}); configs/experiment/pitch_lora.yaml is a whole one"
+            f"the key restyling cannot be read ({error}); see configs/experiment/pitch_lora.yaml"
         ) from error

@@ -1,4 +1,4 @@
-"""A drill asks for what its own words tell, and for nothing that would have to be seen."""
+"""A drill supervises what follows from its own text, and nothing that needs vision."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.pitch.world import CLUBS, COLOURS
-from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, Mixed
+from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, MixedDataset
 from streamingvlm.turns import TurnFormat
 
 LINE = re.compile(r"(goal for|throw-in to|kick-off for) (\w+)(?:[!,] (\w+) \w+|, still) (\d)-(\d)")
@@ -31,19 +31,19 @@ def test_each_line_follows_from_the_introduction_and_the_score_before(turns):
         score = None
         for event, colour, club, *goals in LINE.findall(text):
             side = (first[1], second[1]).index(colour)
-            told = tuple(map(int, goals))
+            score_now = tuple(map(int, goals))
             assert club in ("", (first, second)[side][0])
             if event == "goal for":
                 assert club
-                assert told == (score[0] + (side == 0), score[1] + (side == 1))
+                assert score_now == (score[0] + (side == 0), score[1] + (side == 1))
             elif score and max(score) < 9:
-                assert told == score
-            score = told
+                assert score_now == score
+            score = score_now
 
 
-def test_neither_an_event_nor_a_colour_is_asked_for(turns):
-    for _, asked in texts(turns):
-        words = set(re.findall(r"[\w-]+", asked))
+def test_neither_events_nor_colours_are_supervised(turns):
+    for _, supervised in texts(turns):
+        words = set(re.findall(r"[\w-]+", supervised))
         assert not words & set(COLOURS)
         assert not words & {"goal", "pass", "tackle", "throw-in", "kick-off", "shot"}
         assert words & set(CLUBS)
@@ -53,8 +53,8 @@ def test_a_seed_draws_the_same_drills(turns):
     assert list(texts(turns)) == list(texts(turns))
 
 
-def test_mixing_gives_the_share_asked_for():
-    mixed = Mixed(["clip"] * 2000, ["drill"] * 2000, drills_percent=30, seed=1)
+def test_mixing_gives_the_share_that_is_set():
+    mixed = MixedDataset(["clip"] * 2000, ["drill"] * 2000, drills_percent=30, seed=1)
     assert 500 < [mixed[number] for number in range(len(mixed))].count("drill") < 700
 
 

@@ -1,4 +1,4 @@
-"""Every experiment of the embedded model can be read, and ends in chunks of the paper's length."""
+"""Every recipe of the embedded model can be read, and ends with chunks of the paper's length."""
 
 from pathlib import Path
 
@@ -17,23 +17,23 @@ EXPERIMENTS = [
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_is_a_recipe(path):
     recipe = recipe_from(yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"])
-    assert recipe.stages[0].is_of_tower
+    assert recipe.stages[0].is_tower_pretraining
     assert max(stage.clips.clip_turns for stage in recipe.stages if stage.clips) == 24
     assert stream_defaults(recipe)["text_window_tokens"] == recipe.stages[-1].clips.text_window_tokens
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_language_model_sees_matches_that_the_tower_has_not(path):
+def test_the_language_model_is_trained_on_matches_that_the_tower_has_not_seen(path):
     recipe = recipe_from(yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"])
 
     def seeds(stages):
         return {s.footage.first_seed + n for s in stages for n in range(s.footage.num_matches)}
 
-    tower = seeds(stage for stage in recipe.stages if stage.is_of_tower)
+    tower = seeds(stage for stage in recipe.stages if stage.is_tower_pretraining)
     assert not tower & seeds(stage for stage in recipe.stages if stage.clips)
 
 
-def test_the_embedded_model_is_watched_as_its_recipe_says():
+def test_the_embedded_model_has_the_stream_settings_of_its_recipe():
     recipe = recipe_from(yaml.safe_load((FOLDER / "pitch.yaml").read_text(encoding="utf-8"))["recipe"])
     packaged = read_config_json(PACKAGED["pitch"])["streamingvlm"]
     assert {name: packaged.get(name) for name in stream_defaults(recipe)} == stream_defaults(recipe)

@@ -1,4 +1,4 @@
-"""A recipe in miniature: it learns, it repeats itself, it goes on where it was broken off, and its model streams."""
+"""A tiny recipe: it trains, is reproducible, resumes, and its model streams."""
 
 import dataclasses
 import json
@@ -13,9 +13,9 @@ from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
 from streamingvlm.pitch import Match, render
 from streamingvlm.training.pitch.drills import DrillSettings
-from streamingvlm.training.pitch.footage import NUM_MIRRORINGS, encode_, film
-from streamingvlm.training.pitch.recipe import Run, publish, recipe_from
-from streamingvlm.training.pitch.report import write_loss_curves
+from streamingvlm.training.pitch.loss_curves import write_loss_curves
+from streamingvlm.training.pitch.pitch_footage import NUM_MIRRORINGS, encode_footage, render_match
+from streamingvlm.training.pitch.recipe import RecipeRun, export_model, recipe_from
 from streamingvlm.training.pitch.tower import Tower
 
 EXPERIMENTS = Path(__file__).parents[3] / "configs"
@@ -27,16 +27,16 @@ def options():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    run = Run(recipe_from(options()), tmp_path_factory.mktemp("run"))
-    return run, run.follow()
+    run = RecipeRun(recipe_from(options()), tmp_path_factory.mktemp("run"))
+    return run, run.train()
 
 
 def test_every_stage_leaves_a_model_and_a_loss_that_falls(tmp_path):
     recipe = recipe_from(options())
     tower, clips, _ = recipe.stages
     longer = dataclasses.replace(clips, fit=dataclasses.replace(clips.fit, num_steps=30))
-    run = Run(dataclasses.replace(recipe, stages=[tower, longer]), tmp_path)
-    run.follow()
+    run = RecipeRun(dataclasses.replace(recipe, stages=[tower, longer]), tmp_path)
+    run.train()
     losses = [point["loss"] for point in run.loss_curves()["clips"]]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-tower", "1-clips"]
@@ -44,12 +44,12 @@ def test_every_stage_leaves_a_model_and_a_loss_that_falls(tmp_path):
 
 def test_the_same_seed_trains_the_same_model(finished, tmp_path):
     run, last = finished
-    again = Run(run.recipe, tmp_path).follow()
+    again = RecipeRun(run.recipe, tmp_path).train()
     mine, other = (load_file(folder / "model.safetensors") for folder in (last, again))
     assert all(torch.equal(weights, other[name]) for name, weights in mine.items())
 
 
-def test_the_tower_stands_still_while_the_language_model_learns(finished):
+def test_the_tower_stays_frozen_while_the_language_model_is_trained(finished):
     run, last = finished
     before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
     changed = [name for name, weights in before.items() if not torch.equal(weights, after[name])]
@@ -58,44 +58,44 @@ def test_the_tower_stands_still_while_the_language_model_learns(finished):
     assert not any("visual" in name for name in changed)
 
 
-def test_the_tower_learns_with_the_language_model_where_a_stage_says_so(finished, tmp_path):
+def test_a_stage_can_train_the_tower_too(finished, tmp_path):
     run, _ = finished
     stage = dataclasses.replace(
-        run.recipe.stages[1], name="together", with_tower=True, drills=DrillSettings(num_lines=8), drills_percent=50
+        run.recipe.stages[1], name="together", train_tower=True, drills=DrillSettings(num_lines=8), drills_percent=50
     )
     (tmp_path / "0-tower").symlink_to(run.folder / "0-tower")
     recipe = dataclasses.replace(run.recipe, stages=[run.recipe.stages[0], stage])
-    last = Run(recipe, tmp_path).follow()
+    last = RecipeRun(recipe, tmp_path).train()
     before, after = (load_file(folder / "model.safetensors") for folder in (run.folder / "0-tower", last))
     still = {name for name, weights in before.items() if torch.equal(weights, after[name])}
     assert not any("visual" in name and name.endswith("weight") for name in still)
     assert not any("mlp" in name for name in still)
 
 
-def test_footage_is_shown_as_pictures_until_a_tower_has_seen_it(finished):
+def test_footage_gives_frames_until_it_is_encoded(finished):
     run, _ = finished
-    reel = film(7, 12)
-    places = [3, 9]
-    assert reel.num_mirrorings == NUM_MIRRORINGS
-    assert torch.equal(reel.shown(places, 1), reel.frames[places].flip(-1))
-    encode_([reel], Tower(run._model_before(1)), num_mirrorings=2)
-    assert reel.num_mirrorings == 2
-    assert reel.shown(places, 1).shape == (2 * 16, 64)
+    footage = render_match(7, 12)
+    seconds = [3, 9]
+    assert footage.num_mirrorings == NUM_MIRRORINGS
+    assert torch.equal(footage.vision_of(seconds, 1), footage.frames[seconds].flip(-1))
+    encode_footage([footage], Tower(run._model_before(1)), num_mirrorings=2)
+    assert footage.num_mirrorings == 2
+    assert footage.vision_of(seconds, 1).shape == (2 * 16, 64)
 
 
-def test_a_run_goes_on_from_its_last_whole_stage(finished, tmp_path):
+def test_a_run_resumes_after_its_last_complete_stage(finished, tmp_path):
     run, last = finished
-    broken = Run(run.recipe, tmp_path)
+    broken = RecipeRun(run.recipe, tmp_path)
     (tmp_path / "1-clips").symlink_to(run.folder / "1-clips")
     (tmp_path / "0-tower").symlink_to(run.folder / "0-tower")
-    resumed = load_file(broken.follow() / "model.safetensors")
+    resumed = load_file(broken.train() / "model.safetensors")
     assert all(torch.equal(weights, resumed[name]) for name, weights in load_file(last / "model.safetensors").items())
     assert json.loads((tmp_path / "2-chunks" / "training.json").read_text())["minutes"] > 0
 
 
-def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
+def test_the_exported_model_streams_with_its_own_settings(finished, tmp_path):
     run, _ = finished
-    publish(run, tmp_path)
+    export_model(run, tmp_path)
     match = Match(5)
     session = StreamingSession.from_pretrained(tmp_path, previous_text=match.intro)
     assert session.cache_config.text_sink_tokens == run.recipe.stages[-1].clips.text_sink_tokens
@@ -104,10 +104,10 @@ def test_the_published_model_streams_with_its_own_settings(finished, tmp_path):
     assert session.model.hf.config.streamingvlm["training"]["stages"]["clips"]["steps"] == 4
 
 
-def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finished, tmp_path):
+def test_the_exported_weights_are_the_mean_of_the_last_stages(finished, tmp_path):
     run, last = finished
-    averaging = Run(dataclasses.replace(run.recipe, num_averaged=2), run.folder)
-    publish(averaging, tmp_path)
+    averaging = RecipeRun(dataclasses.replace(run.recipe, num_averaged=2), run.folder)
+    export_model(averaging, tmp_path)
     published, *after = (load_file(folder / "model.safetensors") for folder in (tmp_path, run.folder / "1-clips", last))
     assert published.keys() == after[0].keys()
     config = json.loads((tmp_path / "config.json").read_text())
@@ -116,21 +116,21 @@ def test_the_published_weights_are_the_mean_of_those_after_the_last_stages(finis
         assert torch.equal(weights, ((after[0][name] + after[1][name]) / 2).bfloat16())
 
 
-def test_a_stage_goes_on_from_the_one_that_it_names(finished, tmp_path):
+def test_a_stage_starts_from_the_stage_that_it_names(finished, tmp_path):
     run, _ = finished
     tower, clips, _ = run.recipe.stages
     again = dataclasses.replace(clips, name="again", after="tower")
-    branching = Run(dataclasses.replace(run.recipe, stages=[tower, clips, again]), tmp_path)
+    branching = RecipeRun(dataclasses.replace(run.recipe, stages=[tower, clips, again]), tmp_path)
     for name in ("0-tower", "1-clips"):
         (tmp_path / name).symlink_to(run.folder / name)
-    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1-clips", branching.follow()))
+    first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1-clips", branching.train()))
     assert all(torch.equal(weights, second[name]) for name, weights in first.items())
 
 
-def test_a_stage_goes_on_from_none_but_one_before_it():
+def test_a_stage_starts_from_earlier_stages_only():
     recipe = options()
     recipe["stages"][1]["after"] = recipe["stages"][2]["name"]
-    with pytest.raises(ConfigError, match="stage clips goes on after chunks, which is no stage before it"):
+    with pytest.raises(ConfigError, match="stage clips has after=chunks, which is not an earlier stage"):
         recipe_from(recipe)
 
 
@@ -140,7 +140,7 @@ def test_more_stages_than_there_are_cannot_be_averaged(number):
         recipe_from(options() | {"num_averaged": number})
 
 
-def test_loss_curves_are_written_as_figures_and_as_a_picture(finished, tmp_path):
+def test_loss_curves_are_written_as_json_and_as_a_plot(finished, tmp_path):
     run, _ = finished
     write_loss_curves(run, tmp_path / "curves.json")
     curves = json.loads((tmp_path / "curves.json").read_text())["loss_curves"]
@@ -155,7 +155,7 @@ def test_a_recipe_with_an_unknown_name_is_refused_in_one_line():
         recipe_from(wrong)
 
 
-def test_clips_beside_the_stages_go_before_those_of_each_stage():
+def test_clips_beside_the_stages_override_those_of_each_stage():
     recipe = recipe_from(options() | {"clips": {"overlap_turns": 0}})
     assert [stage.clips.overlap_turns for stage in recipe.stages if stage.clips] == [0, 0]
     assert recipe.stages[-1].clips.clip_turns == 24

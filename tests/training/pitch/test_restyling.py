@@ -1,4 +1,4 @@
-"""LoRA towards another style: in a few steps it leans there; the whole experiment, tuned and merged, speaks it."""
+"""LoRA for another style: a few steps lower the loss; the full experiment, merged, comments in the style."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ def options():
     return yaml.safe_load(EXPERIMENT.read_text(encoding="utf-8"))["restyling"]
 
 
-def test_a_few_steps_lean_towards_the_style_and_merge(tmp_path):
+def test_a_few_steps_lower_the_loss_and_the_adapter_merges(tmp_path):
     plan = restyling_from(options())
     few = dataclasses.replace(plan.fit, num_steps=6, batch_size=2, warmup_steps=1, log_every_steps=1, bf16=False)
     short = dataclasses.replace(plan.clips, clip_turns=6)
@@ -33,7 +33,7 @@ def test_a_few_steps_lean_towards_the_style_and_merge(tmp_path):
     assert session.sampling_config.temperature == 0 and session.cache_config.text_window_tokens == 160
 
 
-def test_a_style_that_nobody_speaks_is_refused():
+def test_an_unknown_style_is_refused():
     with pytest.raises(ConfigError, match="style=poem"):
         restyling_from(options() | {"style": "poem"})
     with pytest.raises(ConfigError, match="cannot be read"):

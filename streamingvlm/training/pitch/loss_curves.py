@@ -1,13 +1,13 @@
-"""How a run went, for the record: its loss curves as JSON and as a picture."""
+"""Loss curves of a recipe, as JSON and as a plot."""
 
 import json
 from pathlib import Path
 
-from streamingvlm.training.pitch.recipe import Run
+from streamingvlm.training.pitch.recipe import RecipeRun
 
 
-def write_loss_curves(run: Run, path: str | Path):
-    """Write the loss curve of every stage to a JSON file and, where matplotlib is installed, a picture beside it."""
+def write_loss_curves(run: RecipeRun, path: str | Path):
+    """Write the loss curve of every stage as JSON and, if matplotlib is installed, as a plot beside it."""
     curves = run.loss_curves()
     path = Path(path)
     path.write_text(json.dumps({"history": run.history(), "loss_curves": curves}, indent=1), encoding="utf-8")
@@ -16,10 +16,10 @@ def write_loss_curves(run: Run, path: str | Path):
     except ImportError:  # a development dependency
         return
     matplotlib.use("Agg")
-    _draw(curves, path.with_suffix(".png"))
+    _plot(curves, path.with_suffix(".png"))
 
 
-def _draw(curves: dict[str, list[dict[str, float]]], path: Path):
+def _plot(curves: dict[str, list[dict[str, float]]], path: Path):
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), layout="constrained", squeeze=False)

@@ -1,36 +1,37 @@
-"""The order of examples: a function of seed and step, the same however the work of a step is shared out."""
+"""The examples of a step depend only on seed and step, however the step is split over processes."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamingvlm.errors import VideoError
-from streamingvlm.training.order import Order, Steps
+from streamingvlm.training.batch_plan import BatchPlan
+from streamingvlm.training.step_loader import StepLoader
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
 
-def orders(lengths, **settings):
+def plan_of(lengths, **settings):
     defaults = {"num_examples": len(lengths), "batch_size": 5, "num_steps": 100, "length_of": lengths.__getitem__}
-    return Order(**defaults | settings)
+    return BatchPlan(**defaults | settings)
 
 
 @given(lengths=LENGTHS, batch_size=st.integers(1, 12), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_has_every_example_once(lengths, batch_size, seed, epoch):
-    order = orders(lengths, batch_size=batch_size, seed=seed)
-    first = epoch * order.steps_per_epoch
-    steps = [order.examples(step) for step in range(first, first + order.steps_per_epoch)]
+    plan = plan_of(lengths, batch_size=batch_size, seed=seed)
+    first = epoch * plan.steps_per_epoch
+    steps = [plan.examples(step) for step in range(first, first + plan.steps_per_epoch)]
     assert sorted(example for step in steps for example in step) == list(range(len(lengths)))
     assert all(len(step) == batch_size for step in steps[:-1])
-    assert order.epoch_at(first) == epoch
+    assert plan.epoch_at(first) == epoch
 
 
 def test_epochs_and_seeds_differ_and_repeat_themselves():
-    order = orders([1] * 40)
-    assert order.examples(0) == orders([1] * 40).examples(0)
-    assert order.examples(0) != order.examples(order.steps_per_epoch)
-    assert order.examples(0) != orders([1] * 40, seed=1).examples(0)
-    assert orders([1] * 40, seed=None).examples(1) == [5, 6, 7, 8, 9]
+    plan = plan_of([1] * 40)
+    assert plan.examples(0) == plan_of([1] * 40).examples(0)
+    assert plan.examples(0) != plan.examples(plan.steps_per_epoch)
+    assert plan.examples(0) != plan_of([1] * 40, seed=1).examples(0)
+    assert plan_of([1] * 40, seed=None).examples(1) == [5, 6, 7, 8, 9]
 
 
 @given(
@@ -42,44 +43,48 @@ def test_epochs_and_seeds_differ_and_repeat_themselves():
 )
 def test_the_processes_share_a_step_between_them(lengths, num_processes, accumulation_steps, pack_tokens, step):
     shared = {"num_processes": num_processes, "pack_tokens": pack_tokens}
-    order = orders(lengths, accumulation_steps=1 if pack_tokens else accumulation_steps, **shared)
-    shares = [order.micro_batches(step, process) for process in range(num_processes)]
-    busy = [micro for share in shares for micro in share if not micro.is_idle]
+    plan = plan_of(lengths, accumulation_steps=1 if pack_tokens else accumulation_steps, **shared)
+    shares = [plan.micro_batches(step, process) for process in range(num_processes)]
+    busy = [micro for share in shares for micro in share if not micro.is_padding]
     assert len({len(share) for share in shares}) == 1
-    assert sorted(example for micro in busy for example in micro.examples) == sorted(order.examples(step))
+    assert sorted(example for micro in busy for example in micro.examples) == sorted(plan.examples(step))
     if pack_tokens:
         assert all(sum(lengths[example] for example in micro.examples) <= pack_tokens for micro in busy)
 
 
 @pytest.mark.parametrize("first", [0, 3, 7])
-def test_a_run_that_goes_on_gets_what_it_would_have_got(first):
-    order = orders([1] * 12, num_steps=7, num_processes=2, accumulation_steps=2)
+def test_a_resumed_run_gets_the_batches_it_would_have_got(first):
+    plan = plan_of([1] * 12, num_steps=7, num_processes=2, accumulation_steps=2)
     dataset = list(range(12))
 
     def steps(**more):
-        return list(Steps(dataset, lambda examples: {"examples": examples}, order, process=1, **more))
+        return list(StepLoader(dataset, lambda examples: {"examples": examples}, plan, process_index=1, **more))
 
     assert steps(first_step=lambda: first) == steps()[first:]
     assert steps(num_workers=1) == steps()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_is_wrong_with_an_example_is_told_as_it_was_said(num_workers):
+def test_the_error_of_an_example_is_raised_unchanged(num_workers):
     class Broken(list):
         def __getitem__(self, index):
             raise VideoError(f"{index}.mp4 is cut off; copy it again")
 
     with pytest.raises(VideoError) as error:
-        list(Steps(Broken(range(12)), list, orders([1] * 12), num_workers=num_workers))
+        list(StepLoader(Broken(range(12)), list, plan_of([1] * 12), num_workers=num_workers))
     assert str(error.value).endswith(".mp4 is cut off; copy it again") and "\n" not in str(error.value)
 
 
-def test_a_process_without_work_runs_along_for_nothing():
+def test_a_process_without_work_runs_padding_batches_of_weight_0():
     import torch
 
-    order = orders([10] * 3, batch_size=3, num_processes=2, pack_tokens=10, num_steps=1)
+    plan = plan_of([10] * 3, batch_size=3, num_processes=2, pack_tokens=10, num_steps=1)
     mine, other = (
-        [int(batch["weights"]) for step in Steps([5, 6, 7], _weighing, order, process=process) for batch in step]
+        [
+            int(batch["weights"])
+            for step in StepLoader([5, 6, 7], _weighing, plan, process_index=process)
+            for batch in step
+        ]
         for process in (0, 1)
     )
     assert (len(mine), len(other)) == (2, 2)

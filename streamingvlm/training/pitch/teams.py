@@ -1,7 +1,7 @@
-"""Who plays and what the score is, told anew: neither is ever seen, so the same pictures serve under other names.
+"""Clubs, colours and scores drawn at random: no frame shows them, so the same footage serves with any of them.
 
-Forty matches have forty pairs of clubs, which a model would rather learn by heart than look up. Under names drawn for
-each example there is nothing to learn by heart: the introduction alone says who is who.
+Forty matches have forty pairs of clubs, which a model would memorize instead of reading them from the introduction.
+With clubs drawn for each example there is nothing to memorize.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,27 +14,27 @@ from streamingvlm.pitch.styles import TELEGRAM, Style
 from streamingvlm.pitch.world import CLUBS, COLOURS, PitchSecond, introduction, two_of
 
 Event = tuple[EventKind, int | None]
-_SCORED = (EventKind.GOAL, EventKind.KICK_OFF, EventKind.THROW_IN)
+_EVENTS_WITH_SCORE = (EventKind.GOAL, EventKind.KICK_OFF, EventKind.THROW_IN)
 
 
-class Said(NamedTuple):
-    """A line of a history, and whether it is a slip: not what should have been said."""
+class Line(NamedTuple):
+    """A line of commentary; ``is_slip`` if it differs from the correct line."""
 
-    line: str
+    text: str
     is_slip: bool = False
 
 
 @dataclass(frozen=True)
 class Slips:
-    """How often a history is wrong where the score is at stake, in percent.
+    """Rates of wrong lines about the score in a history, in percent.
 
-    A stream hears its own slips. From histories that are always true a model learns to trust the last score it reads,
-    and one slip is in every score after it; from these it learns to put it right.
+    At inference the model reads its own errors. Trained on correct histories only, it learns to trust the last score,
+    so one error carries over to every later score. Trained on histories with slips, it learns to correct them.
 
-    goals_percent: goals given to the other side, and counted for it; the kick-off that follows shows who conceded.
-    miscounted_percent: of the other goals, those counted from a score that is misread; the kick-off counts right.
-    restated_percent: scores that are said again, at throw-ins, one off.
-    earlier_percent: of these, scores of before instead, which is what a model says that misreads.
+    goals_percent: goals given to, and counted for, the other side; the kick-off that follows shows who conceded.
+    miscounted_percent: of the other goals, those counted from a misread score; the kick-off has the correct score.
+    restated_percent: throw-ins whose score is off by one.
+    earlier_percent: of these, throw-ins that give an earlier score instead, as a model does that misreads.
     """
 
     goals_percent: int = 0
@@ -44,7 +44,7 @@ class Slips:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Teams:
     """The two sides, in the order in which scores are given."""
 
     colours: tuple[str, str]
@@ -52,35 +52,35 @@ class Cast:
 
     @property
     def introduction(self) -> str:
-        """What is said of them before the first second."""
+        """The text that introduces them before the first turn."""
         return introduction(self.clubs, self.colours)
 
-    def tell(self, events: Iterable[Event], score: tuple[int, int] = (0, 0), style: Style = TELEGRAM) -> list[str]:
-        """The line of each event (kind, acting side), with the score counted on from ``score`` as a match counts."""
+    def lines(self, events: Iterable[Event], score: tuple[int, int] = (0, 0), style: Style = TELEGRAM) -> list[str]:
+        """Return the line of each event (kind, acting side), counting on from ``score``."""
         lines = []
         for event in events:
-            score = counted(score, event)
+            score = next_score(score, event)
             lines.append(self._line(event, score, style))
         return lines
 
-    def tell_with_slips(
+    def lines_with_slips(
         self, events: Sequence[Event], score: tuple[int, int], slips: Slips, dice: Dice, style: Style = TELEGRAM
-    ) -> list[Said]:
-        """The lines of ``tell``, some of them slips; what follows a slip is right again.
+    ) -> list[Line]:
+        """Return the result of `lines` with some of them replaced by slips; the lines after a slip are correct.
 
-        The first score is true, and so is a goal that no kick-off follows: nothing could tell otherwise.
+        The first score never slips, nor does a goal without a kick-off after it: nothing could correct them.
         """
-        said: list[Said] = []
+        lines: list[Line] = []
         scores: list[tuple[int, int]] = []
         is_known = False
         for number, event in enumerate(events):
-            before, score = score, counted(score, event)
+            before, score = score, next_score(score, event)
             can_slip = is_known and (event[0] is not EventKind.GOAL or _is_kicked_off(events[number + 1 :]))
             slip = _slip(event, before, score, scores, slips, dice) if can_slip else None
-            said.append(Said(self._line(*slip, style), True) if slip else Said(self._line(event, score, style)))
-            is_known = is_known or event[0] in _SCORED
+            lines.append(Line(self._line(*slip, style), True) if slip else Line(self._line(event, score, style)))
+            is_known = is_known or event[0] in _EVENTS_WITH_SCORE
             scores.append(score)
-        return said
+        return lines
 
     def _line(self, event: Event, score: tuple[int, int], style: Style) -> str:
         kind, side = event
@@ -88,7 +88,7 @@ class Cast:
 
 
 def _is_kicked_off(events: Sequence[Event]) -> bool:
-    """Whether the next thing to happen is a kick-off."""
+    """Return True if the next event other than silence is a kick-off."""
     return next((kind for kind, _ in events if kind is not EventKind.SILENCE), None) is EventKind.KICK_OFF
 
 
@@ -100,13 +100,13 @@ def _slip(
     slips: Slips,
     dice: Dice,
 ) -> tuple[Event, tuple[int, int]] | None:
-    """What is said in place of the truth, if this is the time for a slip."""
+    """Draw the event and the score of a wrong line, or None if the line is to be correct."""
     kind, side = event
     if kind is EventKind.GOAL and dice.chance(slips.goals_percent):
         wrong = (kind, 1 - side)
-        return wrong, counted(before, wrong)
+        return wrong, next_score(before, wrong)
     if kind is EventKind.GOAL and slips.miscounted_percent and dice.chance(slips.miscounted_percent):
-        return event, counted(_misread(before, earlier, dice), event)
+        return event, next_score(_misread(before, earlier, dice), event)
     if kind is EventKind.THROW_IN and dice.chance(slips.restated_percent):
         others = [score for score in dict.fromkeys(earlier) if score != after]
         if slips.earlier_percent and others and dice.chance(slips.earlier_percent):
@@ -118,21 +118,21 @@ def _slip(
 
 
 def _misread(score: tuple[int, int], earlier: Sequence[tuple[int, int]], dice: Dice) -> tuple[int, int]:
-    """The score with one of its counts that of an earlier score, or one off where there is no other."""
+    """Replace one count of a score by the same count of an earlier score, or by one off if there is no other."""
     count = dice.below(2)
     others = [other[count] for other in dict.fromkeys(earlier) if other[count] not in (score[count], LAST_SCORE)]
     wrong = others[dice.below(len(others))] if others else score[count] + (-1 if score[count] else 1)
     return (wrong, score[1]) if count == 0 else (score[0], wrong)
 
 
-def counted(score: tuple[int, int], event: Event) -> tuple[int, int]:
-    """The score once the event is over; the count starts again with the kick-off after it was full."""
+def next_score(score: tuple[int, int], event: Event) -> tuple[int, int]:
+    """Return the score after an event; the kick-off after a side has reached LAST_SCORE resets it to 0-0."""
     kind, side = event
     if kind is EventKind.KICK_OFF and max(score) >= LAST_SCORE:
         return 0, 0
     return (score[0] + (side == 0), score[1] + (side == 1)) if kind is EventKind.GOAL else score
 
 
-def draw_cast(dice: Dice) -> Cast:
-    """Any two clubs in any two colours."""
-    return Cast(two_of(COLOURS, dice), two_of(CLUBS, dice))
+def draw_teams(dice: Dice) -> Teams:
+    """Draw any two clubs in any two colours."""
+    return Teams(two_of(COLOURS, dice), two_of(CLUBS, dice))

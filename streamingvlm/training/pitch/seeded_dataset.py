@@ -1,4 +1,4 @@
-"""Datasets that are drawn rather than stored: an example depends on the seed and its own number alone."""
+"""Datasets whose examples are generated: an example depends only on the seed and its index."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from torch.utils.data import Dataset
 from streamingvlm.pitch.dice import Dice, hashed
 
 
-class DrawnDataset(Dataset):
-    """``num_examples`` examples; a subclass says how one is drawn."""
+class SeededDataset(Dataset):
+    """``num_examples`` generated examples; a subclass implements `draw`."""
 
     def __init__(self, *, num_examples: int, seed: int):
         self.num_examples = num_examples
@@ -18,11 +18,11 @@ class DrawnDataset(Dataset):
         return self.num_examples
 
     def __getitem__(self, index: int) -> Any:
-        """Return the example of a number. Raises IndexError."""
+        """Return the example with an index. Raises IndexError."""
         if not 0 <= index < self.num_examples:
             raise IndexError(f"example {index} of {self.num_examples}")
         return self.draw(index, Dice(hashed(self.seed, index)))
 
     def draw(self, index: int, dice: Dice) -> Any:
-        """Draw the example of a number with dice of its own."""
+        """Generate the example with an index from random numbers of its own."""
         raise NotImplementedError

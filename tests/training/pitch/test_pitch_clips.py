@@ -11,8 +11,8 @@ from streamingvlm.pitch import EventKind, parse_line, reference_line
 from streamingvlm.pitch.dice import Dice
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
-from streamingvlm.training.pitch.clips import ClipDataset, ClipSettings, shuffled_goals
-from streamingvlm.training.pitch.footage import film, mirrored
+from streamingvlm.training.pitch.pitch_clips import ClipDataset, ClipSettings, shuffled_goals
+from streamingvlm.training.pitch.pitch_footage import mirrored, render_match
 from streamingvlm.turns import TurnFormat
 
 CLIP_TURNS = 6
@@ -25,10 +25,10 @@ def turns():
 
 @pytest.fixture(scope="module")
 def footage():
-    """A minute of a match, each vision token of a second filled with the second's number."""
-    reel = film(3, 60)
-    reel.vision = torch.arange(60.0).view(1, 60, 1, 1).expand(1, 60, 16, 8)
-    return [reel]
+    """A minute of a match; each vision token of a second holds the number of the second."""
+    match = render_match(3, 60)
+    match.vision = torch.arange(60.0).view(1, 60, 1, 1).expand(1, 60, 16, 8)
+    return [match]
 
 
 def clips(footage, turns, seed=0, **settings):
@@ -40,7 +40,7 @@ def lines_of(turns, example):
     return [line.removesuffix(" ...").strip() for line in said]
 
 
-def places_of(example):
+def seconds_of(example):
     return example.vision[::16, 0].int().tolist()
 
 
@@ -58,7 +58,7 @@ def test_a_seed_draws_the_same_clips_and_another_seed_others(footage, turns):
 def test_words_and_vision_of_a_clip_are_of_the_same_seconds(footage, turns):
     for example in clips(footage, turns, highlights_percent=50, goals_percent=30):
         calls = [parse_line(line) for line in lines_of(turns, example)]
-        true = [parse_line(reference_line(footage[0].seconds[place])) for place in places_of(example)]
+        true = [parse_line(reference_line(footage[0].seconds[index])) for index in seconds_of(example)]
         assert [(call.kind, call.colour) for call in calls] == [(call.kind, call.colour) for call in true]
         assert example.position_ids.shape == (3, len(example.input_ids))
 
@@ -82,19 +82,19 @@ def test_clips_of_goals_count_every_one(footage, turns):
 def test_between_goals_lie_everyday_seconds_up_to_the_gap(footage):
     gaps = set()
     for seed in range(100):
-        places = shuffled_goals(footage[0], Dice(seed), gap_turns=3)
-        kinds = [footage[0].seconds[place].kind for place in places]
+        seconds = shuffled_goals(footage[0], Dice(seed), gap_turns=3)
+        kinds = [footage[0].seconds[index].kind for index in seconds]
         shots = [n for n, kind in enumerate(kinds) if kind is EventKind.SHOT]
         assert all(kinds[n + 1] is EventKind.GOAL and kinds[n + 3] is EventKind.KICK_OFF for n in shots)
         gaps |= {shots[0], *(later - earlier - 4 for earlier, later in pairwise(shots))}
     assert gaps == {0, 1, 2, 3}
 
 
-def test_a_throw_in_goes_before_as_many_goals_as_asked_for(footage):
+def test_a_throw_in_goes_before_as_many_goals_as_set(footage):
     num_goals = num_thrown = 0
     for seed in range(100):
-        places = shuffled_goals(footage[0], Dice(seed), gap_turns=3, throw_ins_percent=50)
-        kinds = [footage[0].seconds[place].kind for place in places]
+        seconds = shuffled_goals(footage[0], Dice(seed), gap_turns=3, throw_ins_percent=50)
+        kinds = [footage[0].seconds[index].kind for index in seconds]
         told = [kind for kind in kinds if kind in (EventKind.THROW_IN, EventKind.GOAL)]
         assert told[-1] is EventKind.GOAL and (EventKind.THROW_IN, EventKind.THROW_IN) not in pairwise(told)
         num_goals += told.count(EventKind.GOAL)
@@ -102,16 +102,16 @@ def test_a_throw_in_goes_before_as_many_goals_as_asked_for(footage):
     assert 0.3 < num_thrown / num_goals < 0.7
 
 
-def test_a_slip_is_heard_and_not_asked_for(footage, turns):
+def test_a_slip_is_an_input_and_not_supervised(footage, turns):
     num_slips = 0
     for example in clips(footage, turns, slips={"goals_percent": 100, "restated_percent": 100}, opening_percent=0):
-        asked = lines_of(turns, example)
-        heard = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
-        true = [reference_line(footage[0].seconds[place]) for place in places_of(example)]
-        slips = [(line, truth) for line, truth in zip(heard, true, strict=True) if is_slip(line.strip(), truth)]
+        supervised = lines_of(turns, example)
+        written = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
+        true = [reference_line(footage[0].seconds[index]) for index in seconds_of(example)]
+        slips = [(line, truth) for line, truth in zip(written, true, strict=True) if is_slip(line.strip(), truth)]
         num_slips += len(slips)
-        assert len(asked) + len(slips) == len(heard) == CLIP_TURNS
-        assert not {line.strip() for line, _ in slips} & set(asked)
+        assert len(supervised) + len(slips) == len(written) == CLIP_TURNS
+        assert not {line.strip() for line, _ in slips} & set(supervised)
     assert num_slips > 0
 
 
@@ -122,35 +122,35 @@ def is_slip(line, truth):
     return call.kind is EventKind.THROW_IN or call.colour != true.colour
 
 
-def test_a_goal_that_slips_looks_like_one_of_the_other_side_and_the_kick_off_tells(footage, turns):
+def test_a_goal_that_slips_shows_a_goal_of_the_other_side(footage, turns):
     told = list(goals_and_what_follows(footage, turns, {"goals_percent": 100}))
     assert told
-    for heard, goal, kick_off in told:
-        assert heard.colour == goal.colour == kick_off.colour
+    for written, goal, kick_off in told:
+        assert written.colour == goal.colour == kick_off.colour
 
 
-def test_a_goal_that_was_miscounted_looks_like_what_it_is(footage, turns):
+def test_a_miscounted_goal_shows_its_own_frames(footage, turns):
     told = list(goals_and_what_follows(footage, turns, {"miscounted_percent": 100}))
     assert told
-    for heard, goal, kick_off in told:
-        assert heard.colour == goal.colour
+    for written, goal, kick_off in told:
+        assert written.colour == goal.colour
         assert (kick_off.kind, kick_off.side) == (EventKind.KICK_OFF, 1 - goal.side)
 
 
 def goals_and_what_follows(footage, turns, slips):
-    """Of each goal of some clips: the line that is heard, what is shown, and what is shown two seconds later."""
+    """Yield the line of each goal in some clips, the second shown, and the second shown two turns later."""
     for example in clips(footage, turns, goals_percent=100, slips=slips):
-        heard = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
-        shown = [footage[0].seconds[place] for place in places_of(example)]
-        for line, second, later in zip(heard, shown, shown[2:], strict=False):
+        written = re.findall(r"assistant\n(.*?) ?\.\.\.", turns.tokenizer.decode(example.input_ids))
+        shown = [footage[0].seconds[index] for index in seconds_of(example)]
+        for line, second, later in zip(written, shown, shown[2:], strict=False):
             if second.kind is EventKind.GOAL:
                 yield parse_line(line), second, later
 
 
 def test_goals_of_a_match_are_shuffled_whole(footage):
-    places = shuffled_goals(footage[0], Dice(1))
-    kinds = [footage[0].seconds[place].kind for place in places]
-    assert kinds == [EventKind.SHOT, EventKind.GOAL, EventKind.SILENCE, EventKind.KICK_OFF] * (len(places) // 4)
+    seconds = shuffled_goals(footage[0], Dice(1))
+    kinds = [footage[0].seconds[index].kind for index in seconds]
+    assert kinds == [EventKind.SHOT, EventKind.GOAL, EventKind.SILENCE, EventKind.KICK_OFF] * (len(seconds) // 4)
     assert len({tuple(shuffled_goals(footage[0], Dice(seed))) for seed in range(9)}) > 1
 
 
@@ -164,19 +164,19 @@ def test_overlapped_clips_begin_where_the_chunks_of_the_paper_do(footage, turns)
 def test_highlights_leave_out_the_everyday_seconds(footage, turns):
     everyday = {EventKind.SILENCE, EventKind.PASS, EventKind.TACKLE}
     for example in clips(footage, turns, highlights_percent=100, opening_percent=0):
-        assert not everyday & {footage[0].seconds[place].kind for place in places_of(example)}
+        assert not everyday & {footage[0].seconds[index].kind for index in seconds_of(example)}
 
 
-def test_a_forgetful_clip_knows_the_introduction_and_one_score(footage, turns):
-    for example in clips(footage, turns, forgetful_percent=100, opening_percent=0):
+def test_truncated_history_is_the_introduction_and_one_score(footage, turns):
+    for example in clips(footage, turns, truncated_history_percent=100, opening_percent=0):
         text = turns.tokenizer.decode(example.input_ids)
         previous = text.partition("previous text\n")[2].partition("<|im_end|>")[0]
         lines = previous.removeprefix(introduction_of(turns, example))
         assert len(lines) <= len(" kick-off for yellow, Wanderers away 0-0")
 
 
-def test_a_mute_clip_has_heard_nothing(footage, turns):
-    for example in clips(footage, turns, mute_percent=100, goals_percent=50):
+def test_without_history_there_is_no_previous_text(footage, turns):
+    for example in clips(footage, turns, no_history_percent=100, goals_percent=50):
         assert "previous text\n<|im_end|>" in turns.tokenizer.decode(example.input_ids)
 
 
@@ -185,7 +185,7 @@ def test_footage_shorter_than_a_clip_is_refused(footage, turns):
         ClipDataset(footage, turns, ClipSettings(60), num_examples=1, seed=0)
 
 
-def test_a_batch_is_padded_on_the_right_and_pads_are_not_asked_for(footage, turns):
+def test_a_batch_is_padded_on_the_right_and_pads_are_not_supervised(footage, turns):
     examples = sorted(clips(footage, turns), key=lambda example: len(example.input_ids))
     short, long = examples[0], examples[-1]
     batch = Collate(pad_token_id=0)([short, long])
