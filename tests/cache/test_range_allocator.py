@@ -9,27 +9,27 @@ from streamingvlm.cache.kv_cache import KVPool, rotate, rotate_into
 from streamingvlm.cache.range_allocator import Extent, RangeAllocator
 from streamingvlm.errors import EngineFull
 
-OPERATIONS = st.lists(st.tuples(st.sampled_from(["take", "release", "lengthen", "pack"]), st.integers(1, 30)))
+OPERATIONS = st.lists(st.tuples(st.sampled_from(["allocate", "free", "grow", "compact"]), st.integers(1, 30)))
 
 
 @given(OPERATIONS)
 def test_no_two_extents_overlap_and_all_rows_are_accounted_for(operations):
     extents, held = RangeAllocator(101, first=1), []
     for name, number in operations:
-        if name == "take" and (extent := extents.take(number)):
+        if name == "allocate" and (extent := extents.allocate(number)):
             held.append(extent)
-        elif name == "release" and held:
-            extents.release(held.pop(number % len(held)))
-        elif name == "lengthen" and held:
-            place = number % len(held)
-            if longer := extents.lengthen(held[place], len(held[place]) + number):
-                held[place] = longer
-        elif name == "pack":
-            moves = dict(extents.packed())
+        elif name == "free" and held:
+            extents.free(held.pop(number % len(held)))
+        elif name == "grow" and held:
+            index = number % len(held)
+            if grown := extents.grow(held[index], len(held[index]) + number):
+                held[index] = grown
+        elif name == "compact":
+            moves = dict(extents.compact())
             held = [moves[extent] for extent in held]
             assert sum(map(len, held)) + extents.num_free == 100
-            assert extents.num_free == 0 or extents.take(extents.num_free), "the free rows are one run"
-            extents.taken = sorted(held)
+            assert extents.num_free == 0 or extents.allocate(extents.num_free), "the free rows are one run"
+            extents.allocated = sorted(held)
         rows = [row for extent in held for row in range(extent.start, extent.stop)]
         assert len(rows) == len(set(rows)) == 100 - extents.num_free
         assert all(1 <= row < 101 for row in rows)
@@ -37,12 +37,12 @@ def test_no_two_extents_overlap_and_all_rows_are_accounted_for(operations):
 
 def test_the_first_gap_that_fits_is_taken():
     extents = RangeAllocator(20)
-    first, second, third = (extents.take(5) for _ in range(3))
-    extents.release(second)
-    assert extents.take(6) is None
-    assert extents.take(4) == Extent(5, 9)
-    assert extents.lengthen(first, 6) is None
-    assert extents.lengthen(third, 10) == Extent(10, 20)
+    first, second, third = (extents.allocate(5) for _ in range(3))
+    extents.free(second)
+    assert extents.allocate(6) is None
+    assert extents.allocate(4) == Extent(5, 9)
+    assert extents.grow(first, 6) is None
+    assert extents.grow(third, 10) == Extent(10, 20)
 
 
 def pool_of(num_tokens: int, **settings) -> KVPool:

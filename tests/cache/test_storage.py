@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_inputs import frames
 
 from streamingvlm.cache.kv_cache import KVPool, bytes_per_token, rotate
-from streamingvlm.cache.storage import Fp8, Plain, storage_named
+from streamingvlm.cache.storage import Fp8Storage, PlainStorage, storage_named
 from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.engine import Engine
@@ -33,7 +33,7 @@ def model(tiny_checkpoint):
 )
 def test_a_number_is_kept_to_half_a_step_of_its_own_or_of_the_smallest_of_its_row(row, dtype):
     x = torch.tensor([row]).to(dtype)
-    storage = Fp8(SIZE, dtype)
+    storage = Fp8Storage(SIZE, dtype)
     kept = storage.encode(x)
     assert kept.dtype == torch.uint8 and kept.shape == (1, SIZE + 4)
     back = storage.decode(kept)
@@ -44,7 +44,7 @@ def test_a_number_is_kept_to_half_a_step_of_its_own_or_of_the_smallest_of_its_ro
 
 
 def test_rows_are_independent_of_each_other():
-    storage = Fp8(SIZE, torch.float32)
+    storage = Fp8Storage(SIZE, torch.float32)
     small, large = torch.full((1, SIZE), 1e-3), torch.full((1, SIZE), 1e3)
     both = storage.decode(storage.encode(torch.cat((small, large))))
     assert torch.allclose(both[0], small[0], rtol=1e-3) and torch.allclose(both[1], large[0], rtol=1e-3)
@@ -109,4 +109,4 @@ def test_an_engine_of_bytes_takes_streams_that_ask_for_nothing_else(model):
 def test_what_is_unknown_is_refused():
     with pytest.raises(ConfigError, match=r"cache\.dtype=int2"):
         CacheConfig(dtype="int2")
-    assert isinstance(storage_named(None, SIZE, torch.float32), Plain)
+    assert isinstance(storage_named(None, SIZE, torch.float32), PlainStorage)
