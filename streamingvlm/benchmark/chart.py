@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.plotting import COLOURS, dressed, new_figure, save_figure
+from streamingvlm.plotting import COLOURS, new_figure, save_figure, style_figure
 
 _SMOOTHED_TURNS = 10
 # Ten tokens a second, which a live commentator needs: the line in the paper's figure.
@@ -24,7 +24,7 @@ def draw_modes(modes: Mapping[str, Mapping[str, Any]], path: Path, *, title: str
     panel.axhline(_REAL_TIME_TOKEN_S, color="#999999", linestyle="--", linewidth=1)
     panel.set(xlabel="stream, s", ylabel="s a token, all work", yscale="log")
     panel.legend(frameon=False)
-    save_figure(dressed(figure, title), path)
+    save_figure(style_figure(figure, title), path)
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:

@@ -20,9 +20,9 @@ from streamingvlm.config import TIME_SLACK_S, CacheConfig, SamplingConfig, Video
 from streamingvlm.endpoint import (
     CHARACTERS_PER_TOKEN,
     ChatEndpoint,
+    ContentPart,
     CostEstimate,
     EndpointConfig,
-    Part,
     image_part,
     text_part,
 )
@@ -292,10 +292,10 @@ class EndpointCandidate:
         ]
         return "\n".join(filter(None, parts))
 
-    def _image(self, frame: torch.Tensor) -> Part:
+    def _image(self, frame: torch.Tensor) -> ContentPart:
         return image_part(_jpeg(frame, self.view.max_pixels))
 
-    def _ask(self, instructions: str, images: Sequence[Part], text: str) -> str | None:
+    def _ask(self, instructions: str, images: Sequence[ContentPart], text: str) -> str | None:
         request = self.endpoint.request(
             [("system", instructions), ("user", [*images, text_part(text)])], max_tokens=self.view.max_tokens
         )
