@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from streamingvlm.model.linear_layers import GatedMLP, WideLinear, can_widen, forget_copies, widen_
 from torch import nn
 from transformers.activations import ACT2FN
 
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model import loading
-from streamingvlm.model.linear_layers import GatedMLP, WideLinear, can_widen, forget_copies, widen_
 from streamingvlm.model.loading import load_model
 
 needs_one_dnn = pytest.mark.skipif(
