@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from streamingvlm.config import explain_renamed
 from streamingvlm.errors import ConfigError, StreamingVLMError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -187,6 +188,8 @@ def _options(config_name: str) -> DictConfig:
 
 
 def _unknown_option(key: str, word: str, options: DictConfig) -> str:
+    if message := explain_renamed(key):
+        return message
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(options, parent) if parent else options
     if not isinstance(siblings, DictConfig):
