@@ -13,7 +13,7 @@ def is_usable() -> bool:
     x = weight = torch.zeros(1, 1)
     try:
         linear_mul(linear(x, weight, None, post_op="swish"), x, reorder_weight(weight, num_rows=1), None)
-    except (AttributeError, RuntimeError):  # an operator is missing, or has another signature
+    except (AttributeError, TypeError, RuntimeError):  # an operator is missing, or has another signature
         return False
     return True
 
