@@ -3,10 +3,12 @@
 Every setting is a field of one of four frozen dataclasses, with the same name on the command line and in Python:
 
     python scripts/stream.py match.mp4 cache.vision_window_s=8 sampling.temperature=0
-    StreamingSession.from_pretrained("pitch", cache={"vision_window_s": 8}, sampling=SamplingConfig(temperature=0))
+    StreamingSession.from_pretrained("pitch", cache={"vision_window_s": 8}, sampling={"temperature": 0})
 
 A setting that is not given (or given as null) comes from the checkpoint, under the key ``streamingvlm`` of its
-config.json, and otherwise has the default below, which is the paper's (arXiv 2510.09608) or the released code's.
+config.json, and otherwise has the default below, which is the paper's (arXiv 2510.09608) or the released code's. A
+config object in place of a dict, such as ``sampling=SamplingConfig(temperature=0)``, is used as it is: the checkpoint's
+settings do not apply.
 
 Names carry their unit: ``_s`` seconds, ``_tokens`` tokens, ``_pixels`` pixels of one frame. Values are checked when a
 config is made; a ConfigError names the setting, the value, what is allowed and the remedy.
@@ -118,7 +120,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """How video is decoded, sampled, resized and written as turns.
+    """Video files and frames: sampling, resizing, decoding, and the token format of turns.
 
     A checkpoint expects turns like those of its training; a stream warns about other values of ``fps``, ``turn_s``,
     ``min_pixels``, ``max_pixels``, ``resize`` and ``turn_format``.
@@ -156,7 +158,7 @@ class VideoConfig:
         at_least("video.prefetch", self.prefetch, 1, "turns decoded ahead")
         if self.num_frames < 1:
             raise ConfigError(
-                f"video.fps={self.fps:g} with video.turn_s={self.turn_s:g} gives turns without frames; raise one"
+                f"video.fps={self.fps:g} with video.turn_s={self.turn_s:g} gives turns of no frame; raise one"
             )
 
     @property
@@ -167,7 +169,7 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class LiveConfig:
-    """How live video is received, and what happens when the model falls behind.
+    """Live sources: connections, and the policy when the model falls behind.
 
     policy: what to do with video that arrived while the model was busy.
         ``drop``: process the newest turn and skip the others.
@@ -223,7 +225,7 @@ class LiveConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the tokens of a reply are sampled. The defaults are the released code's.
+    """Sampling of the tokens of a reply. The defaults are the released code's.
 
     temperature: divides the logits; 0 takes the most likely token each time (greedy).
     top_p: nucleus sampling: sample from the most likely tokens whose probabilities sum to this. In (0, 1]; 1 is off.

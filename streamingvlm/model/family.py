@@ -10,7 +10,7 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Family:
-    """How one family of checkpoints takes video.
+    """The video input of one family of checkpoints.
 
     model_type: the name in config.json.
     class_name: the transformers class of the whole model.
