@@ -301,7 +301,7 @@ def _api_key(variable: str | None) -> str:
     if variable is None:
         return ""
     if not (key := os.environ.get(variable, "").strip()):
-        raise ConfigError(f"{variable} is not set; put the endpoint's key there, or give endpoint.api_key_env=null")
+        raise ConfigError(f"{variable} is not set; put the endpoint's key there, or say endpoint.api_key_env=null")
     return key
 
 
