@@ -162,7 +162,7 @@ def explain(error: HydraException, config_name: str, words: Sequence[str]) -> st
         return f"{error.override} cannot be read: {_first_line(error)}; put a value with signs in quotes of its own"
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", str(error)):
         word = next((word for word in words if word.lstrip("+~").startswith(match[1])), match[1])
-        return _unknown_option(match[1], word, _options(config_name))
+        return explain_renamed(match[1], script=config_name) or _unknown_option(match[1], word, _options(config_name))
     return ": ".join(_first_line(cause) for cause in (error, error.__cause__) if cause)
 
 
@@ -188,8 +188,6 @@ def _options(config_name: str) -> DictConfig:
 
 
 def _unknown_option(key: str, word: str, options: DictConfig) -> str:
-    if message := explain_renamed(key):
-        return message
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(options, parent) if parent else options
     if not isinstance(siblings, DictConfig):

@@ -33,9 +33,9 @@ TURN_FORMATS = ("time-range-1", "patch-seconds-1")
 RENAMED_SETTINGS = {
     "cache": {"reread_text": "recompute_text"},
     "video": {"chunk_s": "turn_s"},
-    "": {"chunk_s": "turn_s"},  # an option of prepare_data.py outside of any section
+    "prepare_data": {"chunk_s": "turn_s"},
 }
-"""Section -> old name -> new name. Old names are refused with an error that gives the new name."""
+"""Section, or script for its own options -> old name -> new name. Old names are refused with the new one in the error."""
 
 
 @dataclass(frozen=True)
@@ -280,10 +280,13 @@ def resolve(kind: type[Config], given: Config | Mapping[str, Any] | None, checkp
     return kind(**chosen)
 
 
-def explain_renamed(key: str) -> str | None:
-    """Return the error message for an old setting, such as ``video.chunk_s``; None if ``key`` was not renamed."""
+def explain_renamed(key: str, *, script: str = "") -> str | None:
+    """Return the error message for an old setting, such as ``video.chunk_s``; None if ``key`` was not renamed.
+
+    script: whose own options the keys without a section are.
+    """
     parent, _, name = key.rpartition(".")
-    new_name = RENAMED_SETTINGS.get(parent.rpartition(".")[2], {}).get(name)
+    new_name = RENAMED_SETTINGS.get(parent.rpartition(".")[2] or script, {}).get(name)
     return new_name and f"{key} was renamed to {key.removesuffix(name)}{new_name}; use the new name"
 
 

@@ -143,7 +143,12 @@ SECTIONS = {"cache": CacheConfig, "video": VideoConfig, "live": LiveConfig, "sam
 
 @pytest.mark.parametrize(
     ("section", "old_name", "new_name"),
-    [(section, *names) for section, renamed in RENAMED_SETTINGS.items() if section for names in renamed.items()],
+    [
+        (section, *names)
+        for section, renamed in RENAMED_SETTINGS.items()
+        if section in SECTIONS
+        for names in renamed.items()
+    ],
 )
 def test_an_old_name_of_a_setting_is_refused_with_the_new_one(section, old_name, new_name):
     kind = SECTIONS[section]
@@ -175,6 +180,7 @@ def test_the_command_line_refuses_an_old_name_with_the_new_one(script, word, mes
 def test_a_name_that_was_not_renamed_has_no_explanation():
     assert explain_renamed("video.turn_s") is None
     assert explain_renamed("live.chunk_s") is None
+    assert explain_renamed("chunk_s", script="evaluate") is None
     assert explain_renamed("candidate.video.chunk_s").startswith(
         "candidate.video.chunk_s was renamed to candidate.video."
     )
