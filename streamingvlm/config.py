@@ -35,7 +35,7 @@ RENAMED_SETTINGS = {
     "video": {"chunk_s": "turn_s"},
     "prepare_data": {"chunk_s": "turn_s"},
 }
-"""Section, or script for its own options -> old name -> new name. Old names are refused with the new one in the error."""
+"""Section (or script, for its own options) -> old name -> new name. The error for an old name gives the new one."""
 
 
 @dataclass(frozen=True)
