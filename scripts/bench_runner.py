@@ -75,7 +75,7 @@ def open_model(options: Options) -> StreamingModel:
         return load_model(**weights)
     device = device_named(weights["device"])
     dtype = dtype_named(weights["dtype"], device)
-    model = random_model(architecture, device=device, dtype=dtype)
+    model = random_model(architecture, device=device, dtype=dtype, cpu_kernels=weights["cpu_kernels"])
     if weights["quantization"]:
         quantize_(model.text_model, quantization_named(weights["quantization"], dtype))
     return model

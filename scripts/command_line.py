@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from streamingvlm.config import RENAMED_SETTINGS
+from streamingvlm.config import RENAMED_SETTINGS, explain_renamed
 from streamingvlm.errors import ConfigError, StreamingVLMError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -157,13 +157,16 @@ def explain(error: HydraException, config_name: str, words: Sequence[str]) -> st
     """Return one line for an error of Hydra, with the option, its new name or its possible values."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        hint = _renamed(f"{group}={choice}") or f"choose one of {', '.join(sorted(error.options))}"
+        new_choice = RENAMED_SETTINGS.get(f"{group}=", {}).get(choice)
+        hint = (new_choice and f"it was renamed to {group}={new_choice}") or (
+            f"choose one of {', '.join(sorted(error.options))}"
+        )
         return f"{group}={choice} is unknown; {hint}"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be parsed: {_first_line(error)}; quote values with special characters"
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", str(error)):
         word = next((word for word in words if word.lstrip("+~").startswith(match[1])), match[1])
-        return _unknown_option(match[1], word, _options(config_name))
+        return explain_renamed(match[1], script=config_name) or _unknown_option(match[1], word, _options(config_name))
     return ": ".join(_first_line(cause) for cause in (error, error.__cause__) if cause)
 
 
@@ -188,17 +191,7 @@ def _options(config_name: str) -> DictConfig:
         return compose(config_name)
 
 
-def _renamed(key: str) -> str:
-    """Return the hint for a setting with an old name, alone or inside another group; "" for any other."""
-    for old, new in RENAMED_SETTINGS.items():
-        if key == old or key.endswith(f".{old}"):
-            return f"it was renamed to {key.removesuffix(old)}{new}"
-    return ""
-
-
 def _unknown_option(key: str, word: str, options: DictConfig) -> str:
-    if hint := _renamed(key):
-        return f"{key} is unknown; {hint}"
     parent, _, name = key.rpartition(".")
     siblings = OmegaConf.select(options, parent) if parent else options
     if not isinstance(siblings, DictConfig):

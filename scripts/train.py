@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,9 @@ def fine_tune(options: dict[str, Any]):
     logging.info("the model is in %s", tuning.target)
 
 
-def fine_tuning_from(options: dict[str, Any], **arguments):
+def fine_tuning_from(options: dict[str, Any], load: Callable | None = None, **arguments):
     """Make the `FineTuning` that the options describe, which checks them."""
+    from streamingvlm.model.loading import load_model
     from streamingvlm.training.fine_tuning import FineTuning, FineTuningSettings, VisionSettings
     from streamingvlm.training.settings import FitSettings
 
@@ -101,6 +104,7 @@ def fine_tuning_from(options: dict[str, Any], **arguments):
         "device": options["device"] or options["model"]["device"],
     }
     names = {field.name for field in fields(FineTuningSettings)} - set(parts)
+    arguments["load"] = partial(load or load_model, cpu_kernels=options["model"]["cpu_kernels"])
     return FineTuning(FineTuningSettings(**parts, **{name: options[name] for name in names}), **arguments)
 
 

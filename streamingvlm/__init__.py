@@ -1,4 +1,4 @@
-"""Watch a video that never ends and say what happens, as it happens.
+"""Watch an endless video and say what happens, as it happens.
 
     from streamingvlm import StreamingSession
 
@@ -6,7 +6,7 @@
     for line in session.stream("match.mp4"):
         print(line)
 
-Importing the package loads no model and touches no device; the names below load on first use.
+Importing the package loads no model and touches no device. The names below are imported on first use.
 """
 
 from importlib import import_module
@@ -35,7 +35,7 @@ __all__ = [
     "load_model",
 ]
 
-_HOMES = {
+_MODULES = {
     "Alert": "streamingvlm.inference.alert",
     "Commentary": "streamingvlm.inference.commentary",
     "PushedFrames": "streamingvlm.video.live",
@@ -45,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str):
-    # torch and transformers take seconds to import: whoever asks for a version or a config shall not wait.
-    if name not in _HOMES:
+    # torch and transformers take seconds to import, and a config or an error needs neither.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

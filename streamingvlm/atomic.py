@@ -1,4 +1,7 @@
-"""Files that are whole or not there at all, whatever happens while they are written."""
+"""Atomic file writes: a file is complete or absent, whatever happens during the write.
+
+Each function makes missing folders, replaces an existing file, and leaves no partial file behind.
+"""
 
 import json
 import os
@@ -8,17 +11,17 @@ from uuid import uuid4
 
 
 def write_json(path: Path, document: Any, *, indent: int | None = None):
-    """Write a document as JSON, in place of what is there; folders are made. Raises OSError, and leaves no scrap."""
+    """Write a document as JSON. Raises OSError."""
     write_text(path, json.dumps(document, ensure_ascii=False, indent=indent))
 
 
 def write_text(path: Path, text: str):
-    """Write a text in UTF-8, in place of what is there; folders are made. Raises OSError, and leaves no scrap."""
+    """Write text as UTF-8. Raises OSError."""
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def write_bytes(path: Path, content: bytes):
-    """Write a file, in place of what is there; folders are made. Raises OSError, and leaves no scrap."""
+    """Write bytes. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:

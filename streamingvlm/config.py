@@ -1,4 +1,20 @@
-"""What a user may set, as frozen dataclasses: units in the names, ranges checked when they are made."""
+"""Settings of a stream: the cache, the video, live sources and sampling.
+
+Every setting is a field of one of four frozen dataclasses, with the same name on the command line and in Python:
+
+    python scripts/stream.py match.mp4 cache.vision_window_s=8 sampling.temperature=0
+    StreamingSession.from_pretrained("pitch", cache={"vision_window_s": 8}, sampling={"temperature": 0})
+
+A setting that is not given (or given as null) comes from the checkpoint, under the key ``streamingvlm`` of its
+config.json, and otherwise has the default below, which is the paper's (arXiv 2510.09608) or the released code's. A
+config object in place of a dict, such as ``sampling=SamplingConfig(temperature=0)``, is used as it is: the checkpoint's
+settings do not apply.
+
+Names carry their unit: ``_s`` seconds, ``_tokens`` tokens, ``_pixels`` pixels of one frame. Values are checked when a
+config is made; a ConfigError names the setting, the value, what is allowed and the remedy.
+
+A turn is one step of the stream: ``VideoConfig.turn_s`` seconds of video (by default one) and the model's reply.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,41 +23,53 @@ from typing import Any, Literal, TypeVar
 
 from streamingvlm.errors import ConfigError
 
-# Fractions of a second are compared with this slack, far below any frame interval.
+# Slack for comparing times in seconds, far below any frame interval.
 TIME_SLACK_S = 1e-6
 
-# Each name ends in a version: what a name stands for never changes, or a checkpoint would be shown other tokens than it
-# was trained on. turns.py says what they look like.
+# The names end in a version: the tokens behind a name never change, or checkpoints would see other tokens than in their
+# training. See turns.py.
 TURN_FORMATS = ("time-range-1", "patch-seconds-1")
 
-# Old names of settings, as a command line spells them; an error about an old name gives the new one.
 RENAMED_SETTINGS = {
-    "video.chunk_s": "video.turn_s",
-    "cache.reread_text": "cache.recompute_text",
-    "candidate=ordinary": "candidate=offline_generate",
+    "cache": {"reread_text": "recompute_text"},
+    "video": {"chunk_s": "turn_s"},
+    "prepare_data": {"chunk_s": "turn_s"},
+    "benchmark": {"chunk_s": "clip_s"},
+    "limits": {"kept_s": "retention_s"},
+    "lora": {"quantise": "quantize"},
+    "frames_per_s": {"most": "search_limit"},
+    "streams": {"most": "search_limit"},
+    "candidate=": {"ordinary": "offline_generate"},
 }
+"""Section, script (for its own options) or ``group=`` -> old name -> new name. Errors for the old name give the new."""
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """What the cache keeps and how it numbers it.
+    """The KV cache: which tokens it keeps, and the positions it assigns to them.
 
-    policy: ``streaming`` keeps a text sink, a text window and a vision window (Sec. 3 of the paper); ``full`` keeps
-        everything; ``window`` starts afresh whenever ``vision_window_s`` is full; ``reference`` keeps, off-by-ones
-        included, what the released code keeps.
-    positions: ``contiguous`` renumbers the survivors from 0 each second; ``native`` leaves every token the position
-        it was born with, which grows for ever.
-    text_sink_tokens, text_window_tokens: first and last tokens kept of the text that left its turn; the reference
-        policy takes ``None`` for no limit.
-    text_step_tokens: tokens that leave the text window at once when it is full, at most all of it: where words that
-        move are read anew, they move the more seldom. The reference policy has no steps.
-    vision_window_s: seconds of vision kept, the newest second included.
-    turn_window_s: seconds of turns kept whole, markup and all, the newest second included.
-    recompute: prefill all that is kept afresh each second instead of reusing keys and values.
-    recompute_text: prefill the previous text afresh, after the prologue and before any vision as in training, whenever
-        words join it; without it they keep the keys and values of the turn in which they were spoken.
-    dtype: in which numbers keys and values are kept, ``fp8`` (a byte each) or, by default, as the model computes; all
-        streams of an engine share one kind.
+    The paper's policy (Sec. 3.1) keeps the vision of the last ``vision_window_s`` seconds and all of the turns in the
+    last ``turn_window_s`` seconds. The words of older replies join the previous text, of which the first
+    ``text_sink_tokens`` and the last ``text_window_tokens`` stay. The system prompt and the query always stay.
+
+    policy: which tokens are evicted before each turn.
+        ``streaming``: as above. The size of the cache is bounded, however long the stream is.
+        ``full``: none. Memory and time per turn grow without bound.
+        ``window``: all, whenever ``vision_window_s`` of video are cached; the stream restarts from the system prompt.
+        ``reference``: those that the released code evicts, including its off-by-one errors. For comparison with it.
+    positions: ``contiguous`` renumbers the kept tokens from 0 each turn (the paper's contiguous RoPE). ``native`` keeps
+        the first position of each token, so positions grow without bound.
+    text_sink_tokens, text_window_tokens: tokens kept from the start and from the end of the previous text. The
+        ``reference`` policy accepts None for both: no limit.
+    text_step_tokens: tokens evicted at once when the text window is full, at most the whole window. With
+        ``recompute_text``, larger steps mean fewer prefills of the text. The reference policy ignores it.
+    vision_window_s: seconds of vision kept, including the newest turn. At least 1.
+    turn_window_s: seconds of turns kept whole, with their markup and replies, including the newest turn. At least 1.
+    recompute: prefill all kept tokens again each turn instead of reusing their keys and values. A slow baseline.
+    recompute_text: prefill the previous text again whenever words join it, directly after the prologue and before any
+        vision, as in training. Otherwise it keeps the keys and values that were computed when it was generated.
+    dtype: number format of cached keys and values: ``fp8`` (one byte each and a scale per row), or None for the
+        model's dtype. All streams of an engine share one.
     """
 
     policy: Literal["streaming", "full", "window", "reference"] = "streaming"
@@ -61,32 +89,36 @@ class CacheConfig:
         one_of("cache.policy", self.policy, ("streaming", "full", "window", "reference"))
         one_of("cache.positions", self.positions, ("contiguous", "native"))
         for name in ("vision_window_s", "turn_window_s"):
-            at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest second is always kept")
+            at_least(f"cache.{name}", getattr(self, name), 1.0, "the newest turn is always kept")
         self._check_text_limits()
-        at_least("cache.text_step_tokens", self.text_step_tokens, 1, "tokens that leave the text window at once")
+        at_least("cache.text_step_tokens", self.text_step_tokens, 1, "tokens evicted at once from the text window")
         if self.recompute and self.positions == "native":
-            raise ConfigError("cache.recompute=true renumbers what it keeps; use cache.positions=contiguous with it")
+            raise ConfigError(
+                "cache.recompute=true assigns new positions each turn, but cache.positions=native keeps the old ones; "
+                "use cache.positions=contiguous"
+            )
 
     def _check_text_limits(self):
         sizes = {name: getattr(self, name) for name in ("text_sink_tokens", "text_window_tokens")}
         for name, size in sizes.items():
             if size is None and self.policy == "streaming":
-                raise ConfigError(f"cache.{name} is null, but the streaming policy needs a number of tokens: give one")
+                raise ConfigError(f"cache.{name} is null, but cache.policy=streaming needs a limit; give a number")
             if size is not None:
-                at_least(f"cache.{name}", size, 0, "it counts tokens")
+                at_least(f"cache.{name}", size, 0, "a number of tokens")
         if (self.text_sink_tokens is None) != (self.text_window_tokens is None):
             raise ConfigError(
-                "cache.text_sink_tokens and cache.text_window_tokens are limits together: give both or none"
+                "cache.text_sink_tokens and cache.text_window_tokens are one limit, but one of them is null; give both "
+                "or neither"
             )
 
     @property
     def text_limits(self) -> tuple[int, int, int]:
-        """Sink, window and step of the text, in tokens."""
+        """Sink, window and step of the previous text, in tokens."""
         return self.text_sink_tokens, self.text_window_tokens, self.text_step_tokens
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the cache has a largest size whatever the length of the stream."""
+        """True if the cache has a maximum size that does not depend on the length of the stream."""
         if self.policy == "reference":
             return self.text_window_tokens is not None
         return self.policy != "full"
@@ -94,13 +126,21 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """How video becomes turns: ``fps`` frames a second, ``turn_s`` seconds a turn, pixels a frame, the resize.
+    """Video files and frames: sampling, resizing, decoding, and the token format of turns.
 
-    resize: ``processor`` is the video processor's (bicubic on integers), ``qwen_vl_utils`` the one that the released
-        checkpoint was trained with (float, rounded, with a cap on the pixels of a frame).
-    prefetch: seconds of video decoded ahead of the model.
-    turn_format: how a turn is written as tokens, ``time-range-1`` (one time label a turn) or ``patch-seconds-1`` (one a
-        temporal patch); by default as the checkpoint was trained.
+    A checkpoint expects turns like those of its training; a stream warns about other values of ``fps``, ``turn_s``,
+    ``min_pixels``, ``max_pixels``, ``resize`` and ``turn_format``.
+
+    fps: frames sampled per second of video.
+    turn_s: seconds of video per turn; ``fps * turn_s``, rounded, is the number of frames per turn, at least 1.
+    min_pixels, max_pixels: a frame is resized to a size between these, keeping its aspect ratio. The defaults are 100
+        and 768 tokens of 28 x 28 pixels.
+    resize: ``processor`` (the Hugging Face video processor: bicubic on integers) or ``qwen_vl_utils`` (the one that the
+        released checkpoint was trained with: bicubic in float, then rounded, with a cap on the pixels of a frame).
+    decoder: ``pyav`` reads every format of FFmpeg; ``decord`` reads ordinary mp4 files.
+    prefetch: turns decoded ahead of the model. At least 1.
+    turn_format: how a turn is written as tokens: ``time-range-1`` (one time label per turn, as in the released
+        checkpoint), ``patch-seconds-1`` (one per temporal patch, as in Qwen3-VL), or None for the checkpoint's own.
     """
 
     fps: float = 2.0
@@ -117,14 +157,14 @@ class VideoConfig:
             one_of("video.turn_format", self.turn_format, TURN_FORMATS)
         one_of("video.resize", self.resize, ("processor", "qwen_vl_utils"))
         one_of("video.decoder", self.decoder, ("pyav", "decord"))
-        above("video.fps", self.fps, 0, "frames a second")
-        above("video.turn_s", self.turn_s, 0, "seconds a turn")
-        at_least("video.min_pixels", self.min_pixels, 1, "pixels a frame")
-        at_least("video.max_pixels", self.max_pixels, self.min_pixels, "never below video.min_pixels")
-        at_least("video.prefetch", self.prefetch, 1, "seconds decoded ahead")
+        above("video.fps", self.fps, 0, "frames per second")
+        above("video.turn_s", self.turn_s, 0, "seconds per turn")
+        at_least("video.min_pixels", self.min_pixels, 1, "pixels of a frame")
+        at_least("video.max_pixels", self.max_pixels, self.min_pixels, "the value of video.min_pixels")
+        at_least("video.prefetch", self.prefetch, 1, "turns decoded ahead")
         if self.num_frames < 1:
             raise ConfigError(
-                f"video.fps={self.fps:g} with video.turn_s={self.turn_s:g} makes turns of no frame; raise one of them"
+                f"video.fps={self.fps:g} with video.turn_s={self.turn_s:g} gives turns of no frame; raise one"
             )
 
     @property
@@ -135,22 +175,25 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class LiveConfig:
-    """How a stream that does not wait is received, and what is done when the model is late.
+    """Live sources: connections, and the policy when the model falls behind.
 
-    policy: ``drop`` takes the newest second and lets the others go; ``coalesce`` makes one turn of all that was missed,
-        its frames thinned to those of a turn; ``degrade`` spends fewer pixels, frames and tokens while late, and drops
-        beyond ``max_lag_s``; ``wait`` takes every second and holds the source back. None: ``wait`` for what can be held
-        back or ends by itself (a pipe, a recording behind an address), ``drop`` for what is live.
-    max_lag_s: how far the model may fall behind under ``degrade`` before seconds are dropped.
-    max_frames, max_bytes: the most that waits in front of the model.
-    open_timeout_s: how long a connection may take to give its first picture.
-    stall_timeout_s: a connection that gives no picture for so long is broken.
-    retry_min_s, retry_max_s: the wait before a broken connection is tried again, doubled up to the largest.
-    retry_for_s: for how long it is tried before the stream ends with an error; None for ever.
-    rtsp_transport: ``tcp``, which loses nothing, or ``udp``.
-    verify_tls: refuse a server whose certificate is not vouched for; many cameras sign their own.
-    http_proxy: the proxy that http and https go through, password and all; None for the direct way.
-    camera_size, camera_fps: what is asked of a webcam, "1280x720" and pictures a second; None leaves it to the driver.
+    policy: what to do with video that arrived while the model was busy.
+        ``drop``: process the newest turn and skip the others.
+        ``coalesce``: process one turn that spans everything missed, with the usual number of frames.
+        ``degrade``: process every turn, with fewer pixels, frames and tokens while behind; beyond ``max_lag_s``, drop.
+        ``wait``: process every turn in full and hold the source back.
+        None: ``wait`` for sources that can be held back or end by themselves (a pipe, a recording behind an address),
+        ``drop`` for all others.
+    max_lag_s: seconds of lag beyond which ``degrade`` drops turns.
+    max_frames, max_bytes: limits of the queue of decoded video in front of the model.
+    open_timeout_s: seconds within which a new connection must deliver its first frame.
+    stall_timeout_s: seconds without a frame after which a connection counts as broken.
+    retry_min_s, retry_max_s: delay before a broken connection is opened again; it doubles with each attempt.
+    retry_for_s: seconds of attempts after which the stream ends with an error; None retries for ever.
+    rtsp_transport: ``tcp`` (no loss) or ``udp``.
+    verify_tls: refuse a server without a valid certificate. Set to False for a camera with a self-signed one.
+    http_proxy: URL of the proxy for http and https, with user and password if it needs them; None connects directly.
+    camera_size, camera_fps: requested size ("1280x720") and frame rate of a webcam; None is the driver's choice.
     """
 
     policy: Literal["wait", "drop", "coalesce", "degrade"] | None = None
@@ -177,21 +220,27 @@ class LiveConfig:
         at_least("live.max_bytes", self.max_bytes, 1, "bytes in front of the model")
         for name in ("open_timeout_s", "stall_timeout_s", "retry_min_s"):
             above(f"live.{name}", getattr(self, name), 0, "seconds")
-        at_least("live.retry_max_s", self.retry_max_s, self.retry_min_s, "never below live.retry_min_s")
+        at_least("live.retry_max_s", self.retry_max_s, self.retry_min_s, "the value of live.retry_min_s")
         if self.retry_for_s is not None:
-            at_least("live.retry_for_s", self.retry_for_s, 0, "seconds; null tries for ever")
+            at_least("live.retry_for_s", self.retry_for_s, 0, "seconds; null retries for ever")
         if self.camera_fps is not None:
-            above("live.camera_fps", self.camera_fps, 0, "pictures a second")
+            above("live.camera_fps", self.camera_fps, 0, "frames per second")
         if self.camera_size is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(self.camera_size)):
-            raise ConfigError(f"live.camera_size={self.camera_size} is no size; write width x height, as in 1280x720")
+            raise ConfigError(f"live.camera_size={self.camera_size} is not WIDTHxHEIGHT; give a size such as 1280x720")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is chosen; the defaults are the released code's. ``temperature`` 0 is greedy.
+    """Sampling of the tokens of a reply. The defaults are the released code's.
 
-    silence_threshold: a turn is silent where the model's own probability of silence, at the start of its reply, is at
-        least this, and speaks where it is below: lower is quieter. By default silence is a token as all others.
+    temperature: divides the logits; 0 takes the most likely token each time (greedy).
+    top_p: nucleus sampling: sample from the most likely tokens whose probabilities sum to this. In (0, 1]; 1 is off.
+    repetition_penalty: penalty on tokens that are in the cache or in the reply, as in Hugging Face. 1 is off.
+    max_new_tokens: tokens of a reply, at most.
+    seed: of the stream's own random numbers: the same seed gives the same reply, whatever other streams do.
+    silence_threshold: a turn is silent if the model's probability of silence, at the start of its reply, is at least
+        this; otherwise the model must speak. Lower is quieter. A question is always answered. None samples silence like
+        any other token.
     """
 
     temperature: float = 0.9
@@ -204,15 +253,15 @@ class SamplingConfig:
     def __post_init__(self):
         at_least("sampling.temperature", self.temperature, 0, "0 is greedy")
         above("sampling.repetition_penalty", self.repetition_penalty, 0, "1 is no penalty")
-        at_least("sampling.max_new_tokens", self.max_new_tokens, 1, "tokens a turn")
+        at_least("sampling.max_new_tokens", self.max_new_tokens, 1, "tokens of a reply")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"sampling.top_p={self.top_p} is outside (0, 1]; 1 keeps every token")
+            raise ConfigError(f"sampling.top_p={self.top_p} is outside (0, 1]; give 1 to keep every token")
         if self.silence_threshold is not None:
             at_least("sampling.silence_threshold", self.silence_threshold, 0, "a probability; 0 is always silent")
             if self.silence_threshold > 1:
                 raise ConfigError(
                     f"sampling.silence_threshold={self.silence_threshold} is above 1; give a probability, or null to "
-                    "leave silence to the model"
+                    "sample silence like any other token"
                 )
 
 
@@ -220,36 +269,55 @@ Config = TypeVar("Config", CacheConfig, VideoConfig, LiveConfig, SamplingConfig)
 
 
 def resolve(kind: type[Config], given: Config | Mapping[str, Any] | None, checkpoint: Mapping[str, Any]) -> Config:
-    """Fill what was not given (or given as null) from the checkpoint's own settings, then from the paper's defaults.
+    """Build a config from the given settings, then the checkpoint's, then the defaults.
 
-    Raises ConfigError for a name that ``kind`` does not have.
+    given: a config, which is returned as it is, or settings by name; None and null values count as not given.
+    checkpoint: the checkpoint's settings by name; those of other sections are ignored.
+    Raises ConfigError for a given name that ``kind`` does not have.
     """
     if isinstance(given, kind):
         return given
     names = {field.name for field in fields(kind)}
     given = dict(given or {})
     if unknown := sorted(set(given) - names):
-        raise ConfigError(f"{kind.__name__} has no setting {unknown[0]!r}; it has {', '.join(sorted(names))}")
+        _refuse(kind.__name__.removesuffix("Config").lower(), unknown, names)
     chosen = {name: checkpoint[name] for name in names & set(checkpoint)}
     chosen.update({name: value for name, value in given.items() if value is not None})
     return kind(**chosen)
 
 
+def explain_renamed(key: str, *, script: str = "") -> str | None:
+    """Return the error message for an old setting, such as ``video.chunk_s``; None if ``key`` was not renamed.
+
+    script: whose own options the keys without a section are.
+    """
+    parent, _, name = key.rpartition(".")
+    new_name = RENAMED_SETTINGS.get(parent.rpartition(".")[2] or script, {}).get(name)
+    return new_name and f"{key} was renamed to {key.removesuffix(name)}{new_name}; use the new name"
+
+
+def _refuse(section: str, unknown: list[str], names: set[str]):
+    for name in unknown:
+        if message := explain_renamed(f"{section}.{name}"):
+            raise ConfigError(message)
+    raise ConfigError(f"{section}.{unknown[0]} is unknown; {section} has {', '.join(sorted(names))}")
+
+
 def one_of(name: str, value: str, allowed: tuple[str, ...]):
-    """Raise ConfigError unless the setting is one of these words."""
+    """Raise ConfigError unless the value is one of the allowed words."""
     if value not in allowed:
         raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(allowed)}")
 
 
 def at_least(name: str, value: float, least: float, why: str):
-    """Raise ConfigError unless the setting is a number that is not below ``least``."""
+    """Raise ConfigError unless the value is a number of at least ``least``."""
     _number(name, value)
     if not value >= least:
         raise ConfigError(f"{name}={value} is below {least:g} ({why}); give {least:g} or more")
 
 
 def above(name: str, value: float, bound: float, why: str):
-    """Raise ConfigError unless the setting is a number above ``bound``."""
+    """Raise ConfigError unless the value is a number above ``bound``."""
     _number(name, value)
     if not value > bound:
         raise ConfigError(f"{name}={value} is not above {bound:g} ({why}); give a larger number")
@@ -257,4 +325,4 @@ def above(name: str, value: float, bound: float, why: str):
 
 def _number(name: str, value: float):
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name}={value!r} is not a number; give one")
+        raise ConfigError(f"{name}={value!r} is not a number; give a number")

@@ -1,4 +1,4 @@
-"""From the host's plain numbers to tensors of the device, without waiting for what the device is doing."""
+"""Copies from the host to the device that do not wait for the device."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 
 
 def on_device(numbers: Sequence | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return numbers of the host as a tensor of the device; a copy to CUDA takes its place in the current stream."""
+    """Return host numbers as a tensor on the device. A copy to CUDA is queued on the current CUDA stream."""
     host = torch.as_tensor(numbers, dtype=dtype)
     if device.type != "cuda":
         return host.to(device)

@@ -1,7 +1,7 @@
-"""A language model behind an address that speaks OpenAI's chat protocol: a hosted one, vLLM, SGLang, llama.cpp.
+"""A client of OpenAI-compatible chat endpoints: hosted models, vLLM, SGLang, llama.cpp.
 
-Every answer that could be used is kept on disk by the content of its question, so that a run that was broken off, or is
-repeated, asks nothing twice. Delays, refusals for a while (429, 5xx) and cut connections are tried again.
+Every valid answer is cached on disk under a hash of its request, so that a run that is interrupted or repeated sends no
+request twice. Timeouts, temporary errors (429, 5xx) and broken connections are retried.
 """
 
 import base64
@@ -24,23 +24,29 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-Part = Mapping[str, Any]
-"""A piece of a message that is not text alone, as OpenAI's protocol writes it."""
+ContentPart = Mapping[str, Any]
+"""A text or an image in a message, in the form of OpenAI's protocol."""
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English prose, for estimates; the endpoint's own tokenizer is not at hand."""
+"""For estimates of English text; the endpoint's own tokenizer is unknown."""
 
 _JPEG_URL = "data:image/jpeg;base64,"
 
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """Which model answers, and how patiently it is asked.
+    """The endpoint's address, model and limits.
 
-    base_url: null stands for OpenAI's own. api_key_env: the environment variable that holds the key; null sends none.
-    timeout_s: for one answer. max_retries: of one request, with growing pauses. max_attempts: answers that cannot be
-        used before one gives up. num_parallel: requests at a time.
-    usd_per_million_in, usd_per_million_out: what tokens cost; null where nobody knows.
+    model: the name under which the endpoint serves the model.
+    base_url: null is OpenAI's own.
+    api_key_env: the environment variable with the key; null sends no key.
+    timeout_s: seconds to wait for one answer.
+    max_retries: retries of one request after temporary errors, with exponential backoff; 0 tries once.
+    max_attempts: malformed answers to a request before it is given up.
+    num_parallel: concurrent requests.
+    temperature: null leaves it to the model.
+    token_limit_name: the parameter that limits an answer's tokens: max_tokens or max_completion_tokens.
+    usd_per_million_in, usd_per_million_out: price of a million tokens; null if unknown.
     """
 
     model: str
@@ -60,61 +66,61 @@ class EndpointConfig:
             raise ConfigError("endpoint.model is empty; give the name under which the endpoint serves its model")
         above("endpoint.timeout_s", self.timeout_s, 0, "seconds for an answer")
         at_least("endpoint.max_retries", self.max_retries, 0, "0 tries once")
-        at_least("endpoint.max_attempts", self.max_attempts, 1, "answers asked for")
-        at_least("endpoint.num_parallel", self.num_parallel, 1, "requests at a time")
+        at_least("endpoint.max_attempts", self.max_attempts, 1, "answers to try")
+        at_least("endpoint.num_parallel", self.num_parallel, 1, "concurrent requests")
 
     def cost_usd(self, num_tokens_in: int, num_tokens_out: int) -> float | None:
-        """What so many tokens cost, None where a price is not given."""
+        """Return the price of these tokens; None if a price is unknown."""
         if self.usd_per_million_in is None or self.usd_per_million_out is None:
             return None
         return (num_tokens_in * self.usd_per_million_in + num_tokens_out * self.usd_per_million_out) / 1e6
 
 
 @dataclass(frozen=True)
-class Request:
-    """A question: all that decides about the answer, which is what is sent, and nothing else."""
+class ChatRequest:
+    """The body of a chat completion request."""
 
     body: Mapping[str, Any]
 
     @property
     def num_characters(self) -> int:
-        """Of the text of all messages, images apart."""
+        """Characters of text in all messages, without images."""
         return sum(len(part["text"]) for part in self._parts() if part["type"] == "text")
 
     def digest(self) -> str:
-        """A name for the question, the same wherever and whenever it is asked."""
+        """Return a hash of the body, the key of the answer cache."""
         return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()
 
-    def described(self) -> dict[str, Any]:
-        """The body for people: of each image, what would take megabytes, the digest alone."""
-        return {**self.body, "messages": [_described(message) for message in self.body["messages"]]}
+    def with_hashed_images(self) -> dict[str, Any]:
+        """Return the body with a hash in place of each image, which would take megabytes."""
+        return {**self.body, "messages": [_with_hashed_images(message) for message in self.body["messages"]]}
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self) -> Iterator[ContentPart]:
         return chain.from_iterable(map(_parts, self.body["messages"]))
 
 
-def text_part(text: str) -> Part:
-    """Text beside images."""
+def text_part(text: str) -> ContentPart:
+    """Make a text part, for a message with images."""
     return {"type": "text", "text": text}
 
 
-def image_part(jpeg: bytes) -> Part:
-    """An image that travels in the request."""
+def image_part(jpeg: bytes) -> ContentPart:
+    """Make an image part that carries the image itself."""
     return {"type": "image_url", "image_url": {"url": _JPEG_URL + base64.b64encode(jpeg).decode()}}
 
 
-def _parts(message: Mapping[str, Any]) -> Sequence[Part]:
+def _parts(message: Mapping[str, Any]) -> Sequence[ContentPart]:
     content = message["content"]
     return [text_part(content)] if isinstance(content, str) else content
 
 
-def _described(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_hashed_images(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(message["content"], str):
         return message
-    return {**message, "content": [_digested(part) for part in message["content"]]}
+    return {**message, "content": [_hash_image(part) for part in message["content"]]}
 
 
-def _digested(part: Part) -> Part:
+def _hash_image(part: ContentPart) -> ContentPart:
     if part["type"] != "image_url":
         return part
     return {"type": "image_url", "sha256": hashlib.sha256(part["image_url"]["url"].encode()).hexdigest()}
@@ -122,9 +128,9 @@ def _digested(part: Part) -> Part:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What is about to be asked; answers that are kept already cost nothing.
+    """The expected cost of a run; cached answers cost nothing.
 
-    purpose: what asks. cost_usd: None where no price is given.
+    purpose: name of the run. cost_usd: None if a price is unknown.
     """
 
     purpose: str
@@ -135,7 +141,7 @@ class CostEstimate:
     cost_usd: float | None
 
     def __str__(self) -> str:
-        cost = "no price is given" if self.cost_usd is None else f"about {self.cost_usd:,.2f} USD"
+        cost = "the price is unknown" if self.cost_usd is None else f"about {self.cost_usd:,.2f} USD"
         return (
             f"{self.purpose} will ask {self.num_requests:,} times ({self.num_cached:,} answers are kept already), "
             f"about {self.num_tokens_in:,} tokens in and {self.num_tokens_out:,} out: {cost}"
@@ -144,7 +150,7 @@ class CostEstimate:
 
 @dataclass
 class Usage:
-    """What was asked, and what the endpoint says it counted."""
+    """Counters of a run; tokens as reported by the endpoint."""
 
     num_requests: int = 0
     num_cached: int = 0
@@ -154,34 +160,36 @@ class Usage:
 
 
 class AnswerCache:
-    """Answers on disk, a small JSON file each, whole or not there at all; shared by any number of processes."""
+    """Answers on disk, one JSON file each, written atomically; any number of processes may share a folder."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def get(self, request: Request) -> str | None:
-        """Return the answer to a request; None where there is none that can be read."""
+    def get(self, request: ChatRequest) -> str | None:
+        """Return the cached answer to a request; None if it is missing or unreadable."""
         try:
             return json.loads(self._path(request).read_text("utf-8"))["answer"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, request: Request, answer: str):
-        """Keep an answer; EndpointError where the disk does not take it."""
+    def put(self, request: ChatRequest, answer: str):
+        """Store an answer. Raises EndpointError if it cannot be written."""
         try:
-            write_json(self._path(request), {"request": request.described(), "answer": answer})
+            write_json(self._path(request), {"request": request.with_hashed_images(), "answer": answer})
         except OSError as error:
-            raise EndpointError(f"{self.folder} cannot keep answers ({error.strerror}); make room there") from error
+            raise EndpointError(
+                f"answers cannot be written to {self.folder} ({error.strerror}); free some space there"
+            ) from error
 
-    def _path(self, request: Request) -> Path:
+    def _path(self, request: ChatRequest) -> Path:
         name = request.digest()
         return self.folder / name[:2] / f"{name}.json"
 
 
 class ChatEndpoint:
-    """Asks a model, keeps its answers and counts; may be used from many threads.
+    """Sends requests to a model, caches its answers and counts usage. Thread-safe.
 
-    Raises ConfigError where the key's variable is not set, EndpointError where the client is not installed.
+    Raises ConfigError if the key's variable is not set, EndpointError if the client is not installed.
     """
 
     def __init__(self, config: EndpointConfig, cache_folder: str | Path):
@@ -192,28 +200,28 @@ class ChatEndpoint:
         self._client = _client(config, self._key)
         self._lock = threading.Lock()
 
-    def request(self, messages: Sequence[tuple[str, str | Sequence[Part]]], *, max_tokens: int) -> Request:
-        """A question of (role, content) messages to the endpoint's model; content is a text, or parts with images."""
+    def request(self, messages: Sequence[tuple[str, str | Sequence[ContentPart]]], *, max_tokens: int) -> ChatRequest:
+        """Build a request of (role, content) messages; content is a text, or a list of parts."""
         body = {
             "model": self.config.model,
             "messages": [{"role": role, "content": content} for role, content in messages],
             "temperature": self.config.temperature,
             self.config.token_limit_name: max_tokens,
         }
-        return Request({name: value for name, value in body.items() if name and value is not None})
+        return ChatRequest({name: value for name, value in body.items() if name and value is not None})
 
-    def ask(self, request: Request, read: Callable[[str], Answer]) -> Answer | None:
-        """Return what ``read`` makes of the answer; None where no answer of ``max_attempts`` could be read.
+    def ask(self, request: ChatRequest, read: Callable[[str], Answer]) -> Answer | None:
+        """Return ``read(answer)``; None if all of ``max_attempts`` answers are malformed.
 
-        ``read`` raises ValueError for an answer that is not what was asked for; such an answer is not kept. Raises
-        EndpointError where the endpoint refuses, or cannot be reached after all retries.
+        read: parses an answer and raises ValueError if it is malformed. Malformed answers are not cached.
+        Raises EndpointError if the endpoint refuses the request, or cannot be reached after all retries.
         """
-        kept = self.cache.get(request)
-        if kept is not None:
+        cached = self.cache.get(request)
+        if cached is not None:
             try:
-                answer = read(kept)
+                answer = read(cached)
             except ValueError:
-                log.info("a kept answer cannot be read any more and is asked for again")
+                log.info("a cached answer is malformed; sending the request again")
             else:
                 self._count(num_cached=1)
                 return answer
@@ -228,10 +236,10 @@ class ChatEndpoint:
             return answer
         return None
 
-    def estimate(self, purpose: str, questions: Iterable[tuple[Request, int]]) -> CostEstimate:
-        """Count what asking will take, of requests without images.
+    def estimate(self, purpose: str, questions: Iterable[tuple[ChatRequest, int]]) -> CostEstimate:
+        """Estimate the cost of requests without images.
 
-        questions: each with the number of tokens that its answer is likely to have.
+        questions: each request with the expected number of tokens in its answer.
         """
         num_requests = num_cached = num_in = num_out = 0
         for request, num_answer_tokens in questions:
@@ -244,17 +252,17 @@ class ChatEndpoint:
         cost_usd = self.config.cost_usd(num_in, num_out)
         return CostEstimate(purpose, num_requests, num_cached, num_in, num_out, cost_usd)
 
-    def _answer(self, request: Request) -> str:
-        """The text of an answer, "" for what is no chat completion."""
+    def _answer(self, request: ChatRequest) -> str:
+        """Return the text of an answer; "" if it is not a chat completion."""
         import openai
 
         self._count(num_requests=1)
         try:
             completion = self._client.chat.completions.create(**request.body)
         except openai.APIStatusError as error:
-            raise self._refused(f"answers {error.status_code}: {error.message}", error.status_code) from None
+            raise self._error(f"answers {error.status_code}: {error.message}", error.status_code) from None
         except openai.APIConnectionError as error:
-            raise self._refused(f"cannot be reached ({error.__cause__ or error})") from None
+            raise self._error(f"cannot be reached ({error.__cause__ or error})") from None
         except (openai.APIResponseValidationError, ValueError):
             return ""
         usage = getattr(completion, "usage", None)
@@ -264,15 +272,15 @@ class ChatEndpoint:
         )
         return _content(completion)
 
-    def _refused(self, what: str, status: int | None = None) -> EndpointError:
+    def _error(self, reason: str, status: int | None = None) -> EndpointError:
         remedies = {
             401: f"set the key in {self.config.api_key_env}",
             403: f"set a key in {self.config.api_key_env} that may use the model",
             404: "check endpoint.model and endpoint.base_url",
         }
         remedy = remedies.get(status, "run the same command again later: answers so far are kept")
-        what = what.replace(self._key, "***") if self._key else what
-        return EndpointError(f"{self.config.base_url or 'api.openai.com'} {' '.join(what.split())[:300]}; {remedy}")
+        reason = reason.replace(self._key, "***") if self._key else reason
+        return EndpointError(f"{self.config.base_url or 'api.openai.com'} {' '.join(reason.split())[:300]}; {remedy}")
 
     def _count(self, **numbers: int):
         with self._lock:
@@ -281,7 +289,7 @@ class ChatEndpoint:
 
 
 def _content(completion: Any) -> str:
-    """The client does not check what it was sent."""
+    """Return the text of a completion; "" if it has none. The client does not validate responses."""
     try:
         content = completion.choices[0].message.content
     except (AttributeError, IndexError, KeyError, TypeError):
@@ -301,9 +309,7 @@ def _client(config: EndpointConfig, key: str):
     try:
         import openai
     except ImportError as error:
-        raise EndpointError(
-            'the client of OpenAI\'s protocol is missing; run: pip install "streamingvlm[llm]"'
-        ) from error
+        raise EndpointError('the package openai is not installed; pip install "streamingvlm[llm]"') from error
     return openai.OpenAI(
         base_url=config.base_url,
         api_key=key or "none",

@@ -1,8 +1,8 @@
-"""The errors that a user can cause, each told in one line: what was given, what was expected, what to do."""
+"""Errors that a user can cause. Each message is one line: what was found, what was expected, what to do."""
 
 
 class StreamingVLMError(Exception):
-    """Bad input or a bad setting; the message is one line and names the remedy."""
+    """Bad input or a bad setting. Base class of all errors in this module."""
 
 
 class ConfigError(StreamingVLMError):
@@ -10,7 +10,7 @@ class ConfigError(StreamingVLMError):
 
 
 class VideoError(StreamingVLMError):
-    """A video cannot be opened or holds nothing to watch."""
+    """A video cannot be opened or has no frames."""
 
 
 class CheckpointError(StreamingVLMError):
@@ -18,24 +18,24 @@ class CheckpointError(StreamingVLMError):
 
 
 class NonFiniteLossError(StreamingVLMError):
-    """A loss is infinite or no number; the message names the examples that it came from."""
+    """A training loss is infinite or NaN; the message names the examples of the batch."""
 
 
 class DataError(StreamingVLMError):
-    """Data for training cannot be read, prepared or written."""
+    """Training data cannot be read, prepared or written."""
 
 
 class EndpointError(StreamingVLMError):
-    """A language model behind an address does not answer, or not in the way it was asked to."""
+    """A language model endpoint does not answer, or refuses the request."""
 
 
 class SnapshotError(StreamingVLMError):
-    """A snapshot of a stream cannot be written, or not be taken up here."""
+    """A snapshot of a stream cannot be written, or cannot be restored here."""
 
 
 class EngineFull(StreamingVLMError):
-    """An engine has no room for another stream, or for more of one."""
+    """An engine has no memory for another stream, or for more tokens of one."""
 
 
 class ClosedError(StreamingVLMError):
-    """A stream or an engine was closed; it takes nothing more."""
+    """A stream or an engine was closed and takes no more input."""

@@ -1,4 +1,4 @@
-"""What all figures share: matplotlib without a screen, colours that most people can tell apart, whole files."""
+"""Figures by matplotlib: no display, colours safe for colour-blind readers, atomic and reproducible files."""
 
 from io import BytesIO
 from pathlib import Path
@@ -7,22 +7,24 @@ from typing import Any
 from streamingvlm.atomic import write_bytes
 from streamingvlm.errors import ConfigError
 
-# Okabe and Ito's colours, which people who see few colours can tell apart.
+# The palette of Okabe and Ito, safe for colour-blind readers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 
 
 def new_figure(**settings: Any):
-    """An empty figure of matplotlib. Raises ConfigError where that is not installed."""
+    """Return an empty matplotlib figure. Raises ConfigError if matplotlib is not installed."""
     try:
-        # Not pyplot, which keeps figures and picks a screen.
+        # Not pyplot, which keeps figures in memory and selects a display.
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError('figures are drawn by matplotlib; pip install "streamingvlm[eval]"') from error
+        raise ConfigError(
+            'figures need matplotlib, which is not installed; pip install "streamingvlm[eval]"'
+        ) from error
     return Figure(layout="constrained", **settings)
 
 
-def dressed(figure, title: str):
-    """Give a figure its title, and its panels a light grid."""
+def style_figure(figure, title: str):
+    """Set the title of a figure and a light grid in its panels; return the figure."""
     figure.suptitle(title, fontsize=11)
     for panel in figure.axes:
         panel.grid(alpha=0.25)
@@ -31,8 +33,8 @@ def dressed(figure, title: str):
 
 
 def save_figure(figure, path: Path):
-    """Write a figure as a PNG: the same figure makes the same file. Raises OSError."""
+    """Write a figure as PNG; the same figure gives the same bytes. Raises OSError."""
     image = BytesIO()
-    # Without the name and version of the program.
+    # Leaves out the version of matplotlib.
     figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
     write_bytes(path, image.getvalue())

@@ -1,24 +1,22 @@
-"""The turn format: one second of video as tokens, for training and for inference alike.
+"""The turn format: how turns of video and words become tokens, in training and in inference alike.
 
-This is the only file that knows chat markup. It asks the tokenizer for every id, scans none, and returns with the ids
-the segments that they form, so that the cache can tell a query from a time label without looking at a token. The shape
-is the released checkpoint's: one user turn a second, a role named ``previous text``, absolute times. The time of vision
-is told in one of two forms: a range before all vision of the turn (``time-range-1``), as the released checkpoint knows
-it, or the seconds of each temporal patch before that patch (``patch-seconds-1``), as Qwen3-VL does.
+This is the only module that knows chat markup. It returns token ids together with the segments that they form, so that
+the cache can distinguish a query from a time label without parsing tokens. The format is the released checkpoint's: one
+user message per turn, a role named ``previous text``, and absolute times. Time labels have one of two forms:
+
+    time-range-1      one range before all vision of the turn, as in the released checkpoint
+    patch-seconds-1   the seconds of each temporal patch before that patch, as in Qwen3-VL
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from streamingvlm.cache.layout import Segment, SegmentKind
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from streamingvlm.model.family import Family
+from streamingvlm.model.family import Family
 
 Grid = tuple[int, int, int]
 
@@ -45,7 +43,7 @@ _MARKUP = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids and the segments that they form, in order; ``sum`` of the segments' tokens == len(ids)."""
+    """Token ids and the segments that they form, in order; the segments have len(ids) tokens in all."""
 
     ids: tuple[int, ...] = ()
     segments: tuple[Segment, ...] = ()
@@ -57,13 +55,13 @@ class Tokens:
         return len(self.ids)
 
     def supervised(self) -> list[bool]:
-        """Per token, whether training asks the model for it: the assistant's words, their tail and the end of turn."""
+        """Return per token True if it is a training target: the words of a reply, its tail and its end of turn."""
         return [s.kind in SUPERVISED_KINDS for s in self.segments for _ in range(s.num_tokens)]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One second of the chat: when it is, and the merged (t, h, w) grid of its vision."""
+    """A turn: its index, its stream time, and the (t, h, w) grid of its vision after merging."""
 
     index: int
     start_s: float
@@ -77,12 +75,12 @@ class Turn:
 
 
 class TurnFormat:
-    """Turns seconds and words into tokens with one tokenizer.
+    """Converts turns of video and words into tokens, with one tokenizer.
 
-    tokenizer: a Hugging Face tokenizer whose vocabulary has Qwen's chat and vision markers; CheckpointError otherwise.
+    tokenizer: a Hugging Face tokenizer whose vocabulary has Qwen's chat and vision markers; otherwise CheckpointError.
     temporal_step: rotary positions between two temporal steps of a vision grid.
-    name: one of TURN_FORMATS, how the time of the vision is told.
-    fps, frames_per_patch: frames a second, and frames in a temporal patch: where a patch lies in its turn.
+    name: one of TURN_FORMATS.
+    fps, frames_per_patch: frames per second and frames per temporal patch, from which patch-seconds-1 computes times.
     """
 
     def __init__(
@@ -107,8 +105,8 @@ class TurnFormat:
         self._markup = {kind: self.encode(text) for kind, text in _MARKUP.items()}
 
     @classmethod
-    def of(cls, tokenizer, family: "Family", video: VideoConfig) -> "TurnFormat":
-        """The format in which checkpoints of a family are shown video, in training and in a stream."""
+    def of(cls, tokenizer, family: Family, video: VideoConfig) -> "TurnFormat":
+        """Return the turn format for a family's checkpoints, in training and in streams."""
         return cls(
             tokenizer,
             temporal_step=family.temporal_step(family.temporal_patch_size / video.fps),
@@ -118,21 +116,21 @@ class TurnFormat:
         )
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of markup written by this project."""
+        """Tokenize markup, with special tokens."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
-        """Token ids of a user's words, in which special tokens are read as mere characters."""
-        if not text:  # most turns have neither query nor question, and a tokenizer takes its time over nothing
+        """Tokenize text from a user; special tokens in it become ordinary characters."""
+        if not text:  # common, and a tokenizer call is slow
             return ()
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def prologue(self, previous_text: str = "") -> Tokens:
-        """What a stream opens with: the system prompt and the text that came before the first second."""
+        """The start of a stream: the system prompt and the text before the first turn."""
         return self.prologue_from_ids(self.encode_plain(previous_text))
 
     def prologue_from_ids(self, previous_ids: Sequence[int]) -> Tokens:
-        """The same, from the ids of the previous text."""
+        """The start of a stream, from the token ids of the previous text."""
         return _join(
             self._piece(SegmentKind.SYSTEM),
             self._piece(SegmentKind.PREVIOUS_OPEN),
@@ -141,13 +139,13 @@ class TurnFormat:
         )
 
     def line_feed(self, turn: Turn) -> Tokens:
-        """The line feed after a turn that was closed; it is read only when another turn follows."""
+        """The line feed after a closed turn. It is appended when another turn follows."""
         return self._of_turn(turn, self._piece(SegmentKind.LINE_FEED))
 
     def open_turn(self, turn: Turn, query: str = "", question: str = "") -> Tokens:
-        """A second of video, up to where the model begins to speak.
+        """A turn of video, up to the start of the model's reply.
 
-        After the vision stand the query, which is for the whole stream, and a question, which is for this turn.
+        query: for the whole stream. question: for this turn. Both follow the vision.
         """
         tokens = self._of_turn(turn, self._piece(SegmentKind.USER_OPEN))
         for label, grid in self._vision_spans(turn):
@@ -161,7 +159,7 @@ class TurnFormat:
         )
 
     def message(self, turn: Turn, words: str) -> Tokens:
-        """A user's message of words alone, without video, up to where the model begins to answer."""
+        """A user message of words without video, up to the start of the model's reply."""
         return self._of_turn(
             turn,
             self._piece(SegmentKind.USER_OPEN),
@@ -171,22 +169,22 @@ class TurnFormat:
         )
 
     def fill_video(self, chat_ids: Sequence[int], turn: Turn) -> tuple[int, ...]:
-        """Put the vision of ``turn`` where an ordinary chat has the place of its one video, as the processors do.
+        """Expand the video placeholder of an ordinary chat to the vision of ``turn``, as Hugging Face processors do.
 
-        Qwen3-VL has the seconds of each patch before it; the others have no time in their text. Raises CheckpointError
-        where the chat has not one such place.
+        patch-seconds-1 writes the time of each patch before it; time-range-1 writes no time. Raises CheckpointError
+        unless the chat has exactly one placeholder.
         """
         chat_ids = tuple(chat_ids)
         if chat_ids.count(self.vision_pad_id) != 1:
-            raise CheckpointError("the chat template has no place for one video; give an instruct checkpoint")
-        place = chat_ids.index(self.vision_pad_id)
+            raise CheckpointError("the chat template has no placeholder for one video; give an instruct checkpoint")
+        start = chat_ids.index(self.vision_pad_id)
         if self.name == "time-range-1":
-            return chat_ids[:place] + (self.vision_pad_id,) * turn.num_vision_tokens + chat_ids[place + 1 :]
+            return chat_ids[:start] + (self.vision_pad_id,) * turn.num_vision_tokens + chat_ids[start + 1 :]
         spans = [self._vision(turn, label, grid).ids for label, grid in self._vision_spans(turn)]
-        return chat_ids[: place - 1] + tuple(chain(*spans)) + chat_ids[place + 2 :]
+        return chat_ids[: start - 1] + tuple(chain(*spans)) + chat_ids[start + 2 :]
 
     def _vision(self, turn: Turn, label: str, grid: Grid) -> Tokens:
-        """A span of vision between its markers, its time before it."""
+        """A time label, and vision between its markers."""
         num_tokens = math.prod(grid)
         vision = Segment(SegmentKind.VISION, num_tokens, turn.index, turn.start_s, turn.end_s, grid, self.temporal_step)
         before = self._of_turn(turn, (SegmentKind.TIME, self.encode(label)), self._piece(SegmentKind.VISION_START))
@@ -197,20 +195,20 @@ class TurnFormat:
         yield f"Time={turn.start_s:.1f}-{turn.end_s:.1f}s", turn.grid
 
     def _span_each_patch(self, turn: Turn) -> Iterator[tuple[str, Grid]]:
-        """The label is the mean time of the patch's first and last frame, as the processor of Qwen3-VL writes it."""
+        """The label is the mean time of the patch's first and last frame, as in the processor of Qwen3-VL."""
         num_patches, height, width = turn.grid
         num_frames = round((turn.end_s - turn.start_s) * self.fps)
         num_shown = max(1, min(num_frames, num_patches * self.frames_per_patch))
         for first in range(0, num_patches * self.frames_per_patch, self.frames_per_patch):
-            # An incomplete patch is filled with its last frame, which is shown at its own time. Of a turn that stands
-            # for several seconds, the last frame of each of `num_shown` equal parts is shown.
+            # An incomplete patch is filled by repeating its last frame, which keeps its time. A turn that spans more
+            # frames than it shows (after live.policy=coalesce) shows the last frame of each of `num_shown` equal parts.
             last = max(first, min(first + self.frames_per_patch, num_shown) - 1)
-            frames = ((place + 1) * num_frames / num_shown - 1 for place in (first, last))
+            frames = ((index + 1) * num_frames / num_shown - 1 for index in (first, last))
             first_s, last_s = (turn.start_s + frame / self.fps for frame in frames)
             yield f"<{(first_s + last_s) / 2:.1f} seconds>", (1, height, width)
 
     def standing_query(self, turn: Turn, query: str) -> Tokens:
-        """What is left of the turn that brought the query once its second has gone by."""
+        """The part of the query's turn that stays in the cache after the rest of the turn is evicted."""
         if not query:
             return Tokens()
         return self._of_turn(
@@ -221,32 +219,27 @@ class TurnFormat:
         )
 
     def speech_ids(self, words: str) -> tuple[int, ...]:
-        """Ids of the words of a reply, each word with a space before it; none for a silent second."""
+        """Token ids of the words of a reply, each preceded by a space; empty for a silent turn."""
         return self.encode_plain("".join(f" {word}" for word in words.split()))
 
     def reply(self, turn: Turn, words: str) -> Tokens:
-        """The reply that says ``words``; an empty string is a silent second."""
+        """A complete reply with these words; an empty string is a silent reply."""
         return self.close_turn(turn, (*self.speech_ids(words), *self.ellipsis_ids, self.end_of_turn_id))
 
     @property
-    def silent_reply(self) -> tuple[int, ...]:
-        """Ids of the reply of a silent second."""
-        return (*self.ellipsis_ids, self.end_of_turn_id)
-
-    @property
     def silent_ids(self) -> tuple[int, ...]:
-        """Ids with which a reply begins that says nothing; of a `` ...`` of several tokens the first."""
+        """Token ids that a silent reply can start with: the first token of `` ...``, or a stop token."""
         return (self.ellipsis_ids[0], *self.stop_ids)
 
     def given_reply(self, turn: Turn, words: str) -> tuple[Tokens, Tokens]:
-        """The reply that says ``words``, in two parts: what a model that has said them has read, and the end."""
+        """A complete reply in two parts: the tokens in the cache after a model generated it, and the last token."""
         reply = self.reply(turn, words)
         return Tokens(reply.ids[:-1], reply.segments[:-1]), Tokens(reply.ids[-1:], reply.segments[-1:])
 
     def close_turn(self, turn: Turn, reply_ids: Sequence[int]) -> Tokens:
-        """Tell apart the words, the tail and the end of a reply; an end that the model did not write is appended.
+        """Split generated tokens into words, tail and end of turn; append an end of turn if the model wrote none.
 
-        The tail is a trailing `` ...`` and an end-of-text: all that is not speech. Nothing else is cut.
+        The tail is a trailing `` ...`` and any end-of-text token. No token is removed.
         """
         has_end = bool(reply_ids) and reply_ids[-1] == self.end_of_turn_id
         body = reply_ids[:-1] if has_end else reply_ids
@@ -259,11 +252,11 @@ class TurnFormat:
         )
 
     def spoken_text(self, reply_ids: Sequence[int]) -> str:
-        """The words of a reply, finished or not, as a person reads them."""
+        """The words of a complete or partial reply, as text."""
         return self.decode(self._words(reply_ids)).strip()
 
     def _words(self, reply_ids: Sequence[int]) -> Sequence[int]:
-        """The reply without its end and one trailing `` ...``."""
+        """The reply without stop tokens at its end and without one trailing `` ...``."""
         words = reply_ids
         while words and words[-1] in self.stop_ids:
             words = words[:-1]
@@ -271,14 +264,14 @@ class TurnFormat:
         return words[: -len(self.ellipsis_ids)] if has_tail else words
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words that ``ids`` spell, without special tokens."""
+        """Decode token ids to text, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _special(self, token: str) -> int:
         ids = self.encode(token)
         if len(ids) != 1:
             name = self.tokenizer.name_or_path or "the tokenizer"
-            raise CheckpointError(f"{name} does not know {token} as one token; give a checkpoint of a Qwen chat model")
+            raise CheckpointError(f"{name} has no single token for {token}; give a checkpoint of a Qwen chat model")
         return ids[0]
 
     def _piece(self, kind: SegmentKind) -> tuple[SegmentKind, tuple[int, ...]]:

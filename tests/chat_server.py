@@ -1,4 +1,4 @@
-"""A real server on the loopback interface that speaks OpenAI's chat protocol, well or badly as a test wants it."""
+"""A server on the loopback interface with OpenAI's chat protocol, correct or faulty as a test wants it."""
 
 import json
 import threading
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Reply = str | int | bytes | tuple[int, bytes] | None
-"""What is sent: a text as the answer; a status; a body; a status and its body; None cuts the connection."""
+"""A response: a text as the answer; a status; a body; a status and its body; None cuts the connection."""
 
 
 class ChatServer:
-    """Answers each request by ``reply``, a function of the request's body and how often this body has come before.
+    """Answers each request by ``reply``, a function of the body and of the number of earlier requests with this body.
 
-    requests: the bodies, in the order in which they came; keys: what was sent as the key; answered: the bodies of those
-    requests that got a text.
+    requests: the bodies, in order of arrival; keys: their authorization headers; answered: the bodies that got a text.
     """
 
     def __init__(self, reply: Callable[[dict, int], Reply]):
@@ -93,7 +92,7 @@ def encoded(reply: Reply) -> tuple[int, bytes]:
 
 
 def document(reply: str | int) -> dict:
-    """A chat completion, or an error as a server words it."""
+    """A chat completion, or an error document."""
     if isinstance(reply, int):
         return {"error": {"message": f"status {reply}", "type": "server_error"}}
     return {

@@ -1,7 +1,7 @@
-"""The oracle of a cached stream: a stream of plain Python lists, one token at a time, dense softmax, float32.
+"""The oracle of a cached stream: plain Python lists, one token at a time, dense softmax, float32.
 
-It shares with the product the turn format and the weights, and nothing of the cache: eviction, numbering, rotation and
-attention are spelled out here a second time, token by token.
+It shares the turn format and the weights with the library, and nothing of the cache: eviction, positions, rotation and
+attention are implemented a second time here, token by token.
 """
 
 import math
@@ -33,62 +33,62 @@ class Token:
 
 
 class NaiveStream:
-    """Streams with the `streaming` policy, greedily and without a penalty."""
+    """A stream with the `streaming` policy, greedy, without repetition penalty."""
 
     def __init__(self, model, cache, video, *, max_new_tokens, query="", previous_text=""):
         self.text, self.head, self.cache, self.video = model.text_model, model.lm_head, cache, video
         self.vision = model.vision_encoder(min_pixels=video.min_pixels, max_pixels=video.max_pixels)
         self.format = TurnFormat.of(model.tokenizer, model.family, video)
         self.max_new_tokens, self.query = max_new_tokens, query
-        self.is_told = False
+        self.has_query = False
         self.tokens: list[Token] = []
         self.turn, self.next = 0, -1.0
         self.append(self.format.prologue(previous_text))
 
     def step(self, frames, question="") -> tuple[list[int], list[torch.Tensor]]:
-        """Take in one turn; return the reply's ids and the logits before each."""
+        """Process one turn; return the ids of the reply and the logits before each."""
         vision = self.vision.features(frames)
         grid = vision.grid
         turn = Turn(self.turn, self.turn * self.video.turn_s, (self.turn + 1) * self.video.turn_s, grid)
         self.evict(turn.end_s)
         if self.tokens[-1].kind is SegmentKind.REPLY_END:
             self.append(self.format.line_feed(Turn(self.turn - 1, turn.start_s - self.video.turn_s, 0, grid)))
-        self.append(self.format.open_turn(turn, "" if self.is_told else self.query, question), vision)
-        self.is_told = True
-        reply, said = self.speak(turn)
-        fed = self.tokens[len(self.tokens) - (len(reply) - 1) :] if len(reply) > 1 else []
-        del self.tokens[len(self.tokens) - len(fed) :]
+        self.append(self.format.open_turn(turn, "" if self.has_query else self.query, question), vision)
+        self.has_query = True
+        reply, all_logits = self.decode(turn)
+        computed = self.tokens[len(self.tokens) - (len(reply) - 1) :] if len(reply) > 1 else []
+        del self.tokens[len(self.tokens) - len(computed) :]
         self.append(self.format.close_turn(turn, reply))
-        for token, computed in zip(self.tokens[-len(self.format.close_turn(turn, reply)) :], fed, strict=False):
-            token.keys, token.values = computed.keys, computed.values
-            token.position, token.is_numbered = computed.position, True
+        for token, other in zip(self.tokens[-len(self.format.close_turn(turn, reply)) :], computed, strict=False):
+            token.keys, token.values = other.keys, other.values
+            token.position, token.is_numbered = other.position, True
         self.turn += 1
-        return reply, said
+        return reply, all_logits
 
-    def speak(self, turn: Turn) -> tuple[list[int], list[torch.Tensor]]:
+    def decode(self, turn: Turn) -> tuple[list[int], list[torch.Tensor]]:
         self.number()
-        logits, reply, said = self.feed(), [], []
+        logits, reply, all_logits = self.prefill(), [], []
         while True:
-            said.append(logits)
+            all_logits.append(logits)
             reply.append(int(logits.argmax()))
             if reply[-1] in self.format.stop_ids or len(reply) == self.max_new_tokens:
-                return reply, said
+                return reply, all_logits
             self.append(Tokens((reply[-1],), ()), loose=turn)
             self.number()
-            logits = self.feed()
+            logits = self.prefill()
 
     def instruct(self, query: str):
-        """Another standing query, told with the next turn; the one before it is let go there."""
+        """Replace the standing query; the new one joins the next turn."""
         self.tokens = [token for token in self.tokens if token.kind is not SegmentKind.QUERY]
-        self.query, self.is_told = query, False
+        self.query, self.has_query = query, False
 
     def ask(self, question: str) -> list[torch.Tensor]:
-        """The logits before each token of the answer that a full copy of the stream gives; this one stays as it is."""
+        """Answer on a full copy of the stream; return the logits before each token. This stream is not changed."""
         fork = copy(self)
         fork.tokens = [replace(token, keys=list(token.keys), values=list(token.values)) for token in self.tokens]
         turn = Turn(self.turn, 0.0, 0.0, (0, 0, 0))
         fork.append(self.format.line_feed(turn) + self.format.message(turn, question))
-        return fork.speak(turn)[1]
+        return fork.decode(turn)[1]
 
     def append(self, tokens: Tokens, vision=None, loose: Turn | None = None):
         kinds = [s for s in tokens.segments for _ in range(s.num_tokens)]
@@ -109,10 +109,10 @@ class NaiveStream:
 
     def evict(self, end_s: float):
         after = self.survivors(end_s)
-        waiting = [not token.keys for token in after]
-        if any(waiting) and waiting != sorted(waiting):
+        pending = [not token.keys for token in after]
+        if any(pending) and pending != sorted(pending):
             self.number()
-            self.feed()
+            self.prefill()
             after = self.survivors(end_s)
         if self.cache.recompute_text:
             self.forget_changed_prologue(after)
@@ -122,13 +122,13 @@ class NaiveStream:
         def prologue(tokens):
             return [token for token in tokens if token.kind is SegmentKind.PREVIOUS or token.turn == PROLOGUE_TURN]
 
-        # A token that has just moved is `previous` in the list of before, too; only its place tells it from the others.
+        # A token that has just moved is `previous` in the old list as well; only its index distinguishes it.
         if self.tokens[: len(prologue(after))] != prologue(after):
             for token in prologue(after):
                 token.keys, token.values = [], []
 
     def survivors(self, end_s: float) -> list[Token]:
-        asking = {token.turn for token in self.tokens if token.kind is SegmentKind.QUERY}
+        query_turns = {token.turn for token in self.tokens if token.kind is SegmentKind.QUERY}
         head, previous, tail, moved = [], [], [], []
         for token in self.tokens:
             age_s = end_s - token.start_s - 1e-6
@@ -149,7 +149,7 @@ class NaiveStream:
             elif (
                 in_turns
                 or in_vision
-                or (token.turn in asking and token.kind not in (SegmentKind.TIME, SegmentKind.QUESTION))
+                or (token.turn in query_turns and token.kind not in (SegmentKind.TIME, SegmentKind.QUESTION))
             ):
                 tail.append(token)
         text = previous + moved
@@ -177,16 +177,16 @@ class NaiveStream:
                 self.next = max(self.next, *token.position)
             token.is_numbered = True
 
-    def feed(self) -> torch.Tensor:
+    def prefill(self) -> torch.Tensor:
         """Run every token without keys through the layers; return the logits after the last."""
-        for place, token in enumerate(self.tokens):
+        for index, token in enumerate(self.tokens):
             if not token.keys:
-                hidden = self.layers(token, self.tokens[: place + 1])
+                hidden = self.layers(token, self.tokens[: index + 1])
         return self.head(self.text.norm(hidden))
 
-    def layers(self, token: Token, seen: list[Token]) -> torch.Tensor:
+    def layers(self, token: Token, context: list[Token]) -> torch.Tensor:
         hidden = token.embedding[None]
-        angles = torch.stack([self.angles(other.position) for other in seen])
+        angles = torch.stack([self.angles(other.position) for other in context])
         for index, layer in enumerate(self.text.layers):
             attention = layer.self_attn
             x = layer.input_layernorm(hidden)
@@ -194,8 +194,8 @@ class NaiveStream:
             token.values.append(attention.v_proj(x)[0].view(-1, attention.head_dim))
             query = normalised(attention, "q_norm", attention.q_proj(x)[0].view(-1, attention.head_dim))
             query = rotate(query, angles[-1])
-            keys = rotate(torch.stack([t.keys[index] for t in seen]).transpose(0, 1), angles)
-            values = torch.stack([t.values[index] for t in seen]).transpose(0, 1)
+            keys = rotate(torch.stack([t.keys[index] for t in context]).transpose(0, 1), angles)
+            values = torch.stack([t.values[index] for t in context]).transpose(0, 1)
             group_size = len(query) // len(keys)
             heads = [attend(query[h], keys[h // group_size], values[h // group_size]) for h in range(len(query))]
             hidden = hidden + attention.o_proj(torch.cat(heads)[None])

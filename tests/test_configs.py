@@ -7,11 +7,22 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from command_line import explain
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoConfig, resolve
+from streamingvlm.config import (
+    RENAMED_SETTINGS,
+    CacheConfig,
+    LiveConfig,
+    SamplingConfig,
+    VideoConfig,
+    explain_renamed,
+    resolve,
+)
 from streamingvlm.endpoint import EndpointConfig
+from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointView
 
 ROOT = Path(__file__).parents[1]
@@ -125,3 +136,51 @@ def test_a_stream_runs_where_it_was_called_and_leaves_no_folders():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         job = compose("stream", return_hydra_config=True).hydra
     assert (job.run.dir, job.output_subdir, job.job.chdir) == (".", None, False)
+
+
+SECTIONS = {"cache": CacheConfig, "video": VideoConfig, "live": LiveConfig, "sampling": SamplingConfig}
+
+
+@pytest.mark.parametrize(
+    ("section", "old_name", "new_name"),
+    [
+        (section, *names)
+        for section, renamed in RENAMED_SETTINGS.items()
+        if section in SECTIONS
+        for names in renamed.items()
+    ],
+)
+def test_an_old_name_of_a_setting_is_refused_with_the_new_one(section, old_name, new_name):
+    kind = SECTIONS[section]
+    assert new_name in {field.name for field in fields(kind)}
+    with pytest.raises(ConfigError) as error:
+        resolve(kind, {old_name: 1.0, "another": 2}, {})
+    assert str(error.value) == f"{section}.{old_name} was renamed to {section}.{new_name}; use the new name"
+
+
+def test_an_unknown_setting_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"video\.speed is unknown; video has decoder, fps, max_pixels"):
+        resolve(VideoConfig, {"speed": 2}, {})
+
+
+@pytest.mark.parametrize(
+    ("script", "word", "message"),
+    [
+        ("stream", "video.chunk_s=2", "video.chunk_s was renamed to video.turn_s; use the new name"),
+        ("stream", "cache.reread_text=true", "cache.reread_text was renamed to cache.recompute_text; use the new name"),
+        ("prepare_data", "chunk_s=2", "chunk_s was renamed to turn_s; use the new name"),
+    ],
+)
+def test_the_command_line_refuses_an_old_name_with_the_new_one(script, word, message):
+    with pytest.raises(HydraException) as error:
+        compose_command(script, [word])
+    assert explain(error.value, script, [word]) == message
+
+
+def test_a_name_that_was_not_renamed_has_no_explanation():
+    assert explain_renamed("video.turn_s") is None
+    assert explain_renamed("live.chunk_s") is None
+    assert explain_renamed("chunk_s", script="evaluate") is None
+    assert explain_renamed("candidate.video.chunk_s").startswith(
+        "candidate.video.chunk_s was renamed to candidate.video."
+    )

@@ -38,7 +38,7 @@ def fails_first(*failures):
     return lambda body, num_before: failures[num_before] if num_before < len(failures) else echo(body, num_before)
 
 
-def test_an_answer_is_asked_for_once_and_kept(ask):
+def test_an_answer_is_requested_once_and_cached(ask):
     answers, endpoint, server = ask(echo, "hello", "there", "hello")
     assert answers == ["HELLO", "THERE", "HELLO"]
     assert len(server.requests) == 2
@@ -49,7 +49,7 @@ def test_an_answer_is_asked_for_once_and_kept(ask):
     assert server.requests == []
 
 
-def test_what_is_sent_is_what_was_asked(ask):
+def test_the_request_body_is_as_built(ask):
     _, _, server = ask(echo)
     message = {"role": "user", "content": "hello"}
     assert server.requests == [{"model": "m", "messages": [message], "temperature": 0.0, "max_tokens": 50}]
@@ -59,13 +59,13 @@ def test_what_is_sent_is_what_was_asked(ask):
 
 
 @pytest.mark.parametrize("failure", [429, 500, 503, None], ids=["busy", "broken", "overloaded", "cut off"])
-def test_failures_that_pass_are_tried_again(ask, failure):
+def test_temporary_failures_are_retried(ask, failure):
     answers, _, server = ask(fails_first(failure, failure))
     assert answers == ["HELLO"]
     assert len(server.requests) == 3
 
 
-def test_an_answer_that_does_not_come_in_time_is_asked_for_again(ask):
+def test_a_timeout_is_retried(ask):
     def slow_once(body, num_before):
         time.sleep(1.0 if num_before == 0 else 0)
         return "here"
@@ -76,7 +76,7 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(ask):
 
 
 @pytest.mark.parametrize("failure", [500, None])
-def test_failures_that_stay_end_in_one_line_and_keep_what_was_answered(ask, failure):
+def test_lasting_failures_end_in_one_line_and_keep_earlier_answers(ask, failure):
     def gives_up(body, num_before):
         return failure if body["messages"][0]["content"] == "second" else "fine"
 
@@ -89,7 +89,7 @@ def test_failures_that_stay_end_in_one_line_and_keep_what_was_answered(ask, fail
 
 
 @pytest.mark.parametrize("status, remedy", [(401, "TEST_KEY"), (403, "TEST_KEY"), (404, "endpoint.model")])
-def test_refusals_are_not_tried_again_and_name_the_remedy(ask, status, remedy):
+def test_refusals_are_not_retried_and_name_the_remedy(ask, status, remedy):
     seen = []
 
     def refuse(body, num_before):
@@ -113,7 +113,7 @@ def test_refusals_are_not_tried_again_and_name_the_remedy(ask, status, remedy):
         "",
     ],
 )
-def test_malformed_answers_are_asked_for_again_counted_and_not_kept(ask, tmp_path, malformed):
+def test_malformed_answers_are_retried_counted_and_not_cached(ask, tmp_path, malformed):
     def read(text):
         if not text:
             raise ValueError("nothing said")
@@ -126,7 +126,7 @@ def test_malformed_answers_are_asked_for_again_counted_and_not_kept(ask, tmp_pat
     assert len(list((tmp_path / "answers").rglob("*.json"))) == 1
 
 
-def test_after_so_many_malformed_answers_one_gives_up(ask, tmp_path):
+def test_malformed_answers_are_given_up_after_max_attempts(ask, tmp_path):
     answers, endpoint, server = ask(echo, read=int, max_attempts=2)
     assert answers == [None]
     assert len(server.requests) == 2
@@ -134,7 +134,7 @@ def test_after_so_many_malformed_answers_one_gives_up(ask, tmp_path):
     assert list((tmp_path / "answers").rglob("*.json")) == []
 
 
-def test_a_kept_answer_that_is_damaged_is_asked_for_again(ask, tmp_path):
+def test_a_damaged_cache_entry_is_requested_again(ask, tmp_path):
     ask(echo)
     [kept] = (tmp_path / "answers").rglob("*.json")
     kept.write_bytes(kept.read_bytes()[:30])
@@ -144,7 +144,7 @@ def test_a_kept_answer_that_is_damaged_is_asked_for_again(ask, tmp_path):
     assert json.loads(kept.read_text())["answer"] == "HELLO"
 
 
-def test_many_threads_may_ask(tmp_path, monkeypatch):
+def test_many_threads_can_share_an_endpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_KEY", KEY)
     with ChatServer(echo) as server:
         endpoint = ChatEndpoint(EndpointConfig("m", server.url, "TEST_KEY"), tmp_path)
@@ -155,7 +155,7 @@ def test_many_threads_may_ask(tmp_path, monkeypatch):
     assert endpoint.usage.num_requests + endpoint.usage.num_cached == 40
 
 
-def test_the_key_is_never_told(ask, caplog, tmp_path):
+def test_the_key_is_never_shown(ask, caplog, tmp_path):
     caplog.set_level(logging.DEBUG)
     ask(echo)
     leak = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode()
@@ -175,7 +175,7 @@ def test_a_key_that_is_not_set_is_named(tmp_path, monkeypatch):
         assert endpoint.ask(endpoint.request([("user", "a")], max_tokens=1), str) == "A"
 
 
-def test_nobody_there_is_told_in_one_line(tmp_path):
+def test_an_unreachable_endpoint_is_reported_in_one_line(tmp_path):
     endpoint = ChatEndpoint(EndpointConfig("m", "http://127.0.0.1:9/v1", api_key_env=None, max_retries=0), tmp_path)
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1 cannot be reached"):
         endpoint.ask(endpoint.request([("user", "a")], max_tokens=1), str)
@@ -196,6 +196,6 @@ def test_settings_out_of_range_are_named(settings):
         EndpointConfig(**{"model": "m", **settings})
 
 
-def test_costs_are_known_where_prices_are():
+def test_a_cost_needs_both_prices():
     assert EndpointConfig("m").cost_usd(1, 1) is None
     assert EndpointConfig("m", usd_per_million_in=2.0, usd_per_million_out=8.0).cost_usd(500_000, 250_000) == 3.0

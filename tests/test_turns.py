@@ -1,4 +1,4 @@
-"""The forms of a turn: as the released checkpoint knows them, and as the processor of Qwen3-VL writes a video."""
+"""The turn formats: the released checkpoint's, and the one of Qwen3-VL's processor."""
 
 from types import SimpleNamespace
 
@@ -27,8 +27,8 @@ def text_of(turns: TurnFormat, tokens) -> str:
     return turns.tokenizer.decode(list(tokens.ids), skip_special_tokens=False)
 
 
-def as_processed(grid, frame_indices: list[int], frames_a_second: float) -> str:
-    """What transformers' processor of Qwen3-VL puts in the place of a video."""
+def as_processed(grid, frame_indices: list[int], fps: float) -> str:
+    """The text that transformers' processor of Qwen3-VL substitutes for a video."""
     t, h, w = grid
     processor = SimpleNamespace(
         video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
@@ -39,12 +39,12 @@ def as_processed(grid, frame_indices: list[int], frames_a_second: float) -> str:
     )
     video = {
         "video_grid_thw": torch.tensor([[t, 2 * h, 2 * w]]),
-        "video_metadata": [SimpleNamespace(fps=frames_a_second, frames_indices=frame_indices)],
+        "video_metadata": [SimpleNamespace(fps=fps, frames_indices=frame_indices)],
     }
     return Qwen3VLProcessor.replace_video_token(processor, video, 0)
 
 
-def test_the_form_of_the_released_checkpoint():
+def test_the_format_of_the_released_checkpoint():
     turn = Turn(0, 0.0, 1.0, (2, 1, 2))
     opened = text_of(turns_of("qwen2_5_vl"), turns_of("qwen2_5_vl").open_turn(turn, "Who?"))
     pads = "<|video_pad|>" * 4
@@ -63,7 +63,7 @@ def tokenizers(carried_golden):
     start_s=st.sampled_from([0, 1, 7, 59, 3600]),
     rate=st.sampled_from([(2.0, 1.0), (4.0, 1.0), (2.0, 2.0), (4.0, 0.5), (3.0, 1.0), (5.0, 1.0), (1.0, 1.0)]),
 )
-def test_qwen3_is_told_the_time_as_its_processor_tells_it(tokenizers, tokenizer, start_s, rate):
+def test_qwen3_time_labels_are_those_of_its_processor(tokenizers, tokenizer, start_s, rate):
     fps, turn_s = rate
     turns = turns_of("qwen3_vl", tokenizers[tokenizer], fps=fps, turn_s=turn_s)
     num_frames = round(fps * turn_s)
@@ -72,10 +72,10 @@ def test_qwen3_is_told_the_time_as_its_processor_tells_it(tokenizers, tokenizer,
     indices = [round(start_s * fps) + frame for frame in range(num_frames)]
     video = as_processed(grid, indices, fps)
     assert text_of(turns, opened) == f"<|im_start|>user\n{video}<|im_end|>\n<|im_start|>assistant\n"
-    assert turns.encode(text_of(turns, opened)) == opened.ids, "cut at the same places as the whole text"
+    assert turns.encode(text_of(turns, opened)) == opened.ids, "tokenized as the whole text is"
 
 
-def test_a_turn_of_qwen3_has_a_span_of_vision_each_patch():
+def test_a_qwen3_turn_has_one_vision_span_per_patch():
     turns = turns_of("qwen3_vl", fps=4.0)
     opened = turns.open_turn(Turn(3, 3.0, 4.0, (2, 2, 3)), "Who?")
     spans = [SegmentKind.TIME, SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END]
@@ -87,7 +87,7 @@ def test_a_turn_of_qwen3_has_a_span_of_vision_each_patch():
     positions = contiguous_positions(opened.segments)
     is_vision = torch.tensor([s.kind is SegmentKind.VISION for s in opened.segments for _ in range(s.num_tokens)])
     starts = positions[0, is_vision].unique()
-    assert len(starts) == 2, "each patch stands at one moment"
+    assert len(starts) == 2, "each patch has one time"
 
 
 def test_every_name_is_a_format_and_every_family_has_one():

@@ -1,4 +1,4 @@
-"""Settings under which a tiny model's stream lets go of something within a few turns, and seconds to show it."""
+"""Settings under which a tiny model's stream evicts tokens within a few turns, and random frames for it."""
 
 import torch
 from tiny_inputs import frames
@@ -32,5 +32,5 @@ def small(turn: int) -> torch.Tensor:
 
 
 def second(turn: int) -> VideoTurn:
-    """Draw a turn of one second."""
+    """Draw a turn of video, one second long."""
     return VideoTurn(turn, turn, turn + 1.0, small(turn))

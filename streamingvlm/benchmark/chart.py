@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any
 
-from streamingvlm.plotting import COLOURS, dressed, new_figure, save_figure
+from streamingvlm.plotting import COLOURS, new_figure, save_figure, style_figure
 
 _MEDIAN_WINDOW_TURNS = 10
 # The dashed line of the paper's figure: live commentary needs ten tokens a second.
@@ -28,7 +28,7 @@ def draw_modes(modes: Mapping[str, Mapping[str, Any]], path: Path, *, title: str
     panel.axhline(_REAL_TIME_TOKEN_S, color="#999999", linestyle="--", linewidth=1)
     panel.set(xlabel="stream time, s", ylabel="turn latency per token, s", yscale="log")
     panel.legend(frameon=False)
-    save_figure(dressed(figure, title), path)
+    save_figure(style_figure(figure, title), path)
 
 
 def _running_median(values: Sequence[float]) -> list[float]:

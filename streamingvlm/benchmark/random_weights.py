@@ -25,11 +25,12 @@ def random_model(
     device: torch.device,
     dtype: torch.dtype,
     attention: str | None = None,
+    cpu_kernels: bool = True,
 ) -> StreamingModel:
     """Build a streaming model with random weights and the tokenizer of the embedded model.
 
     architecture: ``name``, and the content of a config.json: ``model_type``, ``text_config`` and ``vision_config`` at
-    least. attention: as `load_model` takes it.
+    least. attention, cpu_kernels: as `load_model` takes them.
     Raises ConfigError for a family that cannot stream.
     """
     parts = dict(architecture)
@@ -45,6 +46,6 @@ def random_model(
         hf = getattr(transformers, family.class_name)._from_config(
             config, dtype=dtype, attn_implementation={"text_config": attention or "sdpa", "vision_config": "sdpa"}
         )
-    choose_kernels_(hf, attention, device, dtype)
+    choose_kernels_(hf, attention, device, dtype, cpu_kernels=cpu_kernels)
     family = family.with_vision_config(config.vision_config.to_dict())
     return StreamingModel(name, hf.eval(), tokenizer, family, {}, device, dtype)

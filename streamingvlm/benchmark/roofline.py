@@ -20,7 +20,7 @@ from streamingvlm.benchmark.modes import ModeRun
 from streamingvlm.benchmark.timed_turn import TurnMetrics
 from streamingvlm.cache.storage import storage_named
 from streamingvlm.inference.stats import percentile
-from streamingvlm.model.linear_layers import WideLinear, can_widen
+from streamingvlm.model.cpu_kernels.linear_layers import OneDnnLinear, supports_onednn
 from streamingvlm.model.loading import StreamingModel
 
 _NUM_TRIALS = 10
@@ -44,7 +44,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     size, num_bytes = _MATMUL_SIZE[device.type], _COPY_BYTES[device.type]
     operand = torch.randn(size, size, device=device, dtype=dtype)
     layer = nn.Linear(size, size, bias=False, device=device, dtype=dtype)
-    matmul = WideLinear.of(layer).product if can_widen(device, dtype) else layer
+    matmul = OneDnnLinear.of(layer).product if supports_onednn(device, dtype) else layer
     source = torch.empty(num_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return Ceilings(

@@ -1,11 +1,11 @@
-"""Which tokens outlive a second: the policies, as functions of the layout alone.
+"""Eviction policies: pure functions from the layout of a cache to the tokens that stay in it.
 
-A policy is asked before a new turn is appended. It returns the layout that survives and where its tokens
-stand now, so that one gather drops and moves at once.
+`plan_eviction` runs before each turn is appended. The plan holds the new layout and, for every kept token, its index in
+the old layout, so that one gather both drops and moves tokens.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,9 +13,8 @@ from streamingvlm.cache.layout import PROLOGUE_TURN, CacheLayout, Segment, Segme
 from streamingvlm.config import TIME_SLACK_S, CacheConfig
 
 _VISION_KINDS = frozenset({SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END})
-_USER_KINDS = frozenset({SegmentKind.USER_OPEN, SegmentKind.TIME, SegmentKind.USER_CLOSE})
 _SPOKEN_KINDS = frozenset({SegmentKind.SPEECH, SegmentKind.TAIL})
-_PASSING_KINDS = frozenset({SegmentKind.TIME, SegmentKind.QUESTION})
+_TRANSIENT_KINDS = frozenset({SegmentKind.TIME, SegmentKind.QUESTION})
 _REPLY_KINDS = frozenset(
     {SegmentKind.REPLY_OPEN, SegmentKind.SPEECH, SegmentKind.TAIL, SegmentKind.REPLY_END, SegmentKind.LINE_FEED}
 )
@@ -23,9 +22,9 @@ _REPLY_KINDS = frozenset(
 
 @dataclass(frozen=True)
 class EvictionPlan:
-    """What survives: spans of the old layout in the order of the new one.
+    """The kept tokens, as spans of the old layout in the order of the new one.
 
-    restart: the policy throws everything away; the stream opens anew with its prologue and its query.
+    restart: the policy drops everything; the caller appends the prologue and the query again.
     """
 
     spans: tuple[Span, ...]
@@ -38,7 +37,7 @@ class EvictionPlan:
 
     @cached_property
     def runs(self) -> list[range]:
-        """Where the surviving tokens stand in the old layout, in the new order: ranges as long as they can be."""
+        """Indices of the kept tokens in the old layout, in the new order, as the fewest possible ranges."""
         runs: list[range] = []
         for _, start, stop in self.spans:
             if runs and runs[-1].stop == start:
@@ -49,7 +48,7 @@ class EvictionPlan:
 
 
 def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_s: float, end_s: float) -> EvictionPlan:
-    """Decide what stays in the cache when turn number ``turn``, from ``start_s`` to ``end_s``, is about to come.
+    """Decide which tokens stay before turn number ``turn``, from ``start_s`` to ``end_s``, is appended.
 
     Sec. 3.1 of the paper (arXiv 2510.09608) for ``streaming``; the released code at a940d8c for ``reference``.
     """
@@ -64,17 +63,17 @@ def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_
 
 
 def without_query(layout: CacheLayout) -> EvictionPlan:
-    """Let the standing query go, so that another can take its place; its turn is from now on a turn as all others."""
+    """Drop the standing query, so that another can replace it. Its turn is then evicted like any other."""
     return EvictionPlan(tuple(span for span in layout.spans() if span.segment.kind is not SegmentKind.QUERY))
 
 
 def kept_text_ranges(
     num_tokens: int, sink_tokens: int, window_tokens: int, step_tokens: int = 1
 ) -> list[tuple[int, int]]:
-    """Ranges that stay of ``num_tokens`` of text: the first ``sink_tokens``, and the last, at most ``window_tokens``.
+    """Ranges of ``num_tokens`` of text that stay: the first ``sink_tokens``, and the last, at most ``window_tokens``.
 
-    What is between them is as few steps as it can be, of ``step_tokens`` each or of the whole window, whichever is
-    less: cut again and again, the text is cut as if once.
+    The gap between them is the fewest whole steps, of ``step_tokens`` each or of the whole window, whichever is less.
+    Evicting several times therefore keeps the same tokens as evicting once.
     """
     num_over = num_tokens - sink_tokens - window_tokens
     if num_over <= 0:
@@ -86,10 +85,12 @@ def kept_text_ranges(
 def capacity_tokens(
     config: CacheConfig, *, markup_tokens: int, previous_tokens: int, turn_tokens: int, turn_s: float
 ) -> int | None:
-    """The most tokens that the cache will ever hold, the newest turn and its reply included; None without a bound.
+    """The most tokens that the cache can hold, the newest turn and its reply included; None for an unbounded policy.
 
-    markup_tokens: the prologue without its previous text, and the standing query; previous_tokens: the previous text
-    that the stream begins with; turn_tokens: the largest turn, reply and all; turn_s: seconds a turn.
+    markup_tokens: the prologue without its previous text, and the standing query.
+    previous_tokens: the previous text that the stream begins with.
+    turn_tokens: the largest turn with its reply.
+    turn_s: seconds per turn.
     """
     if not config.is_bounded:
         return None
@@ -105,9 +106,9 @@ def capacity_tokens(
 
 
 def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> Iterator[Span]:
-    asking_turns = {span.segment.turn for span in spans if span.segment.kind is SegmentKind.QUERY}
+    query_turns = {span.segment.turn for span in spans if span.segment.kind is SegmentKind.QUERY}
 
-    def stays(segment: Segment) -> bool:
+    def is_kept(segment: Segment) -> bool:
         age_s = end_s - segment.start_s - TIME_SLACK_S
         in_vision, in_turns = age_s <= config.vision_window_s, age_s <= config.turn_window_s
         if in_vision and in_turns:
@@ -116,23 +117,26 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
             return in_vision
         if segment.kind in _REPLY_KINDS:
             return in_turns
-        # The query stands for ever: its turn shrinks to a user message that holds it and nothing else. A question is
-        # answered at once and goes with its turn; the answer stays in the text, as all that was said.
-        is_asking = segment.turn in asking_turns and segment.kind not in _PASSING_KINDS
-        return is_asking or in_vision or in_turns
+        # The standing query is never evicted: its turn shrinks to a user message with the query alone. A question is
+        # answered in its own turn and evicted with it; the answer becomes previous text like any other speech.
+        holds_query = segment.turn in query_turns and segment.kind not in _TRANSIENT_KINDS
+        return holds_query or in_vision or in_turns
 
-    retired = [s for s in spans if s.segment.kind is SegmentKind.SPEECH and not stays(s.segment)]
+    retired = [s for s in spans if s.segment.kind is SegmentKind.SPEECH and not is_kept(s.segment)]
     previous = _previous_text(spans, retired)
     num_tokens = sum(span.segment.num_tokens for span in previous)
-    survivors = kept_text_ranges(num_tokens, *config.text_limits)
-    return _assemble(spans, _cut(previous, survivors), stays)
+    kept = kept_text_ranges(num_tokens, *config.text_limits)
+    return _assemble(spans, _cut(previous, kept), is_kept)
 
 
 def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, turn_s: float) -> Iterator[Span]:
-    """Rounds instead of seconds, the last token of a reply taken for its tail, a window one token short."""
+    """Evict as the released code does.
+
+    It counts rounds instead of seconds, takes the last token of a reply for its tail, and has a window one token short.
+    """
     text_rounds, vision_rounds = (round(s / turn_s) for s in (config.turn_window_s, config.vision_window_s))
 
-    def stays(segment: Segment) -> bool:
+    def is_kept(segment: Segment) -> bool:
         age = turn - segment.turn
         if segment.kind in _REPLY_KINDS:
             return age < text_rounds
@@ -142,17 +146,17 @@ def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, turn_s: 
             return age < text_rounds
         return age < max(vision_rounds, text_rounds)
 
-    retired = _without_last_token(s for s in spans if s.segment.kind in _SPOKEN_KINDS and not stays(s.segment))
+    retired = _without_last_token(s for s in spans if s.segment.kind in _SPOKEN_KINDS and not is_kept(s.segment))
     previous = _previous_text(spans, retired)
     num_tokens = sum(span.segment.num_tokens for span in previous)
-    survivors = [(0, num_tokens)]
+    kept = [(0, num_tokens)]
     if (
         config.text_sink_tokens is not None
         and turn > 0
         and config.text_sink_tokens <= num_tokens - config.text_window_tokens
     ):
-        survivors = kept_text_ranges(num_tokens, config.text_sink_tokens, config.text_window_tokens - 1)
-    return _assemble(spans, _cut(previous, survivors), stays)
+        kept = kept_text_ranges(num_tokens, config.text_sink_tokens, config.text_window_tokens - 1)
+    return _assemble(spans, _cut(previous, kept), is_kept)
 
 
 def _is_window_full(layout: CacheLayout, config: CacheConfig, end_s: float) -> bool:
@@ -160,28 +164,28 @@ def _is_window_full(layout: CacheLayout, config: CacheConfig, end_s: float) -> b
     return bool(turns) and end_s - turns[0].start_s > config.vision_window_s + TIME_SLACK_S
 
 
-def _assemble(spans: tuple[Span, ...], previous: Iterable[Span], stays) -> Iterator[Span]:
-    """Order the survivors: the prologue with the previous text in its place, then the turns."""
+def _assemble(spans: tuple[Span, ...], previous: Iterable[Span], is_kept: Callable[[Segment], bool]) -> Iterator[Span]:
+    """Order the kept spans: the prologue with the previous text inside it, then the turns."""
     for span in spans:
         if span.segment.kind is SegmentKind.PREVIOUS_CLOSE:
             yield from previous
         is_prologue = span.segment.turn == PROLOGUE_TURN
-        if span.segment.kind is not SegmentKind.PREVIOUS and (is_prologue or stays(span.segment)):
+        if span.segment.kind is not SegmentKind.PREVIOUS and (is_prologue or is_kept(span.segment)):
             yield span
 
 
 def _previous_text(spans: Iterable[Span], retired: Iterable[Span]) -> list[Span]:
-    """The previous text with the words of the turns that leave at its end."""
+    """The previous text, with the speech of the retired turns appended."""
     moved = [span._replace(segment=replace(span.segment, kind=SegmentKind.PREVIOUS)) for span in retired]
     return [span for span in spans if span.segment.kind is SegmentKind.PREVIOUS] + moved
 
 
-def _cut(spans: Iterable[Span], survivors: list[tuple[int, int]]) -> Iterator[Span]:
-    """The parts of ``spans`` that lie in the surviving ranges, counted over all of them together."""
+def _cut(spans: Iterable[Span], kept: list[tuple[int, int]]) -> Iterator[Span]:
+    """Yield the parts of ``spans`` inside the kept ranges, which count the tokens of all spans together."""
     start = 0
     for span in spans:
         stop = start + span.segment.num_tokens
-        for first, last in survivors:
+        for first, last in kept:
             low, high = max(first, start), min(last, stop)
             if low < high:
                 yield span.cut(low - start, high - start)
@@ -189,7 +193,7 @@ def _cut(spans: Iterable[Span], survivors: list[tuple[int, int]]) -> Iterator[Sp
 
 
 def _without_last_token(spans: Iterable[Span]) -> Iterator[Span]:
-    """Each turn's spans less the last token of that turn."""
+    """Yield each turn's spans without the last token of the turn."""
     by_turn: dict[int, list[Span]] = {}
     for span in spans:
         by_turn.setdefault(span.segment.turn, []).append(span)

@@ -1,21 +1,21 @@
-"""The tensors of the caches: one pool for many streams, allocated once, gathered and rotated once a second.
+"""The key and value tensors: one pool for many streams, allocated once, gathered and rotated once per turn.
 
-Keys are kept unrotated. Each second they are rotated afresh into a read buffer, never in place: a rotation repeated in
-bf16 drifts. A stream has a run of the pool's rows to itself, as long as its windows need; streams of different windows
-lie side by side. The rows of a head lie together: on a CPU attention reads them in half of the time. This file knows
-nothing of the model but its shapes.
+Keys are stored unrotated. Each turn they are rotated from there into a read buffer, never in place, because repeated
+rotation in bfloat16 drifts. Each stream owns a contiguous range of the pool's rows, as long as its windows need. The
+rows of a head are contiguous: attention on a CPU reads them in half the time. This file knows the shapes of the model
+and nothing else of it.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from streamingvlm.cache.range_allocator import RangeAllocator
-from streamingvlm.cache.storage import Plain, storage_named
+from streamingvlm.cache.range_allocator import Extent, RangeAllocator
+from streamingvlm.cache.storage import PlainStorage, storage_named
 from streamingvlm.device import on_device
 from streamingvlm.errors import EngineFull
 
-# Row of the pool that belongs to no stream: what pads a batch is written there.
+# A row of the pool that belongs to no stream: padding tokens of a batch are written there.
 PADDING_SLOT = 0
 _FIRST_ROW = 1
 
@@ -27,7 +27,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def rotate_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
-    """Write what ``rotate`` returns into ``out``, without a copy on the way: all keys go through here each second."""
+    """Write ``rotate(x, cos, sin)`` into ``out`` without a temporary: all keys pass through here each turn."""
     half = x.shape[-1] // 2
     torch.mul(x, cos, out=out)
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
@@ -35,10 +35,10 @@ def rotate_into(out: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torc
 
 
 class KVPool:
-    """Keys and values of all layers of many streams: ``num_tokens`` rows that the streams share out among them.
+    """Keys and values of all layers of many streams, which share ``num_tokens`` rows.
 
-    keys, values, rotated: [layers, kv heads, rows, head size], as ``storage`` keeps them.
-    is_elastic: it grows where it is too small; otherwise EngineFull is raised.
+    keys, values, rotated: [layers, kv heads, rows, row size], in the format of ``storage``.
+    is_elastic: grow when the rows run out, instead of raising EngineFull.
     """
 
     def __init__(
@@ -59,71 +59,71 @@ class KVPool:
             torch.zeros(shape, dtype=self.storage.row_dtype, device=device) for _ in range(3)
         )
         self.is_elastic = is_elastic
-        self.extents = RangeAllocator(_FIRST_ROW + num_tokens, first=_FIRST_ROW)
+        self.allocator = RangeAllocator(_FIRST_ROW + num_tokens, first=_FIRST_ROW)
         self.caches: list[KVCache] = []
 
     @classmethod
     def of(cls, text_config, num_tokens: int, dtype: torch.dtype, device: torch.device, **settings) -> "KVPool":
-        """The pool of a text model, by its configuration."""
+        """Build the pool for a text model from its configuration."""
         layers, heads, size = _cache_shape(text_config)
         return cls(layers, heads, size, num_tokens, dtype, device, **settings)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that all streams together may hold."""
-        return self.extents.num_rows - _FIRST_ROW
+        """Tokens that all streams together can hold."""
+        return self.allocator.num_rows - _FIRST_ROW
 
     @property
     def num_free(self) -> int:
-        """Tokens that no stream has to itself."""
-        return self.extents.num_free
+        """Tokens that are not reserved by any stream."""
+        return self.allocator.num_free
 
     @property
-    def longest(self) -> int:
-        """Tokens of the largest stream, rounded up to a power of two."""
+    def max_seqlen(self) -> int:
+        """Upper bound of the tokens in any stream: the largest capacity, rounded up to a power of two."""
         return 1 << max((cache.capacity for cache in self.caches), default=1).bit_length()
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory that a token takes in the three buffers."""
+        """Memory of one token in the three buffers."""
         return 3 * self.keys[:, :, 0].numel() * self.keys.element_size()
 
     def open(self, capacity: int) -> "KVCache":
-        """Give a stream ``capacity`` tokens to itself. Raises EngineFull where they are not there."""
-        self._see_to(capacity)
-        extent = self.extents.take(capacity)
-        if extent is None:  # there is room, but in pieces
-            self._pack()
-            extent = self.extents.take(capacity)
+        """Reserve ``capacity`` tokens for a stream. Raises EngineFull if they are not free."""
+        self._ensure_free(capacity)
+        extent = self.allocator.allocate(capacity)
+        if extent is None:  # enough rows are free, but not in one range
+            self._compact()
+            extent = self.allocator.allocate(capacity)
         cache = KVCache(self, extent)
         self.caches.append(cache)
         return cache
 
     def close(self, cache: "KVCache"):
-        """Take a stream's tokens back."""
+        """Free a stream's tokens."""
         self.caches.remove(cache)
-        self.extents.release(cache.extent)
+        self.allocator.free(cache.extent)
 
-    def lengthen(self, cache: "KVCache", capacity: int):
-        """Give a stream more tokens, where it lies or behind the others. Raises EngineFull where they are not there."""
-        self._see_to(capacity - cache.capacity)
-        longer = self.extents.lengthen(cache.extent, capacity)
-        if longer is None:
+    def grow(self, cache: "KVCache", capacity: int):
+        """Grow a stream to ``capacity`` tokens, in place or at the end. Raises EngineFull if they are not free."""
+        self._ensure_free(capacity - cache.capacity)
+        grown = self.allocator.grow(cache.extent, capacity)
+        if grown is None:
             used = slice(cache.extent.start, cache.extent.start + cache.num_tokens)
-            held = [buffer[:, :, used].clone() for buffer in self._buffers]
-            self.extents.release(cache.extent)
-            self._pack()
-            longer = self.extents.take(capacity)
-            for buffer, rows in zip(self._buffers, held, strict=True):
-                buffer[:, :, longer.start : longer.start + cache.num_tokens] = rows
-        cache.extent = longer
+            saved = [buffer[:, :, used].clone() for buffer in self._buffers]
+            self.allocator.free(cache.extent)
+            self._compact()
+            grown = self.allocator.allocate(capacity)
+            for buffer, rows in zip(self._buffers, saved, strict=True):
+                buffer[:, :, grown.start : grown.start + cache.num_tokens] = rows
+        cache.extent = grown
 
     @property
     def _buffers(self) -> tuple[torch.Tensor, ...]:
         return self.keys, self.values, self.rotated
 
-    def _see_to(self, num_tokens: int):
-        """Have ``num_tokens`` free."""
+    def _ensure_free(self, num_tokens: int):
+        """Grow an elastic pool until ``num_tokens`` are free; raise EngineFull for another."""
         if num_tokens <= self.num_free:
             return
         if not self.is_elastic:
@@ -131,14 +131,14 @@ class KVPool:
                 f"the engine has room for {self.num_free} more tokens of {self.num_tokens}, but the stream needs "
                 f"{num_tokens}; close a stream, give it smaller windows, or give the engine more memory"
             )
-        self._grow(num_tokens - self.num_free)
+        self._enlarge(num_tokens - self.num_free)
 
     def rotate_(self, rows: slice, cos: torch.Tensor, sin: torch.Tensor):
-        """Rotate the keys of some rows by ``cos`` and ``sin`` [T, D] into the read buffer."""
-        if isinstance(self.storage, Plain):
+        """Rotate the keys of ``rows`` by ``cos`` and ``sin`` [T, D] into the read buffer."""
+        if isinstance(self.storage, PlainStorage):
             rotate_into(self.rotated[:, :, rows], self.keys[:, :, rows], cos, sin)
             return
-        for keys, rotated in zip(self.keys, self.rotated, strict=True):  # a layer at a time: the copy stays small
+        for keys, rotated in zip(self.keys, self.rotated, strict=True):  # one layer at a time: small temporaries
             rotated[:, rows] = self.storage.encode(rotate(self.storage.decode(keys[:, rows]), cos, sin))
 
     def write_(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, rotated: torch.Tensor, values: torch.Tensor):
@@ -146,34 +146,35 @@ class KVPool:
         for buffer, new in ((self.keys, keys), (self.rotated, rotated), (self.values, values)):
             buffer[layer].index_copy_(1, rows, self.storage.encode(new).transpose(0, 1))
 
-    @torch.inference_mode(False)  # or what grew inside a turn could not be written outside of one
-    def _grow(self, num_tokens: int):
+    @torch.inference_mode(False)  # inference tensors could not be written outside of inference mode later
+    def _enlarge(self, num_tokens: int):
         for name in ("keys", "values", "rotated"):
             setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, 0, 0, num_tokens)))
-        self.extents.num_rows += num_tokens
+        self.allocator.num_rows += num_tokens
 
-    def _pack(self):
-        """Move all streams to the front, so that the free rows are one run."""
+    def _compact(self):
+        """Move all streams to the front, so that the free rows are one range."""
         by_extent = {cache.extent: cache for cache in self.caches}
-        for was, now in self.extents.packed():
-            cache = by_extent[was]
-            if was != now:
-                self._move(was.start, now.start, cache.num_tokens)
-            cache.extent = now
+        for old, new in self.allocator.compact():
+            cache = by_extent[old]
+            if old != new:
+                self._move_rows(old.start, new.start, cache.num_tokens)
+            cache.extent = new
 
-    def _move(self, was: int, now: int, num_tokens: int):
+    def _move_rows(self, old: int, new: int, num_tokens: int):
         for buffer in self._buffers:
-            for layer in buffer:  # a layer at a time: the copy that an overlap needs stays small
-                layer[:, now : now + num_tokens] = layer[:, was : was + num_tokens].clone()
+            for layer in buffer:  # one layer at a time: small temporaries
+                layer[:, new : new + num_tokens] = layer[:, old : old + num_tokens].clone()
 
 
 class KVCache:
-    """Keys and values of all layers of one stream: a run of a pool's rows, of which ``num_tokens`` are in use.
+    """Keys and values of all layers of one stream: a range of the pool's rows, the first ``num_tokens`` of them in use.
 
-    extent: its rows; cos, sin: [T, D] the rotation of the tokens in sight, cached or about to be, and of a reply.
+    extent: its rows.
+    cos, sin: [T, D], the rotation of the cached tokens, followed by that of pending tokens and of the reply to come.
     """
 
-    def __init__(self, pool: KVPool, extent):
+    def __init__(self, pool: KVPool, extent: Extent):
         self.pool = pool
         self.extent = extent
         self.cos = self.sin = pool.storage.decode(pool.keys[0, 0, :0])
@@ -181,7 +182,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit."""
+        """Tokens that fit without growing."""
         return len(self.extent)
 
     @property
@@ -191,65 +192,65 @@ class KVCache:
 
     @property
     def keys(self) -> torch.Tensor:
-        """The unrotated keys, [layers, kv heads, capacity, head size]: a view, its first ``num_tokens`` in use."""
+        """View of the unrotated keys, [layers, kv heads, capacity, row size], the first ``num_tokens`` in use."""
         return self._rows(self.pool.keys)
 
     @property
     def values(self) -> torch.Tensor:
-        """The values, as ``keys``."""
+        """View of the values, shaped as ``keys``."""
         return self._rows(self.pool.values)
 
     @property
     def rotated(self) -> torch.Tensor:
-        """The keys, rotated to where they stand now, as ``keys``."""
+        """View of the keys rotated to their current positions, shaped as ``keys``."""
         return self._rows(self.pool.rotated)
 
     def _rows(self, buffer: torch.Tensor) -> torch.Tensor:
         return buffer[:, :, self.extent.start : self.extent.stop]
 
     def close(self):
-        """Give the rows back to the pool."""
+        """Free the rows."""
         self.pool.close(self)
 
     def clear_(self):
-        """Forget all tokens; the memory stays."""
+        """Drop all tokens; the rows stay reserved."""
         self.num_tokens = 0
 
     def reserve_(self, capacity: int, *, is_bounded: bool = False):
-        """Grow to at least ``capacity`` tokens. Raises EngineFull where the pool has not as many.
+        """Grow to at least ``capacity`` tokens. Raises EngineFull if the pool has too few.
 
-        Without a bound by half again at least, as more will come; a bounded cache, which only a question in mid-stream
-        brings here, by what is missing.
+        An unbounded cache grows by at least half, because more tokens will follow. A bounded cache grows to exactly
+        ``capacity``, because only a question in mid-stream exceeds its bound.
         """
         if capacity > self.capacity:
-            self.pool.lengthen(self, capacity if is_bounded else max(capacity, self.capacity * 3 // 2))
+            self.pool.grow(self, capacity if is_bounded else max(capacity, self.capacity * 3 // 2))
 
     def gather_(self, runs: Sequence[range]):
-        """Keep the tokens in these ranges, in that order; drop the others. The rotated keys wait for ``rotate_``."""
+        """Keep the tokens in these ranges, in this order. The rotated keys are stale until `rotate_`."""
         num_staying, num_kept = num_in_place(runs), sum(map(len, runs))
         if num_staying < num_kept:
             start = self.extent.start
             moving = [torch.arange(start + run.start, start + run.stop) for run in runs[num_staying > 0 :]]
             rows = on_device(torch.cat(moving), torch.long, self.pool.keys.device)
             for buffer in (self.pool.keys, self.pool.values):
-                for layer in buffer:  # a layer at a time: the copy stays small
+                for layer in buffer:  # one layer at a time: small temporaries
                     layer[:, start + num_staying : start + num_kept] = layer.index_select(1, rows)
         self.num_tokens = num_kept
 
     def rotate_(self, cos: torch.Tensor, sin: torch.Tensor):
-        """Rotate all keys by ``cos`` and ``sin`` [T, D], whose rows past the cached tokens serve those to come."""
+        """Rotate all keys by ``cos`` and ``sin`` [T, D]; rows past the cached tokens are kept for pending tokens."""
         self.cos, self.sin = cos, sin
         rows = slice(self.extent.start, self.extent.start + self.num_tokens)
         self.pool.rotate_(rows, cos[: self.num_tokens], sin[: self.num_tokens])
 
 
 def num_in_place(runs: Sequence[range]) -> int:
-    """How many of the first tokens stay where they are when those in ``runs``, none of them empty, are kept."""
+    """Count the leading tokens that stay in place when `KVCache.gather_` keeps ``runs`` (none empty)."""
     return runs[0].stop if runs and runs[0].start == 0 else 0
 
 
 def bytes_per_token(text_config, dtype: torch.dtype, cache_dtype: str | None = None) -> int:
-    """Memory that a token takes in a pool of a text model, by its configuration."""
+    """Memory of one token in the pool of a text model with this configuration."""
     layers, heads, size = _cache_shape(text_config)
     storage = storage_named(cache_dtype, size, dtype)
     return 3 * layers * heads * storage.row_size * storage.row_dtype.itemsize

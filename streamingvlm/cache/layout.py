@@ -1,7 +1,7 @@
-"""What the cache holds, in order, as plain integers.
+"""The layout of a cache: its contents in order, as plain integers on the host.
 
-The layout is the host's picture of the cache: a list of segments, each a run of tokens that live and die together.
-It knows neither tensors nor token ids, so that every decision about the cache is arithmetic that can be tested alone.
+A layout is a list of segments; the tokens of a segment have one kind and one turn. It holds neither tensors nor token
+ids, so that every decision about the cache is arithmetic that can be tested alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ PROLOGUE_TURN = -1
 
 
 class SegmentKind(Enum):
-    """What a run of tokens is to the chat; the value is its name in the printed table."""
+    """Role of a segment in the chat; the value is its name in the printed table."""
 
     SYSTEM = "system"
     PREVIOUS_OPEN = "previous open"
@@ -35,15 +35,15 @@ class SegmentKind(Enum):
     REPLY_END = "reply end"
     LINE_FEED = "line feed"
 
-    # An Enum's own hash is that of its name, in Python; kinds are looked up by the thousand every second.
+    # Enum hashes its name in Python code, which is slow; kinds are looked up thousands of times per turn.
     __hash__ = object.__hash__
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of ``num_tokens`` tokens of one kind.
+    """``num_tokens`` consecutive tokens of one kind.
 
-    turn: index of the turn that it was born in, PROLOGUE_TURN before the first.
+    turn: index of the turn that it was appended in, PROLOGUE_TURN before the first.
     start_s, end_s: stream time of that turn.
     grid: (t, h, w) of a vision segment after merging, t * h * w == num_tokens.
     temporal_step: rotary positions between two temporal steps of that grid.
@@ -58,7 +58,7 @@ class Segment:
     temporal_step: float = 0.0
 
     def cut(self, start: int, stop: int) -> "Segment":
-        """Return the part from token ``start`` up to ``stop``, of a segment that is not vision."""
+        """Return the tokens [start, stop) of a segment without vision."""
         assert self.grid is None, "a vision segment is kept or dropped whole"
         return replace(self, num_tokens=stop - start)
 
@@ -71,30 +71,30 @@ class CacheLayout:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all segments together."""
+        """Tokens in all segments."""
         return self._stops[-1] if self.segments else 0
 
     def append(self, segments: Iterable[Segment]) -> "CacheLayout":
-        """Return the layout with ``segments`` at its end."""
+        """Return the layout with ``segments`` appended."""
         return CacheLayout((*self.segments, *segments))
 
     def spans(self) -> tuple["Span", ...]:
-        """Return each segment with the range of its tokens."""
+        """Return each segment with its token range."""
         return self._spans
 
     def spans_of(self, kind: SegmentKind) -> Iterator["Span"]:
-        """Yield each segment of one kind with the range of its tokens."""
+        """Yield each segment of one kind with its token range."""
         for segment, stop in zip(self.segments, self._stops, strict=True):
             if segment.kind is kind:
                 yield Span(segment, stop - segment.num_tokens, stop)
 
     def count(self, *kinds: SegmentKind) -> int:
-        """Tokens of the given kinds."""
+        """Count the tokens of the given kinds."""
         return sum(segment.num_tokens for segment in self.segments if segment.kind in kinds)
 
     @property
     def prologue(self) -> "CacheLayout":
-        """What stands before the first turn: the system message and the previous text."""
+        """The part before the first turn: the system message and the previous text."""
         return CacheLayout(tuple(takewhile(_is_prologue, self.segments)))
 
     @cached_property
@@ -114,21 +114,21 @@ def _is_prologue(segment: Segment) -> bool:
 
 
 class Span(NamedTuple):
-    """A segment and the range [start, stop) of the tokens that it takes up in a layout."""
+    """A segment and its token range [start, stop) in a layout."""
 
     segment: Segment
     start: int
     stop: int
 
     def cut(self, start: int, stop: int) -> "Span":
-        """Return the part from token ``start`` up to ``stop``, counted from the span's own start."""
+        """Return the tokens [start, stop), counted from the start of the span."""
         if (start, stop) == (0, self.segment.num_tokens):
             return self
         return Span(self.segment.cut(start, stop), self.start + start, self.start + stop)
 
 
 def _table_rows(layout: CacheLayout) -> Iterator[tuple[str, str, str, str]]:
-    """Group neighbours of one turn: a person looks for windows and turns, not for markup."""
+    """Group neighbours of one turn: the table shows windows and turns, not markup."""
     yield "tokens", "range", "seconds", "holds"
     run: list[Span] = []
     for span in layout.spans():

@@ -1,8 +1,8 @@
 """Rotary positions (t, h, w) as a pure function of the layout.
 
-Sec. 3.1 of the paper and Sec. 2.1 of Qwen2.5-VL (arXiv 2502.13923): text takes consecutive integers, the same on three
-axes; a vision grid that starts at s takes (s + t * temporal_step, s + row, s + column), where a temporal step is the
-seconds of a temporal patch times the checkpoint's positions a second; what follows stands one past the largest so far.
+Sec. 3.1 of the paper and Sec. 2.1 of Qwen2.5-VL (arXiv 2502.13923). A text token has one integer on all three axes, the
+largest position so far plus one. A vision grid that starts at s has (s + t * temporal_step, s + row, s + column), where
+temporal_step is the seconds of a temporal patch times the checkpoint's positions per second.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,33 +17,33 @@ from streamingvlm.cache.layout import Segment
 
 
 def contiguous_positions(segments: Iterable[Segment], first: float = 0.0) -> torch.Tensor:
-    """Number the tokens of ``segments`` from ``first`` without a gap.
+    """Number the tokens of ``segments`` from ``first`` without gaps.
 
     Returns float32 [3, T]: the temporal axis is not truncated, so it may be fractional at odd frame rates.
     """
-    # In numpy: pieces of a few numbers each are what torch is slow at.
+    # numpy, because torch is slow at many small pieces.
     pieces, starts = [_line(0)], [first]
-    for piece, extent in _pieces(segments):
+    for piece, num_positions in _pieces(segments):
         pieces.append(piece)
         starts.append(first)
-        first += extent
+        first += num_positions
     lengths = [piece.shape[1] for piece in pieces]
     return torch.from_numpy(np.concatenate(pieces, axis=1) + np.repeat(np.float32(starts), lengths))
 
 
 def next_position(positions: torch.Tensor) -> float:
-    """The position of the token after ``positions`` [3, T]: one past the largest on any axis, 0 after none."""
+    """Return the position after ``positions`` [3, T]: the largest on any axis plus one, or 0 if T is 0."""
     return positions.max().item() + 1 if positions.numel() else 0.0
 
 
 def _pieces(segments: Iterable[Segment]) -> Iterator[tuple[np.ndarray, float]]:
-    """Neighbours that are text as one, each grid alone: positions [3, n] from 0, and how many they take up."""
+    """Yield positions [3, n] from 0, and how many they take up: one piece per grid, one per stretch of text."""
     for grid, neighbours in groupby(segments, key=attrgetter("grid")):
         if grid is None:
             num_tokens = sum(segment.num_tokens for segment in neighbours)
             yield _line(num_tokens), num_tokens
         else:
-            yield from ((_grid(grid, segment.temporal_step), _extent(segment)) for segment in neighbours)
+            yield from ((_grid(grid, segment.temporal_step), _grid_extent(segment)) for segment in neighbours)
 
 
 @lru_cache(maxsize=1024)
@@ -58,7 +58,7 @@ def _grid(grid: tuple[int, int, int], temporal_step: float) -> np.ndarray:
     return np.stack([axis.ravel() for axis in axes])
 
 
-def _extent(segment: Segment) -> float:
-    """Positions that a grid takes up: one past its largest, whichever the axis."""
+def _grid_extent(segment: Segment) -> float:
+    """Positions that a grid takes up: its largest on any axis plus one."""
     t, h, w = segment.grid
     return max((t - 1) * segment.temporal_step, h - 1, w - 1) + 1

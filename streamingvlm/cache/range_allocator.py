@@ -1,4 +1,4 @@
-"""Where runs of rows lie in a pool that many streams share: first fit, plain integers."""
+"""First-fit allocation of row ranges in a pool that many streams share; plain integers, no tensors."""
 
 from bisect import insort
 from collections.abc import Iterator
@@ -16,53 +16,53 @@ class Extent(NamedTuple):
 
 
 class RangeAllocator:
-    """Hands out runs of the rows [first, num_rows) and takes them back; no two overlap."""
+    """Allocates disjoint extents of the rows [first, num_rows)."""
 
     def __init__(self, num_rows: int, *, first: int = 0):
         self.first = first
         self.num_rows = num_rows
-        self.taken: list[Extent] = []  # in order
+        self.allocated: list[Extent] = []  # sorted
 
     @property
     def num_free(self) -> int:
-        """Rows that nobody holds, in one run or in many."""
-        return self.num_rows - self.first - sum(len(extent) for extent in self.taken)
+        """Unallocated rows, contiguous or not."""
+        return self.num_rows - self.first - sum(len(extent) for extent in self.allocated)
 
-    def take(self, num_rows: int) -> Extent | None:
-        """Take the first gap that is long enough; None where there is none."""
+    def allocate(self, num_rows: int) -> Extent | None:
+        """Allocate from the first gap that is large enough; return None if no gap is."""
         for gap in self._gaps():
             if len(gap) >= num_rows:
                 extent = Extent(gap.start, gap.start + num_rows)
-                insort(self.taken, extent)
+                insort(self.allocated, extent)
                 return extent
         return None
 
-    def release(self, extent: Extent):
-        """Take back an extent."""
-        self.taken.remove(extent)
+    def free(self, extent: Extent):
+        """Return an extent to the pool."""
+        self.allocated.remove(extent)
 
-    def lengthen(self, extent: Extent, num_rows: int) -> Extent | None:
-        """Make an extent ``num_rows`` long where it lies, if nobody holds what follows it."""
-        longer = Extent(extent.start, extent.start + num_rows)
-        place = self.taken.index(extent)
-        end = self.taken[place + 1].start if place + 1 < len(self.taken) else self.num_rows
-        if longer.stop > end:
+    def grow(self, extent: Extent, num_rows: int) -> Extent | None:
+        """Extend an extent in place to ``num_rows`` rows; return None if the rows after it are allocated."""
+        grown = Extent(extent.start, extent.start + num_rows)
+        index = self.allocated.index(extent)
+        end = self.allocated[index + 1].start if index + 1 < len(self.allocated) else self.num_rows
+        if grown.stop > end:
             return None
-        self.taken[place] = longer
-        return longer
+        self.allocated[index] = grown
+        return grown
 
-    def packed(self) -> list[tuple[Extent, Extent]]:
-        """Move all extents to the front, in order; return where each was and where it is now."""
+    def compact(self) -> list[tuple[Extent, Extent]]:
+        """Move all extents to the front, in order; return the old and the new extent of each."""
         moves, start = [], self.first
-        for extent in self.taken:
+        for extent in self.allocated:
             moves.append((extent, Extent(start, start + len(extent))))
             start += len(extent)
-        self.taken = [now for _, now in moves]
+        self.allocated = [new for _, new in moves]
         return moves
 
     def _gaps(self) -> Iterator[Extent]:
         start = self.first
-        for extent in self.taken:
+        for extent in self.allocated:
             yield Extent(start, extent.start)
             start = extent.stop
         yield Extent(start, self.num_rows)

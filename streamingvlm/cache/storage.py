@@ -1,7 +1,7 @@
-"""In which numbers the keys and values of a cache are kept.
+"""The number formats in which a cache stores keys and values.
 
-A row of a cache is what one head keeps of one token. Whatever it is kept as, a row is moved and copied whole and as it
-is, so that only what writes or reads its numbers knows of this file.
+A row is the key or the value of one head for one token. Rows are moved and copied as opaque bytes, so only the code
+that writes or reads their numbers needs a `Storage`.
 
 Shapes: D head size.
 """
@@ -15,20 +15,20 @@ _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 class Storage(Protocol):
-    """How rows are kept; ``row_dtype`` and ``row_size``: of what is kept of one row."""
+    """A row format; ``row_dtype`` and ``row_size`` describe a stored row."""
 
     row_dtype: torch.dtype
     row_size: int
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """What is kept [..., row size] of rows [..., D]."""
+        """Convert rows [..., D] to stored rows [..., row size]."""
 
     def decode(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows [..., D] that are kept as [..., row size]."""
+        """Convert stored rows [..., row size] to rows [..., D]."""
 
 
-class Plain:
-    """Rows as the model computes them."""
+class PlainStorage:
+    """Rows in the model's own dtype."""
 
     def __init__(self, head_size: int, dtype: torch.dtype):
         self.row_dtype, self.row_size = dtype, head_size
@@ -40,11 +40,11 @@ class Plain:
         return rows
 
 
-class Fp8:
-    """A byte a number, float8_e4m3fn, and a float32 scale a row, which stands behind them in the same bytes.
+class Fp8Storage:
+    """Rows in float8_e4m3fn, one byte a number, followed by a float32 scale per row in the same byte tensor.
 
-    The scale puts the largest number of the row at the largest of the type (Micikevicius et al., FP8 Formats for Deep
-    Learning, arXiv 2209.05433), so that a few large keys cost no others their precision.
+    The scale maps the row's largest magnitude to the largest of the type (Micikevicius et al., FP8 Formats for Deep
+    Learning, arXiv 2209.05433), so that a row with large keys does not cost other rows their precision.
     """
 
     row_dtype = torch.uint8
@@ -66,5 +66,5 @@ class Fp8:
 
 
 def storage_named(name: str | None, head_size: int, dtype: torch.dtype) -> Storage:
-    """The storage of a setting ``cache.dtype``; ``dtype``: in which the model computes."""
-    return Plain(head_size, dtype) if name is None else Fp8(head_size, dtype)
+    """Return the storage for a value of ``cache.dtype``; ``dtype`` is the model's."""
+    return PlainStorage(head_size, dtype) if name is None else Fp8Storage(head_size, dtype)

@@ -102,7 +102,7 @@ class StaticDecodeInputs(AttentionMetadata):
     def __init__(self, pool: KVPool, numbers: torch.Tensor, max_seqlen_k: int):
         self.pool = pool
         self.numbers = numbers
-        self.runs: list[SequenceSlice] = []
+        self.slices: list[SequenceSlice] = []
         self.max_seqlen_q, self.max_seqlen_k = 1, max_seqlen_k
         self.cu_seqlens_q = torch.arange(len(numbers) + 1, dtype=torch.int32, device=numbers.device)
         self.masks = [None] * len(numbers)
@@ -110,7 +110,7 @@ class StaticDecodeInputs(AttentionMetadata):
     def rotated_by(self, cos: torch.Tensor, sin: torch.Tensor) -> "StaticDecodeInputs":
         """Set the rotation [B, D] of the tokens, and derive the other tensors from the current numbers."""
         self.cos, self.sin = cos[:, None], sin[:, None]
-        self.rows = self.numbers[:, 1]
+        self.slot_mapping = self.numbers[:, 1]
         self.row_offsets = torch.nn.functional.pad(self.numbers[:, 2], (0, 1)).to(torch.int32)
         self.seqlens_k = self.numbers[:, 3].to(torch.int32)
         return self

@@ -91,7 +91,7 @@ class DecodeGraph:
         if self.noise is not None:
             draw_noise_(self.noise, samplers)
         slices = [SequenceSlice(row=first, first=length - 1, stop=length) for _, _, first, length, _ in numbers]
-        self._inputs.runs = slices + [SequenceSlice(PADDING_SLOT, 0, 1)] * num_padding
+        self._inputs.slices = slices + [SequenceSlice(PADDING_SLOT, 0, 1)] * num_padding
 
     def _forward(self) -> torch.Tensor:
         metadata = self._inputs.rotated_by(*self.model.rotation.of_text(self._settings[:, 0]))

@@ -22,8 +22,8 @@ from streamingvlm.inference.sampling import (
     settings_of,
 )
 from streamingvlm.inference.sequence import TokenSequence
-from streamingvlm.model.attention import takes_runs_at_once
-from streamingvlm.model.linear_layers import forget_copies
+from streamingvlm.model.attention import supports_varlen
+from streamingvlm.model.cpu_kernels.linear_layers import forget_copies
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.text_forward import forward_text
 
@@ -75,7 +75,7 @@ class ModelRunner:
             self.model.text_model,
             inputs.hidden,
             inputs.metadata,
-            ends=inputs.logits_indices,
+            logits_indices=inputs.logits_indices,
             deepstack=inputs.deepstack,
         )
         for item in batch:
@@ -138,7 +138,7 @@ class ModelRunner:
         num_rows = padded_rows(num_items) if self.static_decode else num_items
         features = self._features.union(features) if self.static_decode else features
         # A decode step is valid for one address of the pool and one longest sequence.
-        graph_key = (self.pool.keys.data_ptr(), self.pool.longest)
+        graph_key = (self.pool.keys.data_ptr(), self.pool.max_seqlen)
         if graph_key != self._graph_key or not self.static_decode:
             kept = self._decode_graphs.get((num_rows, features)) if graph_key == self._graph_key else None
             self._decode_graphs = {} if kept is None else {(num_rows, features): kept}
@@ -154,7 +154,7 @@ class ModelRunner:
             self.penalty_mask,
             num_rows=num_rows,
             features=features,
-            max_seqlen_k=self.pool.longest,
+            max_seqlen_k=self.pool.max_seqlen,
             noise=self._noise_for(num_rows, features),
             sample=lambda *logits, **rows: self.sample(*logits, **rows),  # late binding: it may be replaced
         )
@@ -180,4 +180,4 @@ def padded_rows(num_streams: int) -> int:
 def can_capture(model: StreamingModel) -> bool:
     """Return True if the decode step can be a CUDA graph: it needs a variable-length attention kernel."""
     head_size = model.text_model.layers[0].self_attn.head_dim
-    return takes_runs_at_once(torch.empty(0, head_size, dtype=model.dtype, device=model.device))
+    return supports_varlen(torch.empty(0, head_size, dtype=model.dtype, device=model.device))

@@ -79,14 +79,16 @@ class StreamingSession:
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         quantization: str | None = None,
+        cpu_kernels: bool = True,
         **settings,
     ) -> "StreamingSession":
         """Load a model ("pitch", a folder or a hub name) and open a session on it.
 
-        device, dtype, quantization: as `load_model` takes them; ``settings`` are those of the constructor. Raises
-        CheckpointError and ConfigError, each with its remedy.
+        device, dtype, quantization, cpu_kernels: as in `load_model`; settings: as in the constructor.
+
+        Raises CheckpointError and ConfigError, each with its remedy.
         """
-        weights = {"device": device, "dtype": dtype, "quantization": quantization}
+        weights = {"device": device, "dtype": dtype, "quantization": quantization, "cpu_kernels": cpu_kernels}
         return cls(load_model(name, **weights), **settings)
 
     @classmethod

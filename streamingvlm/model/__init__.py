@@ -1,1 +1,1 @@
-"""The seam to Hugging Face: loading a checkpoint, its vision path, and the streaming attention."""
+"""The adapter to Hugging Face models: loading a checkpoint, its vision path, and the streaming attention."""

@@ -1,9 +1,9 @@
-"""The attention of streams, and the one place that knows which kernel runs.
+"""The attention of streams and of the vision tower. This is the only module that chooses a kernel.
 
-That of the text model is called by `text_states`. That of the vision tower, whose windows it takes all at once, is
-registered under a name and chosen by ``attn_implementation``: no class is patched.
+`forward_text` calls `attend` for the text model. `windowed_attention` runs all windows of the vision tower at once; it
+is registered with transformers under a name and selected by ``attn_implementation``, so that no class is patched.
 
-Shapes: T new tokens, of N runs, S cached tokens with the new ones, H heads, D head size.
+Shapes: T new tokens of N sequence slices, S cached tokens including the new ones, H heads, D head size.
 """
 
 import importlib.util
@@ -16,45 +16,44 @@ from transformers import AttentionInterface
 
 from streamingvlm.model.attention_metadata import AttentionMetadata, SequenceSlice
 
-# transformers hands the bounds of the windows to what calls itself flash, and loops over them for all others.
+# transformers passes the window boundaries to implementations named "flash", and loops over windows for all others.
 WINDOWED_ATTENTION = "streamingvlm_flash_windows"
 
 _HALF = (torch.bfloat16, torch.float16)
 _MAX_FLASH_HEAD_SIZE = 256
 
 
-def attend(query: torch.Tensor, packed: AttentionMetadata, layer: int, scaling: float) -> torch.Tensor:
-    """Causal attention of each run to its stream's cached tokens: query and result [T, H, D], rotated."""
-    keys, values = packed.pool.rotated[layer], packed.pool.values[layer]
-    decode = packed.pool.storage.decode
-    if takes_runs_at_once(query):
+def attend(query: torch.Tensor, metadata: AttentionMetadata, layer: int, scaling: float) -> torch.Tensor:
+    """Causal attention of each slice to its stream's cached tokens: rotated query [T, H, D] to output [T, H, D]."""
+    keys, values = metadata.pool.rotated[layer], metadata.pool.values[layer]
+    decode = metadata.pool.storage.decode
+    if supports_varlen(query):
         return _varlen(
             query,
             decode(keys).transpose(0, 1),
             decode(values).transpose(0, 1),
-            offsets=(packed.cu_seqlens_q, packed.row_offsets),
-            longest=(packed.max_seqlen_q, packed.max_seqlen_k),
-            seqlens_k=packed.seqlens_k,
-            is_causal=packed.max_seqlen_q > 1,
+            offsets=(metadata.cu_seqlens_q, metadata.row_offsets),
+            max_seqlens=(metadata.max_seqlen_q, metadata.max_seqlen_k),
+            seqlens_k=metadata.seqlens_k,
+            is_causal=metadata.max_seqlen_q > 1,
             scaling=scaling,
         )
+    queries = query.split([len(part) for part in metadata.slices])
     outputs = [
-        _run(part, decode(_rows_of(keys, run)), decode(_rows_of(values, run)), mask, scaling)
-        for part, run, mask in zip(
-            query.split([len(run) for run in packed.runs]), packed.runs, packed.masks, strict=True
-        )
+        _attend_slice(q, decode(_rows_of(keys, part)), decode(_rows_of(values, part)), mask, scaling)
+        for q, part, mask in zip(queries, metadata.slices, metadata.masks, strict=True)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 @cache
 def has_flash_attn() -> bool:
-    """Whether flash-attn is installed, which training asks for; streams use the flash attention of torch."""
+    """Return True if flash-attn is installed. Training uses it; streams use torch's own flash attention."""
     return importlib.util.find_spec("flash_attn") is not None
 
 
-def takes_runs_at_once(query: torch.Tensor) -> bool:
-    """Whether a kernel takes runs of any length in one call: torch's own flash attention, on CUDA in half precision."""
+def supports_varlen(query: torch.Tensor) -> bool:
+    """Return True if one kernel call takes slices of any lengths: flash attention, on CUDA in half precision."""
     return query.is_cuda and query.dtype in _HALF and query.shape[-1] <= _MAX_FLASH_HEAD_SIZE
 
 
@@ -70,37 +69,37 @@ def windowed_attention(
     max_length_q: int,
     **_transformers_extras,
 ) -> tuple[torch.Tensor, None]:
-    """Attend inside windows, all of them at once: query, key, value [1, H, T, D], bounds of the windows [N + 1].
+    """Attend within each window, all windows at once.
 
+    query, key, value: [1, H, T, D]; cu_seq_lens_q: [windows + 1], the window boundaries.
     Returns [1, T, H, D] and no weights.
     """
     assert attention_mask is None, "windows have no mask"
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    if takes_runs_at_once(query):
-        offsets = (cu_seq_lens_q, cu_seq_lens_q)
-        longest = (max_length_q, max_length_q)
-        return _varlen(query, key, value, offsets=offsets, longest=longest, is_causal=False, scaling=scaling)[
-            None
-        ], None
-    return _windows(query, key, value, cu_seq_lens_q.diff().tolist(), scaling)[None], None
+    if supports_varlen(query):
+        offsets, max_seqlens = (cu_seq_lens_q, cu_seq_lens_q), (max_length_q, max_length_q)
+        out = _varlen(query, key, value, offsets=offsets, max_seqlens=max_seqlens, is_causal=False, scaling=scaling)
+    else:
+        out = _attend_windows(query, key, value, cu_seq_lens_q.diff().tolist(), scaling)
+    return out[None], None
 
 
-def _varlen(query, keys, values, *, offsets, longest, is_causal, scaling, seqlens_k=None):
-    # The public torch.nn.attention.varlen changes its arguments between versions of torch; what it calls does not.
-    # Flash attention aligns causality to the end of what is seen, and takes one query per run apart over its keys.
+def _varlen(query, keys, values, *, offsets, max_seqlens, is_causal, scaling, seqlens_k=None):
+    # The public torch.nn.attention.varlen changes its arguments between versions of torch; this operator does not.
+    # It aligns the causal mask to the end of the keys. Single-query sequences use split-KV (flash-decoding).
     return torch.ops.aten._flash_attention_forward(
-        query, keys, values, *offsets, *longest, 0.0, is_causal, False, scale=scaling, seqused_k=seqlens_k
+        query, keys, values, *offsets, *max_seqlens, 0.0, is_causal, False, scale=scaling, seqused_k=seqlens_k
     )[0]
 
 
-def _rows_of(buffer: torch.Tensor, run: SequenceSlice) -> torch.Tensor:
-    """The rows of the pool that a run sees, [1, kv heads, S, D]."""
-    return buffer[None, :, run.row : run.row + run.stop]
+def _rows_of(buffer: torch.Tensor, part: SequenceSlice) -> torch.Tensor:
+    """The pool's rows that a slice attends to, [1, kv heads, S, D]."""
+    return buffer[None, :, part.row : part.row + part.stop]
 
 
-def _run(query, keys, values, mask, scaling):
+def _attend_slice(query, keys, values, mask, scaling):
     num_new, num_heads, size = query.shape
-    if num_new == 1:  # the heads that share keys are as many queries: no key is repeated for them
+    if num_new == 1:  # the heads of a group become queries of their shared key head, so that no key is repeated
         grouped = query.view(1, keys.shape[1], -1, size)
         return scaled_dot_product_attention(grouped, keys, values, scale=scaling).reshape(1, num_heads, size)
     out = scaled_dot_product_attention(
@@ -115,8 +114,8 @@ def _run(query, keys, values, mask, scaling):
     return out[0].transpose(0, 1)
 
 
-def _windows(query, key, value, lengths: list[int], scaling):
-    """Neighbours of one length are a batch."""
+def _attend_windows(query, key, value, lengths: list[int], scaling):
+    """Attend within windows, batching neighbours of equal length."""
     outputs, start = [], 0
     for length, run in groupby(lengths):
         num_windows = len(list(run))

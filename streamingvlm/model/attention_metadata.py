@@ -1,10 +1,11 @@
-"""New tokens of several streams, one after the other without padding: where they are written and what they see.
+"""Attention metadata of a batch: for new tokens of several streams, the rows they are written to and attend to.
 
-The linear layers of a model see one sequence; only the attention knows that it is of many streams. What tells them
-apart is a list of runs. A run is a stream's tokens [first, stop) in cache order: they are written there, and token t
-sees the tokens up to t. A stream may have several runs, if none sees what a later one writes.
+New tokens are concatenated without padding. The linear layers process them as one sequence; only attention
+distinguishes the streams, by a list of sequence slices. A slice is the tokens [first, stop) of one stream in cache
+order: their keys and values are written there, and token t attends to the tokens up to t. A stream may have several
+slices, if none attends to tokens that a later one writes.
 
-Shapes: T new tokens of all runs, N runs, H heads, D head size, R rows of the pool.
+Shapes: T new tokens of all slices, N slices, D head size.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from streamingvlm.device import on_device
 
 @dataclass(frozen=True)
 class SequenceSlice:
-    """The tokens [first, stop) of the stream whose rows of the pool begin at ``row``."""
+    """The tokens [first, stop) of the stream whose rows in the pool begin at ``row``."""
 
     row: int
     first: int
@@ -38,55 +39,57 @@ class SequenceSlice:
 class AttentionMetadata:
     """The new tokens of one forward pass.
 
-    pool: where all streams have their keys; runs: in the order of the tokens; cos, sin: [T, D] their rotation.
+    pool: the keys and values of all streams.
+    slices: in the order of the tokens.
+    cos, sin: [T, D], the rotation of the new tokens.
     """
 
-    def __init__(self, pool: KVPool, runs: Sequence[SequenceSlice], cos: torch.Tensor, sin: torch.Tensor):
+    def __init__(self, pool: KVPool, slices: Sequence[SequenceSlice], cos: torch.Tensor, sin: torch.Tensor):
         self.pool = pool
-        self.runs = list(runs)
+        self.slices = list(slices)
         self.cos, self.sin = cos[:, None], sin[:, None]
-        places = [torch.arange(run.row + run.first, run.row + run.stop) for run in self.runs]
-        self.rows = on_device(torch.cat(places), torch.long, pool.keys.device)
+        rows = [torch.arange(part.row + part.first, part.row + part.stop) for part in self.slices]
+        self.slot_mapping = on_device(torch.cat(rows), torch.long, pool.keys.device)
 
     @cached_property
     def max_seqlen_q(self) -> int:
-        """The most tokens of a run."""
-        return max(map(len, self.runs))
+        """New tokens of the longest slice."""
+        return max(map(len, self.slices))
 
     @cached_property
     def max_seqlen_k(self) -> int:
-        """The most tokens that a run sees, its own included."""
-        return max(run.stop for run in self.runs)
+        """The most tokens that a slice attends to, its own included."""
+        return max(part.stop for part in self.slices)
 
     @cached_property
     def cu_seqlens_q(self) -> torch.Tensor:
-        """Where each run begins among the new tokens, int32 [N + 1], the end last."""
-        return self._int32([0, *accumulate(map(len, self.runs))])
+        """Cumulative numbers of new tokens, int32 [N + 1]: slice i is the new tokens [i] to [i + 1]."""
+        return self._int32([0, *accumulate(map(len, self.slices))])
 
     @cached_property
     def row_offsets(self) -> torch.Tensor:
-        """The first row of the stream of each run, int32 [N + 1]; the last stands for nothing."""
-        return self._int32([*(run.row for run in self.runs), 0])
+        """First row of each slice's stream, int32 [N + 1]; the kernel wants one more entry and does not use it."""
+        return self._int32([*(part.row for part in self.slices), 0])
 
     @cached_property
     def seqlens_k(self) -> torch.Tensor:
-        """How many tokens each run sees, int32 [N]."""
-        return self._int32([run.stop for run in self.runs])
+        """Tokens that each slice attends to, int32 [N]."""
+        return self._int32([part.stop for part in self.slices])
 
     @cached_property
     def masks(self) -> list[torch.Tensor | None]:
-        """Per run the mask [t, s] that is added to its scores; None for one token, and for a stream's first ones."""
-        return [_mask(run, self.cos) if 1 < len(run) < run.stop else None for run in self.runs]
+        """Additive mask [t, s] of each slice; None for a single token and for the first tokens of a stream."""
+        return [_mask(part, self.cos) if 1 < len(part) < part.stop else None for part in self.slices]
 
     def write_(self, layer: int, keys: torch.Tensor, rotated: torch.Tensor, values: torch.Tensor):
-        """Write new keys, unrotated and rotated, and values [T, kv heads, D] of a layer."""
-        self.pool.write_(layer, self.rows, keys, rotated, values)
+        """Write the new unrotated keys, rotated keys and values, [T, kv heads, D] each, of a layer."""
+        self.pool.write_(layer, self.slot_mapping, keys, rotated, values)
 
     def _int32(self, numbers: list[int]) -> torch.Tensor:
-        return on_device(numbers, torch.int32, self.rows.device)
+        return on_device(numbers, torch.int32, self.slot_mapping.device)
 
 
-def _mask(run: SequenceSlice, like: torch.Tensor) -> torch.Tensor:
-    """Minus infinity where a token would see a later one."""
-    hidden = torch.full((len(run), run.stop), float("-inf"), dtype=like.dtype, device=like.device)
-    return hidden.triu_(run.stop - len(run) + 1)
+def _mask(part: SequenceSlice, like: torch.Tensor) -> torch.Tensor:
+    """Minus infinity where a token would attend to a later one."""
+    hidden = torch.full((len(part), part.stop), float("-inf"), dtype=like.dtype, device=like.device)
+    return hidden.triu_(part.stop - len(part) + 1)

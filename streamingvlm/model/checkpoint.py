@@ -1,6 +1,6 @@
-"""A checkpoint as files: finding its folder, or fetching it from the hub, and telling what is not there.
+"""The files of a checkpoint: find its folder, or download it from the hub, and report what is missing.
 
-Only json is read here. Weights are taken in safetensors alone, because a pickled file can execute code when it is read.
+Weights must be in safetensors, because a pickled file can execute code when it is read. This module reads JSON only.
 """
 
 import json
@@ -9,19 +9,19 @@ from typing import Any
 
 from streamingvlm.errors import CheckpointError
 
-PACKAGED = {"pitch": Path(__file__).resolve().parents[1] / "assets" / "pitch"}
+EMBEDDED = {"pitch": Path(__file__).resolve().parents[1] / "assets" / "pitch"}
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """Return the folder of a checkpoint, fetched from the hub if its name is one. Raises CheckpointError."""
-    if name in PACKAGED:
-        folder = PACKAGED[name]
+    """Return the folder of a checkpoint, downloading it if ``name`` is a hub name. Raises CheckpointError."""
+    if name in EMBEDDED:
+        folder = EMBEDDED[name]
         if not folder.is_dir():
             raise CheckpointError(
-                f"the packaged model {name!r} is not in this installation; give a folder or a hub name"
+                f"the embedded model {name!r} is missing from this installation; give a folder or a hub name"
             )
         return folder
     path = Path(name).expanduser()
@@ -30,9 +30,9 @@ def find_checkpoint(name: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"{name} is a file, expected a model folder; give the folder that holds config.json")
     if _is_hub_name(str(name)):
-        return _fetch(str(name))
+        return _download(str(name))
     raise CheckpointError(
-        f"there is no model folder {name}; give a folder, one of {', '.join(PACKAGED)}, or a hub name such as "
+        f"there is no model folder {name}; give a folder, one of {', '.join(EMBEDDED)}, or a hub name such as "
         "mit-han-lab/StreamingVLM"
     )
 
@@ -45,14 +45,14 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     try:
         config_json = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({first_line(error)}); copy it anew") from error
+        raise CheckpointError(f"{path} is not JSON ({first_line(error)}); copy it again") from error
     if not isinstance(config_json, dict):
-        raise CheckpointError(f"{path} holds no JSON object; copy it anew")
+        raise CheckpointError(f"{path} holds no JSON object; copy it again")
     return config_json
 
 
 def check_weights_exist(folder: Path):
-    """Raise CheckpointError unless the folder has its weights in safetensors, all of them."""
+    """Raise CheckpointError unless the folder has all its weights in safetensors."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return
@@ -63,19 +63,19 @@ def check_weights_exist(folder: Path):
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({first_line(error)}); copy it anew") from error
+        raise CheckpointError(f"{index} is not an index of shards ({first_line(error)}); copy it again") from error
     if absent := sorted(shard for shard in shards if not (folder / shard).is_file()):
         raise CheckpointError(f"{folder} lacks {len(absent)} of {len(shards)} shards ({absent[0]}); copy them there")
 
 
 def check_tokenizer_exists(folder: Path):
-    """Raise CheckpointError unless the folder has a tokenizer; transformers returns an empty one without a word."""
+    """Raise CheckpointError unless the folder has a tokenizer; transformers silently returns an empty one."""
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
         raise CheckpointError(f"{folder} has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there")
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, to be quoted inside another."""
+    """Return the first line of an error's message, to be quoted in another."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".:") if lines else type(error).__name__
 
@@ -85,13 +85,13 @@ def _is_hub_name(name: str) -> bool:
     return len(parts) == 2 and all(part and not part.startswith((".", "~")) for part in parts)
 
 
-def _fetch(name: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # network, validation and storage errors share no base class
         raise CheckpointError(
-            f"{name} is no folder and cannot be fetched from the hub ({first_line(error)}); check the name and the "
-            "network, or give the folder of a copy"
+            f"{name} is not a folder and cannot be downloaded from the hub ({first_line(error)}); check the name and "
+            "the network, or give the folder of a copy"
         ) from error

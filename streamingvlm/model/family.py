@@ -1,4 +1,4 @@
-"""The families of checkpoints that can stream, as data: what differs between them and is not in their config.json."""
+"""The supported model families, as data: their differences that config.json does not state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,16 +10,16 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Family:
-    """How one family of checkpoints sees video.
+    """The video input of one family of checkpoints.
 
     model_type: the name in config.json.
-    class_name: the class of transformers that holds the whole model.
-    patch_size, temporal_patch_size: pixels, and frames, that one vision patch spans.
-    merge_size: patches on a side that become one token of the language model.
-    tokens_per_second: rotary positions that one second of video spans; None where time is not counted in seconds
-        and each temporal patch is one position.
-    turn_format: name of the turn format that its checkpoints know time in, unless one states another.
-    image_mean, image_std: of the three channels, of values in [0, 1].
+    class_name: the transformers class of the whole model.
+    patch_size, temporal_patch_size: pixels on a side, and frames, of one vision patch.
+    merge_size: patches on a side that merge into one token.
+    tokens_per_second: rotary positions per second of video (the name in config.json); None if each temporal patch takes
+        one position, whatever its duration.
+    turn_format: the turn format of its checkpoints, unless a checkpoint states another.
+    image_mean, image_std: normalisation of the three channels, for values in [0, 1].
     """
 
     model_type: str
@@ -38,20 +38,20 @@ class Family:
         return self.patch_size * self.merge_size
 
     def temporal_step(self, patch_s: float) -> float:
-        """Rotary positions between two temporal patches that lie ``patch_s`` seconds apart."""
+        """Rotary positions between two temporal patches ``patch_s`` seconds apart."""
         return 1.0 if self.tokens_per_second is None else patch_s * self.tokens_per_second
 
     def with_vision_config(self, vision_config: Mapping[str, Any]) -> "Family":
-        """Return the family with the sizes that the vision part of a checkpoint's config.json states."""
+        """Return the family with the sizes stated in the vision part of a checkpoint's config.json."""
         stated = {field: vision_config[key] for key, field in _STATED_IN_CONFIG.items() if key in vision_config}
         return replace(self, **stated)
 
     def with_turn_format(self, name: str | None) -> "Family":
-        """Return the family with the turn format that a checkpoint states, if it does."""
+        """Return the family with the turn format that a checkpoint states, if any."""
         return replace(self, turn_format=name or self.turn_format)
 
 
-# Key of the vision part of config.json -> field of Family. Only Qwen2.5-VL has the last.
+# Key in the vision part of config.json -> field of Family. Only Qwen2.5-VL has the last.
 _STATED_IN_CONFIG = {
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
@@ -59,8 +59,8 @@ _STATED_IN_CONFIG = {
     "tokens_per_second": "tokens_per_second",
 }
 
-# Qwen2-VL counts temporal patches; Qwen2.5-VL counts seconds (4 positions each where the config is silent); Qwen3-VL
-# tells time in text, so its temporal patches are told apart by their order alone.
+# The temporal axis counts patches in Qwen2-VL and time in Qwen2.5-VL (4 positions per second unless config.json says
+# otherwise). Qwen3-VL writes time as text, so its temporal axis counts patches as well.
 FAMILIES = {
     family.model_type: family
     for family in (

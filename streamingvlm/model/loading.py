@@ -1,8 +1,8 @@
-"""Loading a checkpoint: the packaged one, a folder, or a name on the Hugging Face hub.
+"""Load a checkpoint: the embedded one, a folder, or a name on the Hugging Face hub.
 
-A checkpoint is a Hugging Face folder: config.json, weights in safetensors, a tokenizer. Nothing in it is executed, no
-parameter is left at a random value, and whatever is wrong with it is told in one line (CheckpointError). The model is
-the class of transformers itself, unpatched.
+A checkpoint is a folder in the layout of Hugging Face: config.json, weights in safetensors, a tokenizer. No code in it
+is executed, no parameter keeps a random value, and every defect is reported in one line (CheckpointError). The model is
+an instance of the transformers class; some of its layers are replaced by faster ones that share their weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,9 +26,9 @@ from streamingvlm.model.checkpoint import (
     first_line,
     read_config_json,
 )
+from streamingvlm.model.cpu_kernels.linear_layers import replace_linears_, supports_onednn
 from streamingvlm.model.family import FAMILIES, Family
-from streamingvlm.model.fingerprint import fingerprint
-from streamingvlm.model.linear_layers import can_widen, widen_
+from streamingvlm.model.fingerprint import compute_fingerprint
 from streamingvlm.model.patch_layers import PatchProduct, PatchRow
 from streamingvlm.model.quantization import check_quantised, quantization_named
 from streamingvlm.model.rotation import Rotation
@@ -44,10 +44,10 @@ _NUM_KEYS_SHOWN = 3
 
 @dataclass(frozen=True)
 class StreamingModel:
-    """A loaded checkpoint: weights, tokenizer and what they expect of the video. Nothing in it changes with a stream.
+    """A loaded checkpoint: weights, tokenizer and the format of video that they expect. Streams do not change it.
 
-    name: as it was asked for.
-    hf: the model of transformers, in eval mode on ``device``, its floating parameters in ``dtype``.
+    name: the name that was loaded, as given.
+    hf: the transformers model, in eval mode on ``device``, its floating-point parameters in ``dtype``.
     stream_defaults: the checkpoint's own settings, from the key ``streamingvlm`` of its config.json.
     """
 
@@ -66,39 +66,34 @@ class StreamingModel:
 
     @property
     def lm_head(self) -> torch.nn.Module:
-        """From hidden states to logits."""
+        """The layer from hidden states to logits."""
         return self.hf.lm_head
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of hidden states [..., hidden size]; the weights are taken to be final."""
+        """Return logits [..., V] of hidden states [..., hidden size]. The weights are taken to be final."""
         if self.device.type == "cpu" and type(self.lm_head) is torch.nn.Linear and self.lm_head.bias is None:
             return hidden @ self._head_columns
         return self.lm_head(hidden)
 
     @cached_property
     def _head_columns(self) -> torch.Tensor:
-        # Each decoded token reads the whole head: column by column a CPU does so 1.1 to 1.6 times as fast.
+        # Each decode step reads the whole head; a CPU reads a transposed copy 1.1 to 1.6 times as fast.
         return self.lm_head.weight.detach().t().contiguous()
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this model from others, weights and settings."""
-        return fingerprint(self)
+        """Hash of the weights, settings and tokens, which identifies the model in snapshots."""
+        return compute_fingerprint(self.hf, self.family, self.tokenizer)
 
     @cached_property
     def rotation(self) -> Rotation:
         """The rotary angles of the text model."""
         return Rotation(self.text_model, self.dtype)
 
-    @property
-    def vision(self) -> VisionEncoder:
-        """The vision encoder with the default limits on pixels."""
-        return self.vision_encoder()
-
     def vision_encoder(
         self, *, min_pixels: int | None = None, max_pixels: int | None = None, resize: Resize = "processor"
     ) -> VisionEncoder:
-        """Return the vision encoder; the limits are of one resized frame."""
+        """Return the vision encoder. The limits count the pixels of one resized frame; by default 100 to 768 tokens."""
         return VisionEncoder(
             self.hf.model.visual, self.family, min_pixels=min_pixels, max_pixels=max_pixels, resize=resize
         )
@@ -111,22 +106,26 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
     quantization: "str | QuantizationConfigMixin | None" = None,
+    cpu_kernels: bool = True,
 ) -> StreamingModel:
     """Load a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
 
-    name: ``pitch`` (packaged), a folder in the layout of Hugging Face, or a hub name such as mit-han-lab/StreamingVLM.
-    device: by default CUDA where there is one, else the CPU.
+    name: ``pitch`` (embedded), a folder in the layout of Hugging Face, or a hub name such as mit-han-lab/StreamingVLM.
+    device: by default CUDA if available, else the CPU.
     dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 elsewhere.
-    attention: name under which the attention is registered with transformers that the language model uses outside of
-        streams, which bring their own; by default sdpa.
-    quantization: how transformers is to quantise the weights while it loads them, one of
-        `quantization.QUANTIZATIONS` or a configuration of transformers; by default not at all.
+    attention: the attention that the language model uses outside of streams, by its name in transformers; by default
+        sdpa. Streams use their own.
+    quantization: how to quantise the weights, one of `quantization.QUANTIZATIONS` or a configuration of transformers;
+        by default not at all.
+    cpu_kernels: use oneDNN kernels of torch's private interface where they are faster than the public ones (float32 on
+        a CPU with AVX-512). False uses public operators alone.
 
     Raises CheckpointError for a checkpoint that cannot be used, ConfigError for a device, dtype or quantisation that is
-    unknown or not there.
+    unknown or not available.
     """
     device = device_named(device)
     dtype = dtype_named(dtype, device)
+    method = quantization if isinstance(quantization, str) else type(quantization).__name__
     if isinstance(quantization, str):
         quantization = quantization_named(quantization, dtype)
     folder = find_checkpoint(name)
@@ -139,11 +138,11 @@ def load_model(
         tokenizer = _load_tokenizer(folder, config)
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
         if quantization is not None:
-            check_quantised(hf.model.language_model)
-    choose_kernels_(hf, attention, device, dtype)
+            check_quantised(hf.model.language_model, method)
+    choose_kernels_(hf, attention, device, dtype, cpu_kernels=cpu_kernels)
     return StreamingModel(
         name=str(name),
-        hf=(hf.to(device) if quantization is None else hf).eval(),  # a quantised one is where it stays
+        hf=(hf.to(device) if quantization is None else hf).eval(),  # quantised weights were made on the device
         tokenizer=tokenizer,
         family=family.with_vision_config(config.vision_config.to_dict()).with_turn_format(
             stream_defaults.get("turn_format")
@@ -155,7 +154,7 @@ def load_model(
 
 
 def device_named(device: str | torch.device | None) -> torch.device:
-    """Return the device of a name; by default CUDA where there is one, else the CPU. Raises ConfigError."""
+    """Return the device with this name; by default CUDA if available, else the CPU. Raises ConfigError."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -163,7 +162,7 @@ def device_named(device: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"device={device} is unknown; choose cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}, but {torch.cuda.device_count()} CUDA devices are there; choose cpu")
+        raise ConfigError(f"device={device}, but this machine has {torch.cuda.device_count()} CUDA devices; choose cpu")
     return chosen
 
 
@@ -181,10 +180,12 @@ def _load_config(folder: Path) -> transformers.PreTrainedConfig:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # validation errors of several packages
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used ({first_line(error)}); copy it anew") from error
+        raise CheckpointError(
+            f"{folder / 'config.json'} cannot be used ({first_line(error)}); copy it again"
+        ) from error
     rope_type = config.text_config.rope_parameters["rope_type"]
     if rope_type != "default":
-        # The streaming attention rotates cached keys itself, which would scale other types twice.
+        # `Rotation` reproduces the frequencies of other types, but not their attention scaling.
         raise CheckpointError(
             f"{folder} has rotary positions of type {rope_type!r}, expected 'default'; give a checkpoint without it"
         )
@@ -199,7 +200,7 @@ def _load_tokenizer(folder: Path, config: transformers.PreTrainedConfig) -> tran
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers package raises bare Exception
         raise CheckpointError(
-            f"the tokenizer of {folder} cannot be read ({first_line(error)}); copy it anew"
+            f"the tokenizer of {folder} cannot be read ({first_line(error)}); copy it again"
         ) from error
     num_rows = config.text_config.vocab_size
     if not config.video_token_id < len(tokenizer) <= num_rows:
@@ -219,8 +220,8 @@ def _load_weights(
     quantization: "QuantizationConfigMixin | None",
     device: torch.device,
 ) -> transformers.PreTrainedModel:
-    # Quantised weights are made where they will stay; others are loaded on the CPU and moved whole.
-    place = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
+    # Quantised weights are made on their device; others are loaded on the CPU and moved there.
+    placement = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
     try:
         hf, info = getattr(transformers, family.class_name).from_pretrained(
             folder,
@@ -229,40 +230,48 @@ def _load_weights(
             attn_implementation={"text_config": attention, "vision_config": "sdpa"},
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
+            ignore_mismatched_sizes=True,  # reported by _check_keys
             output_loading_info=True,
-            **place,
+            **placement,
         )
     except (SafetensorError, OSError, RuntimeError) as error:
         if quantization is not None and isinstance(error, RuntimeError):
             raise ConfigError(
-                f"this model.quantization cannot be made on {device.type} ({first_line(error)}); choose another, "
+                f"this model.quantization does not work on {device.type} ({first_line(error)}); choose another, "
                 "such as int8"
             ) from error
         raise CheckpointError(
-            f"the weights of {folder} cannot be read ({first_line(error)}); copy them anew"
+            f"the weights of {folder} cannot be read ({first_line(error)}); copy them again"
         ) from error
     _check_keys(info, folder)
     return hf
 
 
-def choose_kernels_(hf: transformers.PreTrainedModel, attention: str | None, device: torch.device, dtype: torch.dtype):
-    """Let the vision tower of a model take all patches at once, and attend in all windows at once where it can.
+def choose_kernels_(
+    hf: transformers.PreTrainedModel,
+    attention: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    cpu_kernels: bool = True,
+):
+    """Replace layers of a model by faster ones, with the same weights, that suit its device and dtype.
 
-    Large products in float32 on a CPU are oneDNN's where it has the wider instructions.
+    The vision tower embeds all patches in one product and, on CUDA, attends in all windows at once. Large float32
+    products on a CPU use oneDNN where it is faster, unless ``cpu_kernels`` is False.
     """
     patch_embed = hf.model.visual.patch_embed
-    # In float32 a product's sums would show: logits 1.1e-4 from those of the released code, which tests hold to 1e-4.
+    # In float32 another summation order shows: PatchProduct moves logits by 1.1e-4, and tests hold them to 1e-4.
     patch_embed.proj = (PatchRow if dtype == torch.float32 else PatchProduct).of(patch_embed.proj)
-    if _takes_windows_at_once(attention, device, dtype):
-        # Named afterwards: while it loads, transformers fetches a package for whatever calls itself flash.
+    if _uses_windowed_attention(attention, device, dtype):
+        # Set after loading: while it loads, transformers downloads a package for implementations named "flash".
         hf.model.visual.config._attn_implementation = WINDOWED_ATTENTION
-    if can_widen(device, dtype):
-        widen_(hf.model)
+    if cpu_kernels and supports_onednn(device, dtype):
+        replace_linears_(hf.model)
 
 
-def _takes_windows_at_once(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the tower attends in all windows at once: for streams on CUDA. Elsewhere transformers loops over them."""
+def _uses_windowed_attention(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return True if the vision tower attends in all windows at once. Elsewhere transformers loops over them."""
     return attention is None and device.type == "cuda" and dtype != torch.float32
 
 
@@ -282,7 +291,7 @@ def _check_keys(info: Mapping[str, Any], folder: Path):
 
 
 def dtype_named(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Return the dtype of a name; by default bfloat16 on CUDA and float32 elsewhere. Raises ConfigError."""
+    """Return the dtype with this name; by default bfloat16 on CUDA and float32 elsewhere. Raises ConfigError."""
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype in _DTYPES.values():
@@ -294,7 +303,7 @@ def dtype_named(dtype: str | torch.dtype | None, device: torch.device) -> torch.
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep bars and reports off the terminal: what is wrong is told by the error alone."""
+    """Silence transformers' progress bars and reports, so that an error is the only output."""
     verbosity, had_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""The first layer of a vision tower, without what torch wastes on it.
+"""Faster replacements for the patch embedding, the first layer of a vision tower.
 
-A convolution whose stride equals its kernel, over patches of that size, is a matrix product over the patches. torch
-takes each patch as a picture of its own, and several times as long.
+A convolution whose stride equals its kernel, over inputs of exactly that size, is a matrix product over the patches.
+torch runs it as a convolution with one small image per patch, which takes several times as long.
 """
 
 from typing import Self
@@ -13,7 +13,7 @@ from torch import nn
 class _PatchLayer(nn.Conv3d):
     @classmethod
     def of(cls, convolution: nn.Conv3d) -> Self:
-        """The same layer: it shares the weights, and their names."""
+        """Return this layer with the weights, and the weight names, of ``convolution``."""
         size = convolution.kernel_size
         has_bias = convolution.bias is not None
         layer = cls(convolution.in_channels, convolution.out_channels, size, stride=size, bias=has_bias, device="meta")
@@ -22,20 +22,20 @@ class _PatchLayer(nn.Conv3d):
 
 
 class PatchProduct(_PatchLayer):
-    """The product itself: a sixth of the time on a CPU. Its sums come in an order of their own."""
+    """The patch embedding as a matrix product: a sixth of the time on a CPU. It sums in another order."""
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches [N, channels, time, height, width], each a kernel in size, to [N, out channels]."""
+        """Map patches [N, channels, time, height, width], each of the kernel's size, to [N, out channels]."""
         return nn.functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
 
 
 class PatchRow(_PatchLayer):
-    """The convolution, of one wide picture with all patches side by side: two fifths of the time, to the bit the same.
+    """The patch embedding as a convolution over one wide image of all patches: two fifths of the time on a CPU.
 
-    For float32, where another order of the sums would show.
+    Its results are bit-identical to the stock layer, so float32 models use it.
     """
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches [N, channels, time, height, width], each a kernel in size, to [N, out channels]."""
+        """Map patches [N, channels, time, height, width], each of the kernel's size, to [N, out channels]."""
         row = patches.permute(1, 2, 3, 0, 4).flatten(3)[None]
         return super().forward(row)[0, :, 0, 0].T.contiguous()

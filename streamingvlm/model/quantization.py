@@ -1,7 +1,7 @@
-"""Weights in 8 or 4 bits, by the quantisation that transformers has for them; torchao and bitsandbytes do the work.
+"""Weights in 8 or 4 bits, by torchao and bitsandbytes through transformers.
 
-What is quantised are the matrices of the language model, which are read anew for every token. The vision tower and the
-head stay as they are.
+Only the matrices of the language model are quantised, because every decode step reads all of them. The vision tower and
+the LM head are not.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from streamingvlm.errors import ConfigError
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-_LEFT_WHOLE = ["model.visual", "lm_head"]
+_NOT_QUANTISED = ["model.visual", "lm_head"]
 
 
 def quantization_named(name: str, dtype: torch.dtype) -> "QuantizationConfigMixin":
-    """The configuration of transformers for one of `QUANTIZATIONS`; ``dtype``: in which products are computed.
+    """Return the transformers configuration for a name in `QUANTIZATIONS`; ``dtype`` is the dtype of products.
 
-    Raises ConfigError for another name, and where the package that does it is not installed.
+    Raises ConfigError for another name, or if the required package is not installed.
     """
     if name not in QUANTIZATIONS:
         raise ConfigError(f"model.quantization={name} is unknown; choose one of {', '.join(QUANTIZATIONS)}")
@@ -34,7 +34,7 @@ def quantization_named(name: str, dtype: torch.dtype) -> "QuantizationConfigMixi
 
 
 def quantize_(text_model: torch.nn.Module, quantization: "QuantizationConfigMixin"):
-    """Quantise a language model that was not loaded but drawn. Raises ConfigError for what only loading can do."""
+    """Quantise a model with random weights in place. Raises ConfigError for a method that works only while loading."""
     if not hasattr(quantization, "get_apply_tensor_subclass"):
         raise ConfigError(
             f"random weights cannot be quantised by {quantization.quant_method}; choose one of {', '.join(_BY_TORCHAO)}"
@@ -44,12 +44,14 @@ def quantize_(text_model: torch.nn.Module, quantization: "QuantizationConfigMixi
     quantize_by_torchao_(text_model, quantization.get_apply_tensor_subclass())
 
 
-def check_quantised(text_model: torch.nn.Module):
-    """Raise ConfigError for a matrix that quantisation has spoilt: of a row of zeros torchao's fp8 makes no numbers."""
+def check_quantised(text_model: torch.nn.Module, method: str):
+    """Raise ConfigError if a quantised matrix has NaN: torchao's fp8 makes them of a row of zeros."""
     for name, module in text_model.named_modules():
         weight = getattr(module, "weight", None)
         if hasattr(weight, "__tensor_flatten__") and not weight.dequantize().isfinite().all():
-            raise ConfigError(f"model.quantization makes numbers that are none in {name}; choose another, such as int8")
+            raise ConfigError(
+                f"model.quantization={method} produced NaN weights in {name}; choose another, such as int8"
+            )
 
 
 def _by_torchao(config_name: str) -> Callable[[torch.dtype], "QuantizationConfigMixin"]:
@@ -57,7 +59,7 @@ def _by_torchao(config_name: str) -> Callable[[torch.dtype], "QuantizationConfig
         import torchao.quantization
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(getattr(torchao.quantization, config_name)(), modules_to_not_convert=_LEFT_WHOLE)
+        return TorchAoConfig(getattr(torchao.quantization, config_name)(), modules_to_not_convert=_NOT_QUANTISED)
 
     return build
 
@@ -65,7 +67,7 @@ def _by_torchao(config_name: str) -> Callable[[torch.dtype], "QuantizationConfig
 def _in_int8_by_bitsandbytes(_dtype: torch.dtype) -> "QuantizationConfigMixin":
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_LEFT_WHOLE)
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTISED)
 
 
 def nf4(dtype: torch.dtype) -> "QuantizationConfigMixin":
@@ -77,7 +79,7 @@ def nf4(dtype: torch.dtype) -> "QuantizationConfigMixin":
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_LEFT_WHOLE,
+        llm_int8_skip_modules=_NOT_QUANTISED,
     )
 
 
@@ -92,8 +94,8 @@ QUANTIZATIONS: dict[str, tuple[str, Callable[[torch.dtype], "QuantizationConfigM
     "int8_bnb": ("bitsandbytes", _in_int8_by_bitsandbytes),
     "nf4": ("bitsandbytes", nf4),
 }
-"""Name of a quantisation -> the package that does it, and what makes its configuration.
+"""Name of a quantisation -> the package that it needs, and a function from a dtype to its configuration.
 
-``dynamic`` quantises what comes in, too: the products themselves are of 8 bits, which should pay in prefill.
-fp8_dynamic needs a GPU that has them.
+The ``dynamic`` ones quantise activations as well, so that products run in 8 bits, which should speed up prefill.
+fp8_dynamic needs a GPU with 8-bit float products.
 """

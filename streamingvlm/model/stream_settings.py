@@ -1,19 +1,19 @@
-"""The settings that travel with a checkpoint: how it was shown video in training, so that inference shows it the same.
+"""The settings that a checkpoint carries: how video was shown to it in training, so that streams show it the same way.
 
-They lie under one key of config.json as a flat object. Training writes them, loading reads them, and a session says
-where its user asks for something else. Keys that are not listed here (a record of the training, say) are left alone.
+They are a flat object under one key of config.json. Training writes it, loading reads it, and a stream warns about
+settings that differ from it. Keys that are not settings (a record of the training, for example) are left alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.config import TURN_FORMATS, CacheConfig, SamplingConfig, VideoConfig
+from streamingvlm.config import RENAMED_SETTINGS, TURN_FORMATS, CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import CheckpointError
 
 SETTINGS_KEY = "streamingvlm"
 
-# What decides the tokens of a turn. Windows and sampling may differ from training: they are a stream's own.
+# These determine the tokens of a turn, so streams should keep them. Windows and sampling are a stream's own choice.
 _TURN_SETTINGS = ("turn_format", "fps", "turn_s", "min_pixels", "max_pixels", "resize")
 _WINDOW_SETTINGS = (
     "text_sink_tokens",
@@ -29,23 +29,24 @@ _SAMPLING_SETTINGS = ("temperature", "top_p", "repetition_penalty", "max_new_tok
 def stream_settings(
     cache: CacheConfig, video: VideoConfig, sampling: SamplingConfig | None = None, *, turn_format: str
 ) -> dict[str, Any]:
-    """Return what a checkpoint says of its training, to be set as ``streamingvlm`` of its config.
+    """Return the settings to store under ``streamingvlm`` in a trained checkpoint's config.
 
-    turn_format: the name of the TurnFormat that it was trained with.
-    sampling: how it is best sampled, if that is known.
+    turn_format: the name of the TurnFormat of the training.
+    sampling: the recommended sampling, if known.
     """
-    settings = _chosen(video, _TURN_SETTINGS) | _chosen(cache, _WINDOW_SETTINGS) | {"turn_format": turn_format}
-    return settings if sampling is None else settings | _chosen(sampling, _SAMPLING_SETTINGS)
+    settings = _select(video, _TURN_SETTINGS) | _select(cache, _WINDOW_SETTINGS) | {"turn_format": turn_format}
+    return settings if sampling is None else settings | _select(sampling, _SAMPLING_SETTINGS)
 
 
 def read_stream_settings(config_json: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the settings of a checkpoint, if it has any. Raises CheckpointError for what is not understood."""
+    """Return the settings in a checkpoint's config.json, {} if it has none. Raises CheckpointError for bad settings."""
     settings = config_json.get(SETTINGS_KEY, {})
     if not isinstance(settings, dict):
         raise CheckpointError(
             f"the key {SETTINGS_KEY} of {folder / 'config.json'} is {settings!r}, expected an object of settings; "
-            "give one, or take the key out"
+            "give one, or remove the key"
         )
+    _refuse_old_names(settings, folder)
     name = settings.get("turn_format")
     if name is not None and name not in TURN_FORMATS:
         raise CheckpointError(
@@ -56,14 +57,24 @@ def read_stream_settings(config_json: Mapping[str, Any], folder: Path) -> dict[s
 
 
 def contradictions(video: VideoConfig, settings: Mapping[str, Any]) -> list[str]:
-    """Say, setting by setting, where turns under ``video`` are unlike those that a checkpoint was trained on."""
-    asked = {name: value for name, value in _chosen(video, _TURN_SETTINGS).items() if value is not None}
+    """Describe each setting of ``video`` that gives other turns than those of a checkpoint's training."""
+    requested = {name: value for name, value in _select(video, _TURN_SETTINGS).items() if value is not None}
     return [
         f"video.{name}={value} (trained with {settings[name]})"
-        for name, value in asked.items()
+        for name, value in requested.items()
         if settings.get(name) not in (None, value)
     ]
 
 
-def _chosen(config: CacheConfig | VideoConfig | SamplingConfig, names: tuple[str, ...]) -> dict[str, Any]:
+def _refuse_old_names(settings: Iterable[str], folder: Path):
+    for section in ("cache", "video", "sampling"):
+        for old_name, new_name in RENAMED_SETTINGS.get(section, {}).items():
+            if old_name in settings:
+                raise CheckpointError(
+                    f"{SETTINGS_KEY}.{old_name} in {folder / 'config.json'} was renamed to {SETTINGS_KEY}.{new_name}; "
+                    "rename it there"
+                )
+
+
+def _select(config: CacheConfig | VideoConfig | SamplingConfig, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}

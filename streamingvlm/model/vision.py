@@ -1,9 +1,11 @@
-"""From frames to the embeddings that the language model reads, in torch alone.
+"""Video preprocessing and the vision tower: from frames to embeddings of the language model, in torch alone.
 
-Dimensions: F frames, H x W pixels, t x h x w patches before merging, V tokens after it, D the width of the language
-model. Two resizes are offered because checkpoints differ in the one they were trained with: the video processor's,
-bicubic on integers, and that of qwen-vl-utils, bicubic in float, rounded, with a cap on the pixels of a frame. They
-differ on sharp edges, where the integer one clips what overshoots between its two passes.
+Dimensions: F frames, H x W pixels, t x h x w patches before merging, V tokens after merging, D the hidden size of the
+language model.
+
+Checkpoints were trained with one of two resizes: the Hugging Face video processor's (bicubic on integers), or that of
+qwen-vl-utils (bicubic in float, then rounded, with a cap on the pixels of a frame). They differ on sharp edges, where
+the integer one clips overshoot between its two passes.
 """
 
 import math
@@ -25,19 +27,19 @@ Grid = tuple[int, int, int]
 MIN_FRAME_TOKENS = 100
 MAX_FRAME_TOKENS = 768
 _MAX_ASPECT_RATIO = 200
-# qwen-vl-utils 0.0.14: a video may fill 0.9 of a context of 128000 tokens, two frames share a token, and the cap
-# leaves at least a twentieth of room above the smallest frame.
+# qwen-vl-utils 0.0.14: a video may fill 0.9 of a context of 128000 tokens, two frames share a token, and the cap is at
+# least 1.05 times the smallest frame.
 _MAX_VIDEO_TOKENS = 0.9 * 128_000
 _FRAMES_PER_TOKEN = 2
-_ROOM_ABOVE_MIN = 1.05
+_MIN_CAP_FACTOR = 1.05
 
 
 class VisionFeatures(NamedTuple):
-    """What the vision tower makes of some frames.
+    """Output of the vision tower for some frames.
 
     embeddings: [V, D], in the order of the merged grid: time, then rows, then columns.
-    grid: merged (t, h, w), t * h * w == V.
-    deepstack: further [V, D] features that Qwen3-VL adds to its first layers; empty for other families.
+    grid: (t, h, w) after merging, t * h * w == V.
+    deepstack: more [V, D] features, which Qwen3-VL adds after its first layers; empty for other families.
     """
 
     embeddings: torch.Tensor
@@ -45,23 +47,25 @@ class VisionFeatures(NamedTuple):
     deepstack: tuple[torch.Tensor, ...] = ()
 
     def rows(self, first: int, stop: int) -> tuple[torch.Tensor, ...]:
-        """The features of the tokens [first, stop): embeddings, then each level of deepstack."""
+        """Return the features of the tokens [first, stop): embeddings, then each level of deepstack."""
         return tuple(level[first:stop] for level in (self.embeddings, *self.deepstack))
 
 
 def deepstack_inputs(is_vision: torch.Tensor, deepstack: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Name the arguments by which a text model takes deepstack features, each [V, D]; none where there are none.
+    """Return the text model's keyword arguments for deepstack features, each [V, D]; {} without features.
 
-    is_vision: [B, T], True at the V places of the vision tokens.
+    is_vision: [B, T], True at the V vision tokens.
     """
     return {"visual_pos_masks": is_vision, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
 
 
 class VisionEncoder:
-    """The vision tower of a loaded model, from frames to merged embeddings.
+    """The vision tower of a loaded model: from frames to merged embeddings.
 
-    It attends inside one temporal patch alone, so that a video encoded second by second gives exactly what the whole
-    video gives at once, as long as a second holds a whole number of temporal patches.
+    The tower attends within one temporal patch only. Encoding a video turn by turn is therefore exactly the same as
+    encoding it at once, if a turn holds a whole number of temporal patches.
+
+    min_pixels, max_pixels, resize: as `preprocess` takes them.
     """
 
     def __init__(
@@ -80,38 +84,38 @@ class VisionEncoder:
         self.resize = resize
 
     def largest_grid(self, num_frames: int) -> Grid:
-        """Merged grid (t, h, w) with as many tokens as ``num_frames`` frames of any size can have."""
+        """Return a merged grid (t, h, w) with the most tokens that ``num_frames`` frames of any size can have."""
         max_pixels = MAX_FRAME_TOKENS * self.family.size_factor**2 if self.max_pixels is None else self.max_pixels
         num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
         return num_steps, 1, int(max_pixels) // self.family.size_factor**2
 
     def features(self, frames: torch.Tensor, *, detail: float = 1.0) -> VisionFeatures:
-        """Encode uint8 frames [F, 3, H, W], with the deepstack features where the family has them.
+        """Preprocess and encode uint8 frames [F, 3, H, W].
 
-        detail: the share of its usual pixels that a frame gets; ``min_pixels`` does not hold below 1.
+        detail: fraction of the usual pixels of a frame; below 1, ``min_pixels`` does not apply.
         Raises VideoError for frames of another type or shape.
         """
         return self.features_of(*self.patches(frames, detail=detail))
 
     def patches(self, frames: torch.Tensor, *, detail: float = 1.0) -> tuple[torch.Tensor, Grid]:
-        """Preprocess uint8 frames [F, 3, H, W]: pixel values and their grid (t, h, w) in patches; as ``features``."""
+        """Preprocess uint8 frames as `features` does; return pixel values and their grid (t, h, w) in patches."""
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         if detail < 1:
             _check_frames(frames)
             num_frames, _, *size = frames.shape
             usual = resized_size(num_frames, *size, family=self.family, resize=self.resize, **limits)
-            # A frame of one token is the least that there is.
-            most = max(self.family.size_factor**2, int(math.prod(usual) * detail))
-            limits = {"min_pixels": self.family.size_factor**2, "max_pixels": most}
+            pixels_per_token = self.family.size_factor**2
+            max_pixels = max(pixels_per_token, int(math.prod(usual) * detail))
+            limits = {"min_pixels": pixels_per_token, "max_pixels": max_pixels}
         return preprocess(frames, family=self.family, resize=self.resize, **limits)
 
     def features_of(self, pixels: torch.Tensor, grid: Grid) -> VisionFeatures:
-        """Encode what `preprocess` made of frames: pixel values and their grid (t, h, w) in patches."""
+        """Encode one preprocessed video: pixel values and their grid (t, h, w) in patches."""
         return self.features_of_many([(pixels, grid)])[0]
 
     @torch.no_grad()
     def features_of_many(self, videos: Sequence[tuple[torch.Tensor, Grid]]) -> list[VisionFeatures]:
-        """Encode what `preprocess` made of several videos, of any sizes, in one pass through the tower."""
+        """Encode several preprocessed videos, of any sizes, in one forward pass."""
         merge, device = self.family.merge_size, self.tower.device
         output = self.tower(
             torch.cat([pixels for pixels, _ in videos]).to(device, self.tower.dtype, non_blocking=True),
@@ -132,13 +136,13 @@ def preprocess(
     max_pixels: int | None = None,
     resize: Resize = "processor",
 ) -> tuple[torch.Tensor, Grid]:
-    """Resize, normalise and cut uint8 frames [F, 3, H, W] into the patches that the vision tower reads.
+    """Resize and normalise uint8 frames [F, 3, H, W] and cut them into the patches that the vision tower takes.
 
-    min_pixels, max_pixels: of one resized frame; by default 100 and 768 merged tokens.
+    min_pixels, max_pixels: limits of one resized frame; by default 100 and 768 merged tokens.
     An incomplete last temporal patch is filled by repeating the last frame.
 
-    Returns float32 pixel values [t * h * w, 3 * temporal patch * patch * patch], in blocks of merged tokens, and the
-    grid (t, h, w) in patches. Raises VideoError for frames of another type or shape.
+    Returns float32 pixel values [t * h * w, 3 * temporal patch * patch * patch], ordered by merged token, and the grid
+    (t, h, w) in patches. Raises VideoError for frames of another type or shape.
     """
     _check_frames(frames)
     num_frames, _, height, width = frames.shape
@@ -159,7 +163,7 @@ def resized_size(
     max_pixels: int | None = None,
     resize: Resize = "processor",
 ) -> tuple[int, int]:
-    """Choose the height and width that `preprocess` resizes frames to, given its own arguments."""
+    """Return the height and width to which `preprocess` resizes frames with the same arguments."""
     min_pixels = MIN_FRAME_TOKENS * family.size_factor**2 if min_pixels is None else min_pixels
     max_pixels = MAX_FRAME_TOKENS * family.size_factor**2 if max_pixels is None else max_pixels
     if resize == "qwen_vl_utils":
@@ -170,9 +174,9 @@ def resized_size(
 
 
 def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
-    """Choose the size, in multiples of ``factor``, that a frame is resized to: near its own, within the pixel limits.
+    """Return the height and width nearest to a frame's own that are multiples of ``factor`` within the pixel limits.
 
-    The rule is that of the Qwen2-VL processor. Raises VideoError for a strip more than 200 times as long as wide.
+    The rule of the Qwen2-VL processor. Raises VideoError for a frame more than 200 times as long as wide.
     """
     if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
         raise VideoError(
@@ -189,15 +193,15 @@ def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pix
 
 
 def capped_max_pixels(num_frames: int, *, factor: int, min_pixels: int, max_pixels: float) -> float:
-    """Return the most pixels that qwen-vl-utils gives one of ``num_frames`` frames when ``max_pixels`` is asked for."""
+    """Return qwen-vl-utils' limit of the pixels of one of ``num_frames`` frames when ``max_pixels`` is requested."""
     share = _MAX_VIDEO_TOKENS * factor**2 / num_frames * _FRAMES_PER_TOKEN
-    cap = max(min(MAX_FRAME_TOKENS * factor**2, share), int(min_pixels * _ROOM_ABOVE_MIN))
+    cap = max(min(MAX_FRAME_TOKENS * factor**2, share), int(min_pixels * _MIN_CAP_FACTOR))
     return min(max_pixels, cap)
 
 
 def _check_frames(frames: torch.Tensor):
     if not isinstance(frames, torch.Tensor):
-        raise VideoError(f"frames are a {type(frames).__name__}, expected a uint8 tensor [F, 3, H, W]; make one")
+        raise VideoError(f"frames are a {type(frames).__name__}, expected a uint8 tensor [F, 3, H, W]; convert them")
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise VideoError(
             f"frames are {str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}, expected uint8 [F, 3, H, W]; "
@@ -206,7 +210,7 @@ def _check_frames(frames: torch.Tensor):
 
 
 def _resize_integer(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    # torch has the integer kernel on the CPU alone; the video processor goes through float elsewhere, too.
+    # torch has the integer kernel on CPUs only; elsewhere the video processor resizes in float as well.
     if frames.device.type != "cpu":
         return _resize_float(frames, size)
     return F.interpolate(frames, size, mode="bicubic", antialias=True)
@@ -226,7 +230,7 @@ def _fill_last_patch(frames: torch.Tensor, temporal_patch_size: int) -> torch.Te
 
 
 def _normalise(frames: torch.Tensor, family: Family) -> torch.Tensor:
-    # Rescaling by 1/255 is folded into the mean and the deviation: the last bit depends on it.
+    # As the video processor does: folding the rescaling by 1/255 into mean and deviation decides the last bit.
     mean, std = (
         torch.tensor(values, device=frames.device).mul_(255.0).view(3, 1, 1)
         for values in (family.image_mean, family.image_std)

@@ -1,4 +1,4 @@
-"""The policies, over many random streams: what they promise must hold in every second."""
+"""The eviction policies over many random streams: their guarantees must hold in every turn."""
 
 import random
 from itertools import pairwise
@@ -13,18 +13,18 @@ from streamingvlm.cache.layout import CacheLayout, Segment, SegmentKind
 from streamingvlm.cache.positions import contiguous_positions
 from streamingvlm.config import CacheConfig
 
-NUM_RANDOM_SECONDS = 100_000
-SECONDS_A_STREAM = 200
+NUM_RANDOM_TURNS = 100_000
+TURNS_PER_STREAM = 200
 
 
-def places(eviction):
-    """For each surviving token, in the new order, its place in the old layout."""
+def kept_indices(eviction):
+    """The index in the old layout of each kept token, in the new order."""
     assert all(first.stop != then.start for first, then in pairwise(eviction.runs))
-    return [place for run in eviction.runs for place in run]
+    return [index for run in eviction.runs for index in run]
 
 
 class FakeStream:
-    """Random turns in the shape that the turn format gives them, each token with a serial number of its own."""
+    """Random turns in the shape of the turn format; each token has a unique id."""
 
     def __init__(self, dice: random.Random, **config):
         self.dice = dice
@@ -43,8 +43,8 @@ class FakeStream:
         self.num_query = dice.randrange(0, 5)
         self.max_reply = dice.randrange(1, 6)
         self.layout = CacheLayout()
-        self.serials: list[int] = []
-        self.next_serial = 0
+        self.uids: list[int] = []
+        self.next_uid = 0
         self.turn = 0
         self.append(*self.prologue())
 
@@ -59,16 +59,16 @@ class FakeStream:
 
     def append(self, *segments: Segment):
         self.layout = self.layout.append(segments)
-        num_new = self.layout.num_tokens - len(self.serials)
-        self.serials += range(self.next_serial, self.next_serial + num_new)
-        self.next_serial += num_new
+        num_new = self.layout.num_tokens - len(self.uids)
+        self.uids += range(self.next_uid, self.next_uid + num_new)
+        self.next_uid += num_new
 
     def evict(self):
         start_s = self.turn * self.turn_s
         return plan_eviction(self.layout, self.config, turn=self.turn, start_s=start_s, end_s=start_s + self.turn_s)
 
     def take(self, eviction):
-        self.serials = [self.serials[place] for place in places(eviction)]
+        self.uids = [self.uids[index] for index in kept_indices(eviction)]
         self.layout = eviction.layout
         if eviction.restart:
             self.append(*self.prologue())
@@ -104,12 +104,12 @@ class FakeStream:
         )
 
 
-def sink_serials(stream: FakeStream) -> list[int]:
-    """What must never be dropped: the prologue's markup, the first words of all, the query."""
+def sink_uids(stream: FakeStream) -> list[int]:
+    """Tokens that must never be evicted: the prologue's markup, the text sink, the query."""
     first_text = []
     by_kind = {kind: [] for kind in SegmentKind}
     for span in stream.layout.spans():
-        by_kind[span.segment.kind] += stream.serials[span.start : span.stop]
+        by_kind[span.segment.kind] += stream.uids[span.start : span.stop]
     first_text = by_kind[SegmentKind.PREVIOUS][: stream.config.text_sink_tokens]
     return (
         by_kind[SegmentKind.SYSTEM]
@@ -120,12 +120,12 @@ def sink_serials(stream: FakeStream) -> list[int]:
     )
 
 
-def check_streaming_second(stream: FakeStream):
-    before = sink_serials(stream)
+def check_streaming_turn(stream: FakeStream):
+    before = sink_uids(stream)
     eviction = stream.evict()
-    assert len(set(places(eviction))) == len(places(eviction))
-    assert eviction.layout.num_tokens == len(places(eviction))
-    assert set(before) <= {stream.serials[place] for place in places(eviction)}
+    assert len(set(kept_indices(eviction))) == len(kept_indices(eviction))
+    assert eviction.layout.num_tokens == len(kept_indices(eviction))
+    assert set(before) <= {stream.uids[index] for index in kept_indices(eviction)}
     stream.take(eviction)
     assert stream.layout.num_tokens <= stream.bound()
     turns = [segment.turn for segment in stream.layout.segments if segment.kind is not SegmentKind.PREVIOUS]
@@ -134,7 +134,7 @@ def check_streaming_second(stream: FakeStream):
         s
         for span in stream.layout.spans()
         if span.segment.kind is SegmentKind.PREVIOUS
-        for s in stream.serials[span.start : span.stop]
+        for s in stream.uids[span.start : span.stop]
     ]
     assert words == sorted(words)
     check_windows(stream)
@@ -142,7 +142,7 @@ def check_streaming_second(stream: FakeStream):
 
 
 def check_windows(stream: FakeStream):
-    """No more than the windows allow, and nothing less than they promise."""
+    """The windows are neither exceeded nor under-filled."""
     config, end_s = stream.config, stream.turn * stream.turn_s
     text_tokens = stream.layout.count(SegmentKind.PREVIOUS)
     assert text_tokens <= config.text_sink_tokens + config.text_window_tokens
@@ -153,11 +153,11 @@ def check_windows(stream: FakeStream):
 
 
 def check_positions(layout: CacheLayout):
-    """From 0 without a gap, against the rule spelled out token by token."""
+    """Positions start at 0 without gaps, against the rule written token by token."""
     expected, following = [], 0
     for segment in layout.segments:
         if segment.grid is None:
-            expected += [(place,) * 3 for place in range(following, following + segment.num_tokens)]
+            expected += [(position,) * 3 for position in range(following, following + segment.num_tokens)]
         else:
             t, h, w = map(range, segment.grid)
             expected += [(following + 2 * i, following + j, following + k) for i in t for j in h for k in w]
@@ -165,13 +165,13 @@ def check_positions(layout: CacheLayout):
     assert contiguous_positions(layout.segments).T.tolist() == [list(map(float, e)) for e in expected]
 
 
-def test_streaming_keeps_its_promises_in_a_hundred_thousand_random_seconds():
+def test_streaming_guarantees_hold_in_a_hundred_thousand_random_turns():
     dice = random.Random(0)
     torch.set_num_threads(1)
-    for _ in range(NUM_RANDOM_SECONDS // SECONDS_A_STREAM):
+    for _ in range(NUM_RANDOM_TURNS // TURNS_PER_STREAM):
         stream = FakeStream(dice, policy="streaming")
-        for _ in range(SECONDS_A_STREAM):
-            check_streaming_second(stream)
+        for _ in range(TURNS_PER_STREAM):
+            check_streaming_turn(stream)
 
 
 @pytest.mark.parametrize("policy", ["window", "reference"])
@@ -185,7 +185,7 @@ def test_bounded_policies_stay_within_their_capacity(policy):
         stream.turn_s = 1.0
         for _ in range(60):
             eviction = stream.evict()
-            assert len(set(places(eviction))) == len(places(eviction))
+            assert len(set(kept_indices(eviction))) == len(kept_indices(eviction))
             stream.take(eviction)
             assert stream.layout.num_tokens <= stream.bound()
 
@@ -194,7 +194,7 @@ def test_full_drops_nothing_and_has_no_bound():
     stream = FakeStream(random.Random(2), policy="full")
     for _ in range(50):
         eviction = stream.evict()
-        assert places(eviction) == list(range(stream.layout.num_tokens))
+        assert kept_indices(eviction) == list(range(stream.layout.num_tokens))
         stream.take(eviction)
     assert stream.bound() is None
 
@@ -217,19 +217,19 @@ def test_the_query_outlives_its_turn_and_its_time_label_does_not():
     stream.config = CacheConfig(text_sink_tokens=4, text_window_tokens=4, vision_window_s=2, turn_window_s=2)
     for _ in range(6):
         stream.take(stream.evict())
-    asking = [
+    kinds = [
         segment.kind
         for segment in stream.layout.segments
         if segment.turn == 0 and segment.kind is not SegmentKind.PREVIOUS
     ]
-    assert asking == [SegmentKind.USER_OPEN, SegmentKind.QUERY, SegmentKind.USER_CLOSE]
+    assert kinds == [SegmentKind.USER_OPEN, SegmentKind.QUERY, SegmentKind.USER_CLOSE]
 
 
 @pytest.mark.parametrize(
     "num_tokens, sink, window, expected",
     [(5, 2, 3, [(0, 5)]), (6, 2, 3, [(0, 2), (3, 6)]), (6, 0, 2, [(0, 0), (4, 6)]), (6, 2, 0, [(0, 2), (6, 6)])],
 )
-def test_text_survivors_are_exactly_the_sink_and_the_window(num_tokens, sink, window, expected):
+def test_kept_text_is_exactly_the_sink_and_the_window(num_tokens, sink, window, expected):
     assert kept_text_ranges(num_tokens, sink, window) == expected
 
 
@@ -245,8 +245,8 @@ def test_text_leaves_its_window_in_whole_steps(num_new, sink, window, step):
         kept += range(num_tokens, num_tokens + number)
         num_tokens += number
         num_before, cut = len(kept), kept_text_ranges(len(kept), sink, window, step)
-        kept = [kept[place] for first, stop in cut for place in range(first, stop)]
+        kept = [kept[index] for first, stop in cut for index in range(first, stop)]
         assert (num_before - len(kept)) % min(step, max(1, window)) == 0
         at_once = kept_text_ranges(num_tokens, sink, window, step)
-        assert kept == [place for first, stop in at_once for place in range(first, stop)]
+        assert kept == [index for first, stop in at_once for index in range(first, stop)]
         assert len(kept) == num_tokens or sink + window - min(step, max(1, window)) < len(kept) <= sink + window

@@ -1,4 +1,4 @@
-"""Runs of a pool that many streams share: none overlap, none is lost, and what they hold moves with them."""
+"""Ranges of a pool that many streams share: they never overlap, no row is lost, and contents move with their range."""
 
 import pytest
 import torch
@@ -9,40 +9,40 @@ from streamingvlm.cache.kv_cache import KVPool, rotate, rotate_into
 from streamingvlm.cache.range_allocator import Extent, RangeAllocator
 from streamingvlm.errors import EngineFull
 
-OPERATIONS = st.lists(st.tuples(st.sampled_from(["take", "release", "lengthen", "pack"]), st.integers(1, 30)))
+OPERATIONS = st.lists(st.tuples(st.sampled_from(["allocate", "free", "grow", "compact"]), st.integers(1, 30)))
 
 
 @given(OPERATIONS)
 def test_no_two_extents_overlap_and_all_rows_are_accounted_for(operations):
     extents, held = RangeAllocator(101, first=1), []
     for name, number in operations:
-        if name == "take" and (extent := extents.take(number)):
+        if name == "allocate" and (extent := extents.allocate(number)):
             held.append(extent)
-        elif name == "release" and held:
-            extents.release(held.pop(number % len(held)))
-        elif name == "lengthen" and held:
-            place = number % len(held)
-            if longer := extents.lengthen(held[place], len(held[place]) + number):
-                held[place] = longer
-        elif name == "pack":
-            moves = dict(extents.packed())
+        elif name == "free" and held:
+            extents.free(held.pop(number % len(held)))
+        elif name == "grow" and held:
+            index = number % len(held)
+            if grown := extents.grow(held[index], len(held[index]) + number):
+                held[index] = grown
+        elif name == "compact":
+            moves = dict(extents.compact())
             held = [moves[extent] for extent in held]
             assert sum(map(len, held)) + extents.num_free == 100
-            assert extents.num_free == 0 or extents.take(extents.num_free), "the free rows are one run"
-            extents.taken = sorted(held)
+            assert extents.num_free == 0 or extents.allocate(extents.num_free), "the free rows are one range"
+            extents.allocated = sorted(held)
         rows = [row for extent in held for row in range(extent.start, extent.stop)]
         assert len(rows) == len(set(rows)) == 100 - extents.num_free
         assert all(1 <= row < 101 for row in rows)
 
 
-def test_the_first_gap_that_fits_is_taken():
+def test_allocation_is_first_fit():
     extents = RangeAllocator(20)
-    first, second, third = (extents.take(5) for _ in range(3))
-    extents.release(second)
-    assert extents.take(6) is None
-    assert extents.take(4) == Extent(5, 9)
-    assert extents.lengthen(first, 6) is None
-    assert extents.lengthen(third, 10) == Extent(10, 20)
+    first, second, third = (extents.allocate(5) for _ in range(3))
+    extents.free(second)
+    assert extents.allocate(6) is None
+    assert extents.allocate(4) == Extent(5, 9)
+    assert extents.grow(first, 6) is None
+    assert extents.grow(third, 10) == Extent(10, 20)
 
 
 def pool_of(num_tokens: int, **settings) -> KVPool:
@@ -60,7 +60,7 @@ def holds(cache, value: float) -> bool:
     return all((buffer[:, :, used] == value).all() for buffer in (cache.keys, cache.values, cache.rotated))
 
 
-def test_a_full_pool_refuses_in_one_line_and_takes_again_what_was_closed():
+def test_a_full_pool_refuses_and_reuses_closed_ranges():
     pool = pool_of(30)
     first, second = pool.open(20), pool.open(10)
     with pytest.raises(EngineFull, match="0 more tokens of 30") as error:
@@ -71,7 +71,7 @@ def test_a_full_pool_refuses_in_one_line_and_takes_again_what_was_closed():
     assert first.capacity == 20
 
 
-def test_what_streams_hold_moves_with_them_when_gaps_are_closed():
+def test_compaction_keeps_the_contents_of_streams():
     pool = pool_of(30)
     caches = [pool.open(10) for _ in range(3)]
     for value, cache in enumerate(caches):
@@ -88,7 +88,7 @@ def test_what_streams_hold_moves_with_them_when_gaps_are_closed():
 
 
 @given(st.lists(st.tuples(st.sampled_from(["open", "close", "grow"]), st.integers(1, 12)), max_size=25), st.booleans())
-def test_nothing_is_lost_or_crossed_whatever_comes_and_goes(operations, is_elastic):
+def test_contents_survive_any_sequence_of_operations(operations, is_elastic):
     pool, held = pool_of(24, is_elastic=is_elastic), {}
     for number, (name, size) in enumerate(operations):
         try:

@@ -1,4 +1,4 @@
-"""Keys and values in a byte each: how near they stay, and that moving them changes nothing."""
+"""Keys and values in fp8: the error is bounded, and moving rows does not change them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_inputs import frames
 
 from streamingvlm.cache.kv_cache import KVPool, bytes_per_token, rotate
-from streamingvlm.cache.storage import Fp8, Plain, storage_named
+from streamingvlm.cache.storage import Fp8Storage, PlainStorage, storage_named
 from streamingvlm.config import CacheConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.engine import Engine
@@ -31,9 +31,9 @@ def model(tiny_checkpoint):
     row=st.lists(st.floats(-1e4, 1e4, width=32), min_size=SIZE, max_size=SIZE),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_a_number_is_kept_to_half_a_step_of_its_own_or_of_the_smallest_of_its_row(row, dtype):
+def test_the_error_is_at_most_half_a_step_of_the_number_or_of_the_smallest_of_its_row(row, dtype):
     x = torch.tensor([row]).to(dtype)
-    storage = Fp8(SIZE, dtype)
+    storage = Fp8Storage(SIZE, dtype)
     kept = storage.encode(x)
     assert kept.dtype == torch.uint8 and kept.shape == (1, SIZE + 4)
     back = storage.decode(kept)
@@ -44,13 +44,13 @@ def test_a_number_is_kept_to_half_a_step_of_its_own_or_of_the_smallest_of_its_ro
 
 
 def test_rows_are_independent_of_each_other():
-    storage = Fp8(SIZE, torch.float32)
+    storage = Fp8Storage(SIZE, torch.float32)
     small, large = torch.full((1, SIZE), 1e-3), torch.full((1, SIZE), 1e3)
     both = storage.decode(storage.encode(torch.cat((small, large))))
     assert torch.allclose(both[0], small[0], rtol=1e-3) and torch.allclose(both[1], large[0], rtol=1e-3)
 
 
-def test_moving_a_stream_leaves_its_rows_as_they_are():
+def test_moving_a_stream_does_not_change_its_rows():
     pool = KVPool(2, 2, SIZE, 20, torch.float32, torch.device("cpu"), cache_dtype="fp8", is_elastic=True)
     first, second = pool.open(8), pool.open(8)
     keys = torch.randn(5, 2, SIZE)
@@ -65,7 +65,7 @@ def test_moving_a_stream_leaves_its_rows_as_they_are():
     assert torch.equal(second.keys[:, :, :3], before[:, :, [0, 2, 3]])
 
 
-def test_rotation_is_that_of_what_is_kept():
+def test_rotation_applies_to_the_stored_keys():
     pool = KVPool(1, 1, SIZE, 8, torch.float32, torch.device("cpu"), cache_dtype="fp8")
     cache = pool.open(8)
     keys = torch.randn(4, 1, SIZE)
@@ -79,16 +79,16 @@ def test_rotation_is_that_of_what_is_kept():
     assert (rotated - expected).abs().max() <= HALF_STEP * expected.abs().max()
 
 
-def test_a_stream_whose_cache_is_in_bytes_is_near_the_whole_one_and_takes_less_memory(model):
-    said, states = {}, {}
+def test_an_fp8_stream_is_close_to_the_plain_one_in_less_memory(model):
+    layouts, states = {}, {}
     for dtype in (None, "fp8"):
         session = StreamingSession(model, cache={**SMALL, "dtype": dtype}, video=VIDEO, sampling=GREEDY)
         for turn in range(3):
             session.step(frames(turn), max_new_tokens=1)
         decode = session.engine.runner.pool.storage.decode
-        said[dtype] = session.layout
+        layouts[dtype] = session.layout
         states[dtype] = decode(session.inspect().values)
-    assert said[None] == said["fp8"]
+    assert layouts[None] == layouts["fp8"]
     error = (states["fp8"] - states[None]).abs().max() / states[None].abs().max()
     assert 0 < error < 2 * HALF_STEP
     text = model.text_model.config
@@ -96,7 +96,7 @@ def test_a_stream_whose_cache_is_in_bytes_is_near_the_whole_one_and_takes_less_m
     assert bytes_per_token(text, torch.float32, "fp8") == 3 * 2 * 2 * (16 + 4)
 
 
-def test_an_engine_of_bytes_takes_streams_that_ask_for_nothing_else(model):
+def test_an_fp8_engine_opens_streams_without_a_dtype(model):
     engine = Engine(model, num_slots=2, cache_dtype="fp8")
     opened = StreamingSession(engine.model, engine=engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
     assert opened.inspect().keys.dtype == torch.uint8
@@ -105,7 +105,7 @@ def test_an_engine_of_bytes_takes_streams_that_ask_for_nothing_else(model):
         StreamingSession(model, engine=Engine(model, num_slots=1), cache={**SMALL, "dtype": "fp8"}, video=VIDEO)
 
 
-def test_what_is_unknown_is_refused():
+def test_an_unknown_dtype_is_refused():
     with pytest.raises(ConfigError, match=r"cache\.dtype=int2"):
         CacheConfig(dtype="int2")
-    assert isinstance(storage_named(None, SIZE, torch.float32), Plain)
+    assert isinstance(storage_named(None, SIZE, torch.float32), PlainStorage)

@@ -286,7 +286,7 @@ def test_turns_that_come_are_seen_with_one_that_is_due(model):
     alone = [StreamingSession(model, cache=SMALL, video=VIDEO, sampling=WORDY) for _ in sessions]
     turns = [(place, frames(10 * place + second), 1 + 3 * place) for second in range(2) for place in range(3)]
     num_seen = []
-    with model.vision.tower.register_forward_pre_hook(
+    with model.vision_encoder().tower.register_forward_pre_hook(
         lambda _, __, named: num_seen.append(len(named["grid_thw"])), with_kwargs=True
     ):
         futures = [sessions[place].submit(picture, max_new_tokens=most) for place, picture, most in turns]
@@ -491,13 +491,13 @@ def test_the_kernel_of_many_runs_is_told_what_each_may_see(model, monkeypatch):
     """The call that CUDA gets, done by a plain reading of its documentation: the same tokens."""
     from streamingvlm.model import attention
 
-    def plain(query, keys, values, *, offsets, longest, is_causal, scaling, seqlens_k):
+    def plain(query, keys, values, *, offsets, max_seqlens, is_causal, scaling, seqlens_k):
         outputs = []
         assert [tensor.dtype for tensor in (*offsets, seqlens_k)] == [torch.int32] * 3
         for run in range(len(seqlens_k)):
             first, stop = offsets[0][run : run + 2].tolist()
             start, seen = int(offsets[1][run]), int(seqlens_k[run])
-            assert stop - first <= longest[0] and seen <= longest[1]
+            assert stop - first <= max_seqlens[0] and seen <= max_seqlens[1]
             q, k, v = query[first:stop], keys[start : start + seen], values[start : start + seen]
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
             scores = torch.einsum("qhd,khd->hqk", q, k) * scaling
@@ -509,7 +509,7 @@ def test_the_kernel_of_many_runs_is_told_what_each_may_see(model, monkeypatch):
 
     expected = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=GREEDY)
     texts = [expected.step(frames(second)).text for second in range(5)]
-    monkeypatch.setattr(attention, "takes_runs_at_once", lambda query: True)
+    monkeypatch.setattr(attention, "supports_varlen", lambda query: True)
     monkeypatch.setattr(attention, "_varlen", plain)
     engine = Engine(model, num_slots=3, static_decode=True)
     sessions = [open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(3)]

@@ -15,7 +15,7 @@ from streamingvlm.config import CacheConfig, SamplingConfig
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.requests import Request
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.checkpoint import PACKAGED
+from streamingvlm.model.checkpoint import EMBEDDED
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.video.reader import open_video
 
@@ -38,7 +38,7 @@ def model() -> StreamingModel:
 @pytest.fixture(scope="module")
 def pictures() -> list[torch.Tensor]:
     """Seconds of the bundled match, made small, as the model would make them itself."""
-    with open_video(PACKAGED["pitch"] / "match.mp4", fps=2.0, turn_s=1.0) as reader:
+    with open_video(EMBEDDED["pitch"] / "match.mp4", fps=2.0, turn_s=1.0) as reader:
         return [s.frames[:, :, ::4, ::4].contiguous() for s, _ in zip(reader, range(NUM_PICTURES), strict=False)]
 
 

@@ -191,6 +191,6 @@ def test_what_was_late_is_written_with_each_line(tmp_path):
 def test_settings_of_the_live_source_are_checked_and_named(session):
     with pytest.raises(ConfigError, match=r"live\.policy"):
         next(session.stream("webcam", live={"policy": "hurry"}))
-    with pytest.raises(ConfigError, match="LiveConfig has no setting 'speed'"):
+    with pytest.raises(ConfigError, match=r"live\.speed is unknown"):
         next(session.stream("webcam", live={"speed": 1}))
     assert LiveConfig().policy is None

@@ -20,8 +20,9 @@ def replies(session: StreamingSession, num_turns: int) -> list[tuple[float, bool
     told = []
     for turn in range(num_turns):
         line = session.step(small(turn))
-        ids = tuple(session.inspect().ids[-len(session.format.silent_reply) :])
-        told.append((line.silence, line.is_silent and ids == session.format.silent_reply))
+        silent_reply = [*session.format.ellipsis_ids, session.format.end_of_turn_id]
+        ids = session.inspect().ids[-len(silent_reply) :]
+        told.append((line.silence, line.is_silent and ids == silent_reply))
     return told
 
 

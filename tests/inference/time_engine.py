@@ -17,7 +17,7 @@ import torch
 
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.model.checkpoint import PACKAGED
+from streamingvlm.model.checkpoint import EMBEDDED
 from streamingvlm.model.loading import load_model
 from streamingvlm.video.reader import open_video
 
@@ -33,7 +33,7 @@ def time_both(
     num_in_engine: the most turns of a stream that the engine has at once.
     """
     model = load_model("pitch", device="cpu")
-    with open_video(PACKAGED["pitch"] / "match.mp4", fps=2.0, turn_s=1.0) as reader:
+    with open_video(EMBEDDED["pitch"] / "match.mp4", fps=2.0, turn_s=1.0) as reader:
         pictures = [second.frames for second, _ in zip(reader, range(120), strict=False)]
     alone = [StreamingSession(model) for _ in range(num_streams)]
     engine = Engine(model, num_slots=num_streams)

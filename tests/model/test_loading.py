@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from streamingvlm.errors import CheckpointError, ConfigError
-from streamingvlm.model.checkpoint import PACKAGED
+from streamingvlm.model.checkpoint import EMBEDDED
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 
@@ -90,10 +90,12 @@ def test_the_flat_config_of_the_first_checkpoints_is_read(tiny_checkpoint, tmp_p
     outputs = [m.text_model(input_ids=ids, position_ids=positions).last_hidden_state for m in (flat, nested)]
     assert torch.equal(*outputs)
     frames = torch.arange(2 * 3 * 56 * 56, dtype=torch.uint8).view(2, 3, 56, 56)
-    assert torch.equal(flat.vision.features(frames).embeddings, nested.vision.features(frames).embeddings)
+    assert torch.equal(
+        flat.vision_encoder().features(frames).embeddings, nested.vision_encoder().features(frames).embeddings
+    )
 
 
-def test_what_the_config_says_of_vision_is_heard(tiny_checkpoint):
+def test_vision_sizes_come_from_the_config(tiny_checkpoint):
     assert load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu").family.tokens_per_second == 2
     assert load_model(tiny_checkpoint("qwen3_vl"), device="cpu").family.size_factor == 32
 
@@ -115,7 +117,7 @@ def test_the_text_attention_is_chosen_by_its_registered_name(tiny_checkpoint):
     )
     assert len(calls) == chosen.hf.config.text_config.num_hidden_layers
     assert torch.equal(expected, actual)
-    chosen.vision.features(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))
+    chosen.vision_encoder().features(torch.zeros(2, 3, 56, 56, dtype=torch.uint8))
     assert len(calls) == chosen.hf.config.text_config.num_hidden_layers
 
 
@@ -156,10 +158,10 @@ def test_a_hub_name_loads_from_the_local_copies(tiny_checkpoint, offline_hub):
     assert model.family.model_type == "qwen2_5_vl"
 
 
-def test_a_hub_name_that_cannot_be_fetched_is_told(offline_hub):
+def test_a_failed_download_is_reported(offline_hub):
     with pytest.raises(CheckpointError) as error:
         load_model("someone/some-vlm")
-    assert "someone/some-vlm is no folder and cannot be fetched from the hub (" in str(error.value)
+    assert "someone/some-vlm is not a folder and cannot be downloaded from the hub (" in str(error.value)
     assert str(error.value).endswith("check the name and the network, or give the folder of a copy")
 
 
@@ -213,7 +215,7 @@ def write(name, content):
 SPOILT = {
     "no config": (without("config.json"), "has no config.json; give a model folder in the layout of Hugging Face"),
     "config of no json": (write("config.json", "{"), "is not JSON (Expecting property name"),
-    "config of a list": (write("config.json", "[]"), "holds no JSON object; copy it anew"),
+    "config of a list": (write("config.json", "[]"), "holds no JSON object; copy it again"),
     "config of nonsense": (
         text_config(hidden_size="wide"),
         "cannot be used (Validation error for field 'hidden_size')",
@@ -235,11 +237,15 @@ SPOILT = {
         lambda folder: edit_config(folder, streamingvlm={"turn_format": "time-range-9"}),
         "was trained with the turn format 'time-range-9', expected one of time-range-1, patch-seconds-1; use the",
     ),
+    "setting by its old name": (
+        lambda folder: edit_config(folder, streamingvlm={"fps": 2.0, "chunk_s": 1.0}),
+        "was renamed to streamingvlm.turn_s; rename it there",
+    ),
     "no weights": (without("model.safetensors"), "has no weights; put model.safetensors"),
     "pickled weights": (pickled, "has only pytorch_model.bin, which can execute code when read; put model.safetensors"),
     "index of nonsense": (
         lambda folder: (without("model.safetensors")(folder), write("model.safetensors.index.json", "{}")(folder)),
-        "is no index of shards",
+        "is not an index of shards",
     ),
     "weights cut short": (cut_short, "cannot be read (Error while deserializing header"),
     "garbled weights": (garbled_weights, "cannot be read (Error while deserializing header"),
@@ -258,19 +264,19 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "told"), SPOILT.values(), ids=SPOILT.keys())
-def test_what_is_wrong_with_a_checkpoint_is_told_in_one_line(folder, spoil, told, capfd):
+@pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=SPOILT.keys())
+def test_a_defect_of_a_checkpoint_is_reported_in_one_line(folder, spoil, message, capfd):
     spoil(folder)
     with pytest.raises(CheckpointError) as error:
         load_model(folder, device="cpu")
-    message = str(error.value)
-    assert told in message
-    assert str(folder) in message
-    assert "\n" not in message
+    found = str(error.value)
+    assert message in found
+    assert str(folder) in found
+    assert "\n" not in found
     assert capfd.readouterr() == ("", "")
 
 
-def test_names_of_nothing_are_told(tmp_path):
+def test_names_without_a_checkpoint_are_reported(tmp_path):
     (tmp_path / "model.txt").write_text("no folder")
     with pytest.raises(
         CheckpointError, match=r"is a file, expected a model folder; give the folder that holds config\.json"
@@ -284,28 +290,28 @@ def test_names_of_nothing_are_told(tmp_path):
         load_model("./a")
 
 
-def test_a_packaged_model_that_is_absent_is_told(monkeypatch, tmp_path):
-    monkeypatch.setitem(PACKAGED, "pitch", tmp_path / "absent")
-    with pytest.raises(CheckpointError, match="the packaged model 'pitch' is not in this installation"):
+def test_a_missing_embedded_model_is_reported(monkeypatch, tmp_path):
+    monkeypatch.setitem(EMBEDDED, "pitch", tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="the embedded model 'pitch' is missing from this installation"):
         load_model("pitch")
 
 
-def test_the_packaged_name_stands_before_a_folder_of_that_name(monkeypatch, tmp_path, tiny_checkpoint):
+def test_the_embedded_name_wins_over_a_folder_of_that_name(monkeypatch, tmp_path, tiny_checkpoint):
     (tmp_path / "pitch").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(PACKAGED, "pitch", tiny_checkpoint())
+    monkeypatch.setitem(EMBEDDED, "pitch", tiny_checkpoint())
     assert load_model("pitch", device="cpu").name == "pitch"
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"dtype": "float8"}, "dtype=float8 is unknown; choose one of float32, bfloat16, float16"),
         ({"dtype": torch.int64}, "dtype=torch.int64 is unknown; choose one of float32, bfloat16, float16"),
         ({"device": "gpu"}, "device=gpu is unknown; choose cpu, cuda or cuda:N"),
-        ({"device": "cuda:99"}, r"device=cuda:99, but \d+ CUDA devices are there; choose cpu"),
+        ({"device": "cuda:99"}, r"device=cuda:99, but this machine has \d+ CUDA devices; choose cpu"),
     ],
 )
-def test_unknown_devices_and_dtypes_are_told(tiny_checkpoint, options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_unknown_devices_and_dtypes_are_reported(tiny_checkpoint, options, message):
+    with pytest.raises(ConfigError, match=message):
         load_model(tiny_checkpoint(), **options)

@@ -14,7 +14,7 @@ from streamingvlm.model.loading import load_model
 from streamingvlm.model.quantization import QUANTIZATIONS, quantization_named, quantize_
 
 
-def test_a_name_that_is_none_is_refused_with_those_there_are():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
         ConfigError, match=r"model\.quantization=int3 is unknown; choose one of int8, int8_dynamic, fp8"
     ):
@@ -22,7 +22,7 @@ def test_a_name_that_is_none_is_refused_with_those_there_are():
 
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)
-def test_a_package_that_is_absent_is_named_with_the_remedy(name, monkeypatch):
+def test_a_missing_package_is_named_with_the_remedy(name, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda _package: None)
     package, _ = QUANTIZATIONS[name]
     with pytest.raises(ConfigError, match=rf'needs {package}, .*pip install "streamingvlm\[quant\]"'):
@@ -55,14 +55,17 @@ def test_the_language_model_shrinks_and_stays_near(name, most):
 
 
 @needs("torchao")
-def test_a_row_of_zeros_of_which_fp8_makes_no_numbers_is_told():
-    with pytest.raises(ConfigError, match=r"numbers that are none in layers\.0\.self_attn\.q_proj; choose another"):
+def test_nan_weights_are_reported():
+    with pytest.raises(
+        ConfigError,
+        match=r"quantization=fp8 produced NaN weights in layers\.0\.self_attn\.q_proj; choose",
+    ):
         load_model("pitch", device="cpu", quantization="fp8")
 
 
 @needs("torchao")
-def test_what_transformers_cannot_convert_here_is_told_with_another():
-    with pytest.raises(ConfigError, match=r"this model\.quantization cannot be made on cpu \(.*such as int8"):
+def test_a_failed_conversion_is_reported_with_the_remedy():
+    with pytest.raises(ConfigError, match=r"this model\.quantization does not work on cpu \(.*such as int8"):
         load_model("pitch", device="cpu", quantization="fp8_dynamic")
 
 
@@ -77,7 +80,7 @@ def test_random_weights_can_be_quantised_where_they_are(name):
         assert model.text_model(input_ids=torch.arange(9)[None]).last_hidden_state.isfinite().all()
 
 
-def test_what_only_loading_can_do_is_refused_for_random_weights():
+def test_methods_that_work_only_while_loading_are_refused_for_random_weights():
     class ByLoading:
         quant_method = "bitsandbytes"
 

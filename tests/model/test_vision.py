@@ -176,17 +176,17 @@ def test_what_are_no_frames_is_refused(frames):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_seconds_encoded_one_by_one_equal_the_whole_video(tiny_checkpoint, model_type):
+def test_turns_encoded_one_by_one_equal_the_whole_video(tiny_checkpoint, model_type):
     vision = load_model(tiny_checkpoint(model_type), device="cpu").vision_encoder(min_pixels=1)
     frames = random_frames(8, 112, 84)
     whole = vision.features(frames)
-    seconds = [vision.features(second) for second in frames.split(2)]
+    turns = [vision.features(turn) for turn in frames.split(2)]
     assert whole.grid == (4, 4, 3)
-    assert {second.grid for second in seconds} == {(1, 4, 3)}
-    assert torch.equal(whole.embeddings, torch.cat([second.embeddings for second in seconds]))
+    assert {turn.grid for turn in turns} == {(1, 4, 3)}
+    assert torch.equal(whole.embeddings, torch.cat([turn.embeddings for turn in turns]))
     assert len(whole.deepstack) == (2 if model_type == "qwen3_vl" else 0)
     for level, features in enumerate(whole.deepstack):
-        assert torch.equal(features, torch.cat([second.deepstack[level] for second in seconds]))
+        assert torch.equal(features, torch.cat([turn.deepstack[level] for turn in turns]))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -211,9 +211,9 @@ def test_all_windows_at_once_are_as_transformers_takes_them_one_by_one(
     tiny_checkpoint, model_type, has_kernel, monkeypatch
 ):
     stock = load_model(tiny_checkpoint(model_type), device="cpu").vision_encoder(min_pixels=1)
-    monkeypatch.setattr(loading, "_takes_windows_at_once", lambda *_: True)
+    monkeypatch.setattr(loading, "_uses_windowed_attention", lambda *_: True)
     if has_kernel:
-        monkeypatch.setattr(attention, "takes_runs_at_once", lambda query: True)
+        monkeypatch.setattr(attention, "supports_varlen", lambda query: True)
         monkeypatch.setattr(attention, "_varlen", window_by_window)
     windowed = load_model(tiny_checkpoint(model_type), device="cpu").vision_encoder(min_pixels=1)
     assert windowed.tower.config._attn_implementation == WINDOWED_ATTENTION
@@ -222,19 +222,19 @@ def test_all_windows_at_once_are_as_transformers_takes_them_one_by_one(
         assert_alike(stock.features(frames), windowed.features(frames))
 
 
-def window_by_window(query, keys, values, *, offsets, longest, is_causal, scaling):
+def window_by_window(query, keys, values, *, offsets, max_seqlens, is_causal, scaling):
     """What the kernel is documented to do."""
     assert not is_causal
     outputs = []
     for first, stop in itertools.pairwise(offsets[0].tolist()):
-        assert stop - first <= longest[0] == longest[1]
+        assert stop - first <= max_seqlens[0] == max_seqlens[1]
         scores = torch.einsum("qhd,khd->hqk", query[first:stop], keys[first:stop]) * scaling
         outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values[first:stop]))
     return torch.cat(outputs)
 
 
 def test_features_are_embeddings_and_their_grid(tiny_checkpoint):
-    vision = load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu").vision
+    vision = load_model(tiny_checkpoint("qwen2_5_vl"), device="cpu").vision_encoder()
     features = vision.features(random_frames(2, 720, 1280))
     assert features.grid == (1, 20, 36)
     assert features.embeddings.shape == (720, 64)
@@ -255,13 +255,11 @@ def test_the_vision_path_is_the_recorded_one(golden):
     vision = load_model(golden / "model", device="cpu").vision_encoder(min_pixels=1)
     for path in runs:
         constants = json.loads(path.with_suffix(".json").read_text("utf-8"))["constants"]
-        chunks = frames.split(round(constants["fps"] * constants["chunk_duration"]))
+        turns = frames.split(round(constants["fps"] * constants["chunk_duration"]))
         run = np.load(path)
         for key in run.files:
-            chunk = chunks[int(key[1:4])]
+            turn = turns[int(key[1:4])]
             if key.endswith("pixel_values_videos"):
-                np.testing.assert_array_equal(
-                    preprocess(chunk, family=vision.family, min_pixels=1)[0].numpy(), run[key]
-                )
+                np.testing.assert_array_equal(preprocess(turn, family=vision.family, min_pixels=1)[0].numpy(), run[key])
             elif key.endswith("vision_out"):
-                np.testing.assert_allclose(vision.features(chunk)[0].numpy(), run[key], atol=1e-5)
+                np.testing.assert_allclose(vision.features(turn)[0].numpy(), run[key], atol=1e-5)

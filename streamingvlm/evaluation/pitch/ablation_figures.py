@@ -9,7 +9,7 @@ from statistics import fmean
 
 from streamingvlm.evaluation.pitch.ablation_summary import AblationResult
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, right_share
-from streamingvlm.plotting import COLOURS, dressed, new_figure, save_figure
+from streamingvlm.plotting import COLOURS, new_figure, save_figure, style_figure
 
 SeriesMeasure = Callable[[PitchRun, int], list[float]]
 
@@ -37,7 +37,7 @@ def _along_the_stream(result: AblationResult):
     cost.yaxis.set_major_formatter(LogFormatter())
     cost.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    return dressed(figure, result.table.title)
+    return style_figure(figure, result.table.title)
 
 
 def _row_by_row(result: AblationResult):
@@ -50,7 +50,7 @@ def _row_by_row(result: AblationResult):
         panel.errorbar([f.mean for f in figures], range(len(rows)), xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
         panel.set(xlabel=name, xlim=(-0.03, 1.03), yticks=range(len(rows)), yticklabels=[row.name for row in rows])
     panel.invert_yaxis()
-    return dressed(figure, result.table.title)
+    return style_figure(figure, result.table.title)
 
 
 def _by_part(runs: Sequence[PitchRun], measure: SeriesMeasure) -> tuple[list[float], list[float]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from streamingvlm.model.checkpoint import PACKAGED, read_config_json
+from streamingvlm.model.checkpoint import EMBEDDED, read_config_json
 from streamingvlm.training.pitch.recipe import recipe_from, stream_defaults
 
 FOLDER = Path(__file__).parents[3] / "configs" / "experiment"
@@ -35,5 +35,5 @@ def test_the_language_model_is_trained_on_matches_that_the_tower_has_not_seen(pa
 
 def test_the_embedded_model_has_the_stream_settings_of_its_recipe():
     recipe = recipe_from(yaml.safe_load((FOLDER / "pitch.yaml").read_text(encoding="utf-8"))["recipe"])
-    packaged = read_config_json(PACKAGED["pitch"])["streamingvlm"]
+    packaged = read_config_json(EMBEDDED["pitch"])["streamingvlm"]
     assert {name: packaged.get(name) for name in stream_defaults(recipe)} == stream_defaults(recipe)
