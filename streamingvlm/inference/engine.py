@@ -23,8 +23,9 @@ from streamingvlm.config import at_least
 from streamingvlm.errors import ClosedError, ConfigError, StreamingVLMError
 from streamingvlm.inference.executor import Executor
 from streamingvlm.inference.fair_lock import FairLock
+from streamingvlm.inference.fork_requests import FORK_RESERVE_TOKENS
 from streamingvlm.inference.model_runner import ModelRunner, OnProgress, can_capture
-from streamingvlm.inference.requests import FORK_RESERVE_TOKENS, Request, RunBetweenTurns
+from streamingvlm.inference.requests import Request, RunBetweenTurns
 from streamingvlm.inference.sampling import Sampler, SampleTokens
 from streamingvlm.inference.scheduler import Scheduler
 from streamingvlm.inference.sequence import TokenSequence

@@ -2,9 +2,9 @@
 
     GenerateTurn        prefill a turn of video and generate the reply
     ForcedTurn          prefill a turn of video with a given reply
-    ForkQuestion        answer a question from a fork of the cache
-    ScoreChoices        score the first token of an answer, from a fork of the cache
     RunBetweenTurns     call a function between two turns
+
+fork_requests.py has those that leave the stream unchanged: ForkQuestion and ScoreChoices.
 
 The life of a request:
 
@@ -15,15 +15,11 @@ The life of a request:
     5. `finish` resolves the future. It is called after `begin` even on an error.
 
 A request holds its Stream; a Stream holds no requests.
-
-A fork appends its tokens after the stream's own and removes them at the end, so it costs only the tokens of question
-and answer. It samples from a copy of the random state: the stream continues, token for token, as if there had been no
-question.
 """
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from typing import Any
@@ -31,17 +27,13 @@ from typing import Any
 import torch
 
 from streamingvlm.cache.eviction import plan_eviction, without_query
-from streamingvlm.cache.layout import Segment, SegmentKind
-from streamingvlm.errors import ConfigError
+from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.sequence import TokenSequence
 from streamingvlm.inference.stream import Stream
 from streamingvlm.model.vision import VisionFeatures
-from streamingvlm.turns import Tokens, Turn, TurnFormat
+from streamingvlm.turns import Tokens, Turn
 from streamingvlm.video.video_turn import VideoTurn
-
-# Cache tokens reserved for a fork, in addition to the stream's own; a longer fork grows the cache.
-FORK_RESERVE_TOKENS = 128
 
 # Prefills all pending tokens of one sequence now, in a pass of its own.
 PrefillPending = Callable[[TokenSequence], None]
@@ -316,103 +308,3 @@ class ForcedTurn(TurnRequest):
         self.sequence.append(self._reply_end)
         text = " ".join(self.text.split())
         return self.stream.finish_turn(self.turn, self.created_at, text, 0, video_turn=self.video_turn)
-
-
-class _Fork(Request):
-    """A question whose tokens are removed from the cache afterwards."""
-
-    def __init__(self, stream: Stream, question: str):
-        super().__init__(stream)
-        self.question = question
-        self._duration_s = 0.0
-
-    def _on_begin(self, prefill_pending: PrefillPending):
-        self._state_before = self.sequence.state
-        self._has_begun = True  # from here on, finish() rolls back
-        for tokens in self._message():
-            self.sequence.append(tokens)
-
-    def _message(self) -> Iterator[Tokens]:
-        turn_format, segments = self.stream.config.turn_format, self.sequence.layout.segments
-        last = segments[-1] if segments else Segment(SegmentKind.SYSTEM, 0)
-        if not segments:
-            yield turn_format.prologue(self.stream.previous_text)
-        elif last.kind is SegmentKind.REPLY_END:
-            yield turn_format.line_feed(_zero_length_turn(last.turn, last))
-        yield turn_format.message(_zero_length_turn(self.stream.num_turns, last), self.question)
-
-    def record_stage(self, stage: str, duration_s: float):
-        self._duration_s += duration_s
-
-    def _finish(self) -> Any:
-        self.sequence.state = self._state_before
-        self.stream.stats.record_stage("ask", self._duration_s)
-        return self._answer()
-
-    @abstractmethod
-    def _answer(self) -> Any:
-        """Return the result."""
-
-
-class ForkQuestion(_Fork):
-    """Answers a question in at most ``max_new_tokens`` tokens; the result is the text."""
-
-    def __init__(self, stream: Stream, question: str, max_new_tokens: int):
-        super().__init__(stream, question)
-        self.max_new_tokens = max_new_tokens
-
-    def _on_begin(self, prefill_pending: PrefillPending):
-        super()._on_begin(prefill_pending)
-        # Sharing the stream's row of the penalty mask is safe: every turn resets it.
-        self._sampler = self.stream.sampler.fork()
-        self._sampler.reset_penalty(self.sequence.ids)
-
-    @property
-    def sampler(self) -> Sampler:
-        """A copy of the stream's."""
-        return self._sampler
-
-    def _answer(self) -> str:
-        return self.stream.config.turn_format.spoken_text(self.reply)
-
-
-class ScoreChoices(_Fork):
-    """Scores only the first token of an answer; the result is a probability for each choice."""
-
-    def __init__(self, stream: Stream, question: str, choices: Sequence[str]):
-        super().__init__(stream, question)
-        turn_format = stream.config.turn_format
-        self.score_token_ids = [first_token_ids(turn_format, choice, choices) for choice in choices]
-        self._probabilities: list[float] = []
-
-    def on_first_logits(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
-        self._probabilities = list(probabilities)
-        return False
-
-    def _answer(self) -> list[float]:
-        return self._probabilities
-
-
-def first_token_ids(turn_format: TurnFormat, choice: str, choices: Sequence[str]) -> list[int]:
-    """Return the token ids that can start ``choice``, in any case and spacing, but none of the other ``choices``.
-
-    Raises ConfigError if there are none.
-    """
-    own = _first_ids(turn_format, choice)
-    others = (_first_ids(turn_format, other) for other in choices if other != choice)
-    if not (ids := own.difference(*others)):
-        raise ConfigError(
-            f"choice {choice!r} has no first token of its own among {', '.join(map(repr, choices))}; give choices that "
-            "start with different letters"
-        )
-    return sorted(ids)
-
-
-def _first_ids(turn_format: TurnFormat, choice: str) -> set[int]:
-    spellings = {choice, choice.lower(), choice.capitalize(), choice.upper()}
-    ids = (turn_format.encode_plain(space + spelling) for spelling in spellings for space in ("", " "))
-    return {encoded[0] for encoded in ids if encoded}
-
-
-def _zero_length_turn(index: int, last: Segment) -> Turn:
-    return Turn(index, last.end_s, last.end_s, (0, 0, 0))

@@ -17,8 +17,9 @@ from streamingvlm.config import CacheConfig, LiveConfig, SamplingConfig, VideoCo
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
+from streamingvlm.inference.fork_requests import ForkQuestion, ScoreChoices
 from streamingvlm.inference.pipelining import pipelined
-from streamingvlm.inference.requests import ForcedTurn, ForkQuestion, GenerateTurn, ScoreChoices
+from streamingvlm.inference.requests import ForcedTurn, GenerateTurn
 from streamingvlm.inference.snapshot import SnapshotWriter, read_settings, restore
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.inference.stream import Stream, StreamView

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from streamingvlm.config import TIME_SLACK_S, VideoConfig, above, at_least
-from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, CostEstimate, Part, image_part, text_part
+from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, ContentPart, CostEstimate, image_part, text_part
 from streamingvlm.evaluation.candidates.video_clip import Clip, evenly_spaced, sample_evenly
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.turns import ELLIPSIS
@@ -120,10 +120,10 @@ class EndpointCandidate:
     def _newest(self, text: str) -> str:
         return text[-self.view.history_characters :] if self.view.history_characters else ""
 
-    def _image(self, frame: torch.Tensor) -> Part:
+    def _image(self, frame: torch.Tensor) -> ContentPart:
         return image_part(_jpeg(frame, self.view.max_pixels))
 
-    def _ask(self, instructions: str, images: Sequence[Part], text: str) -> str | None:
+    def _ask(self, instructions: str, images: Sequence[ContentPart], text: str) -> str | None:
         request = self.endpoint.request(
             [("system", instructions), ("user", [*images, text_part(text)])], max_tokens=self.view.max_tokens
         )
