@@ -343,9 +343,9 @@ class StreamingSession:
         return self.engine.submit(self._question_request(question, max_new_tokens))
 
     def score_choices(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
-        """Return each choice's probability as the first word of the answer that ``ask`` would get.
+        """Return each choice's probability as the first token of ``ask``'s answer; no token is drawn. Thread-safe.
 
-        From any thread. Nothing is generated or drawn. Raises ConfigError for choices that start with the same token.
+        Raises ConfigError for choices that start with the same token.
         """
         return self.engine.submit_and_wait(ScoreChoices(self._stream, question, choices))
 

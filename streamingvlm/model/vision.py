@@ -52,10 +52,7 @@ class VisionFeatures(NamedTuple):
 
 
 def deepstack_inputs(is_vision: torch.Tensor, deepstack: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Return the text model's keyword arguments for deepstack features, each [V, D]; {} without features.
-
-    is_vision: [B, T], True at the V vision tokens.
-    """
+    """Return the text model's arguments for deepstack features, each [V, D]; is_vision: [B, T], True at V tokens."""
     return {"visual_pos_masks": is_vision, "deepstack_visual_embeds": list(deepstack)} if deepstack else {}
 
 

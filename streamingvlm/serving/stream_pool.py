@@ -71,10 +71,7 @@ class StreamPool:
         return StreamHandle(session)
 
     def resume(self, snapshot: Path, *, on_token: Callable[[str], None] | None = None) -> "StreamHandle":
-        """Open a stream from a snapshot.
-
-        Raises SnapshotError if the snapshot is damaged or of another model, EngineFull if there is no room.
-        """
+        """Open a stream from a snapshot. Raises SnapshotError if it cannot be used here, EngineFull without room."""
         return StreamHandle(StreamingSession.load(snapshot, model=self.model, on_token=on_token, engine=self._engine))
 
     def close(self):

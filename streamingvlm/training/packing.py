@@ -36,8 +36,5 @@ def cumulative_lengths(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def text_positions(cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """Return positions that restart at 0 in each of the concatenated sequences; float32 [T], like rotary positions.
-
-    transformers derives from the restarts which tokens may attend to each other.
-    """
+    """Return float32 positions [T] that restart at 0 in each sequence, which tells transformers the boundaries."""
     return torch.cat([torch.arange(stop - start) for start, stop in pairwise(cu_seqlens.tolist())]).float()

@@ -68,10 +68,7 @@ class VideoAnswers:
         log.info("path of the answers: %s", self.candidate.path)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answer each request; the answer about a video that cannot be read is empty.
-
-        Raises ConfigError for a task that gives anything but one video.
-        """
+        """Answer each request, "" if its video cannot be read. Raises ConfigError for a task without one video."""
         return [self._answer(*request.args) for request in requests]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -96,10 +96,7 @@ class OneDnnLinear(nn.Linear):
 
 
 def forget_copies():
-    """Drop all reordered copies of weights.
-
-    Needed after changes that torch does not count, such as those through ``weight.data`` when adapters are merged.
-    """
+    """Drop all reordered copies of weights, as changes through ``weight.data`` (merged adapters) go unnoticed."""
     _COPIES.clear()
 
 
