@@ -72,8 +72,8 @@ def kept_text_ranges(
 ) -> list[tuple[int, int]]:
     """Ranges of ``num_tokens`` of text that stay: the first ``sink_tokens``, and the last, at most ``window_tokens``.
 
-    The gap between them is the fewest whole steps, of ``step_tokens`` each or of the whole window, whichever is less.
-    Evicting several times therefore keeps the same tokens as evicting once.
+    Between them, whole steps of min(step_tokens, window_tokens) tokens are dropped: the fewest that leave at most
+    ``window_tokens``. Evicting several times therefore keeps the same tokens as evicting once.
     """
     num_over = num_tokens - sink_tokens - window_tokens
     if num_over <= 0:
@@ -101,6 +101,7 @@ def capacity_tokens(
     text_tokens = previous_tokens
     if config.policy != "window":
         kept_tokens = config.text_sink_tokens + config.text_window_tokens
+        # `reference` does not cut the previous text in the first turn.
         text_tokens = kept_tokens if config.policy == "streaming" else max(previous_tokens, kept_tokens)
     return markup_tokens + text_tokens + num_turns * turn_tokens
 
@@ -132,19 +133,20 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
 def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, turn_s: float) -> Iterator[Span]:
     """Evict as the released code does.
 
-    It counts rounds instead of seconds, takes the last token of a reply for its tail, and has a window one token short.
+    It counts turns instead of seconds, drops the last token of a reply as if it were the tail, and has a window one
+    token short.
     """
-    text_rounds, vision_rounds = (round(s / turn_s) for s in (config.turn_window_s, config.vision_window_s))
+    num_turns_kept, num_vision_turns_kept = (round(s / turn_s) for s in (config.turn_window_s, config.vision_window_s))
 
     def is_kept(segment: Segment) -> bool:
         age = turn - segment.turn
         if segment.kind in _REPLY_KINDS:
-            return age < text_rounds
+            return age < num_turns_kept
         if segment.kind in _VISION_KINDS:
-            return age < vision_rounds
-        if segment.kind is SegmentKind.TIME and vision_rounds > text_rounds:
-            return age < text_rounds
-        return age < max(vision_rounds, text_rounds)
+            return age < num_vision_turns_kept
+        if segment.kind is SegmentKind.TIME and num_vision_turns_kept > num_turns_kept:
+            return age < num_turns_kept
+        return age < max(num_vision_turns_kept, num_turns_kept)
 
     retired = _without_last_token(s for s in spans if s.segment.kind in _SPOKEN_KINDS and not is_kept(s.segment))
     previous = _previous_text(spans, retired)

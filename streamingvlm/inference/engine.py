@@ -46,8 +46,8 @@ _INITIAL_CAPACITY_TOKENS = 4096
 class Engine:
     """Serves many streams with one model, each with its own windows, prompts, sampling and frame rate.
 
-    num_slots: maximum number of streams, 256 by default. Without memory_bytes, the key/value pool is sized for
-        num_slots streams as large as the first, and grows on demand.
+    num_slots: maximum number of streams; 256 if only memory_bytes is given. Without memory_bytes, the key/value pool
+        is sized for num_slots streams as large as the first, and grows on demand.
     memory_bytes: size of the key/value pool. It is allocated when the first stream is added; a stream that does not fit
         raises EngineFull.
     max_prefill_tokens: maximum number of tokens prefilled in one round.
@@ -174,7 +174,7 @@ class Engine:
             pass
 
     def run_between_turns(self, stream: Stream, function: Callable[[Stream], Any]) -> Any:
-        """Call ``function(stream)`` between two turns, and return its result. From any thread."""
+        """Call ``function(stream)`` between two turns, and return its result. From any thread, not from a callback."""
         return self.submit_and_wait(RunBetweenTurns(stream, function))
 
     def _new_runner(self, capacity: int) -> ModelRunner:
@@ -200,7 +200,7 @@ class Engine:
         return request.future
 
     def submit_and_wait(self, request: Request) -> Any:
-        """Submit a request and wait for it. Raises StreamingVLMError in a callback of a round."""
+        """Submit a request and wait for it. Raises StreamingVLMError if a callback of a round calls it."""
         self._check_not_in_round()
         self.submit(request)
         return self.wait(request)

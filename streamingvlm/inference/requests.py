@@ -235,6 +235,7 @@ class TurnRequest(Request):
 class GenerateTurn(TurnRequest):
     """A turn with a generated reply, or a forced silent one if P(silence) is at least ``silence_threshold``.
 
+    Below the threshold, silence is ruled out. Without a threshold, or with a question, it is sampled like any token.
     VideoLLM-online (arXiv 2406.11816) uses such a threshold to adjust how often the model speaks.
     """
 
@@ -282,7 +283,8 @@ class GenerateTurn(TurnRequest):
 
     def _finish(self):
         turn_format = self.stream.config.turn_format
-        self.sequence.replace_reply(self._reply_end or turn_format.close_turn(self.turn, self.reply))
+        # A forced silent reply is in the layout already: only its end is added.
+        self.sequence.commit_reply(self._reply_end or turn_format.close_turn(self.turn, self.reply))
         text = turn_format.spoken_text(self.reply)
         return self.stream.finish_turn(
             self.turn, self.created_at, text, len(self.reply), silence=self.silence, video_turn=self.video_turn

@@ -1,8 +1,8 @@
 """CPU-side state of one stream's tokens, together with its KVCache.
 
 A sequence tracks ids, layout and positions, and which tokens are *pending*, that is, need a forward pass. New tokens
-are pending, and so are *stale* ones, whose cached keys and values must be recomputed. New tokens are always at the
-end: the last one or two of a reply are prefilled with the next turn. model_runner.py runs the forward passes.
+are pending, and so are *stale* ones, whose cached keys and values must be recomputed. New tokens are always at the end.
+The last one or two tokens of a reply stay new until the next turn, and are prefilled with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,9 +29,10 @@ class SequenceState:
 
     layout, ids, positions [3, T]: of all tokens; next_position: of the token after them.
     num_cached: number of leading tokens with cached keys and values.
-    stale_range: cached tokens that must be recomputed, because text was added to the previous text.
+    stale_range: cached tokens that must be recomputed, because tokens before them were dropped or moved.
     vision: features by turn: for pending vision tokens only, or for all under ``recompute``.
-    token_uids: a unique id for each computed key and value, by which a snapshot finds what it has already written.
+    token_uids: one id for each token, replaced when its key and value are recomputed. A snapshot finds by it what it
+        has already written.
     """
 
     layout: CacheLayout
@@ -97,7 +98,7 @@ class TokenSequence:
 
     @property
     def positions(self) -> torch.Tensor:
-        """Rotary positions of the tokens, float32 [3, T]."""
+        """Rotary positions of the tokens in the layout, without a reply in progress; float32 [3, T]."""
         self._update_positions()
         return self._positions
 
@@ -123,6 +124,7 @@ class TokenSequence:
         if self._is_contiguous:
             self._has_positions = False
         else:
+            # range(0): torch.cat needs at least one part.
             parts = [self._positions[:, r.start : r.stop] for r in (range(0), *plan.runs)]
             self._positions = torch.cat(parts, dim=1)
         self.layout = plan.layout
@@ -138,8 +140,9 @@ class TokenSequence:
         """Return True if the plan moves a new token before a cached one, where it could not be prefilled."""
         if self.config.recompute:
             return False
-        reaching_pending = dropwhile(lambda run: run.stop <= self.kv.num_tokens, plan.runs)
-        return any(run.start < self.kv.num_tokens for run in islice(reaching_pending, 1, None))
+        # Only the first run that reaches new tokens may start among cached ones.
+        reaching_new = dropwhile(lambda run: run.stop <= self.kv.num_tokens, plan.runs)
+        return any(run.start < self.kv.num_tokens for run in islice(reaching_new, 1, None))
 
     def append(self, tokens: Tokens):
         """Append tokens, which are pending."""
@@ -162,8 +165,8 @@ class TokenSequence:
         """Attach the features of a turn whose tokens were appended and are all pending."""
         self.vision[turn] = vision
 
-    def replace_reply(self, tokens: Tokens):
-        """Append the decoded tokens again, now with layout segments and followed by the end of the reply."""
+    def commit_reply(self, tokens: Tokens):
+        """Replace the ids that `append_token` added by ``tokens``: the same ids with segments, plus the reply's end."""
         del self.ids[self.layout.num_tokens :]
         self.append(tokens)
 
@@ -172,7 +175,7 @@ class TokenSequence:
 
         Raises EngineFull if the pool has no room for an unbounded cache or a long question.
         """
-        # Native positions never change once keys were computed with them; with nothing cached, number from 0.
+        # "native" positions never change once keys were computed with them; with nothing cached, number from 0.
         if self.kv.num_tokens == 0:
             self._has_positions = False
         self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)
@@ -195,8 +198,8 @@ class TokenSequence:
         """Return the next pending tokens, at most ``max_tokens``: stale ones first, then new ones."""
         room = len(self.ids) if max_tokens is None else max_tokens
         stale = self.stale_range[:room]
-        pending = range(self.kv.num_tokens, len(self.ids))[: room - len(stale)]
-        return [SequenceSlice.of(self.kv, part.start, part.stop) for part in (stale, pending) if part]
+        new = range(self.kv.num_tokens, len(self.ids))[: room - len(stale)]
+        return [SequenceSlice.of(self.kv, part.start, part.stop) for part in (stale, new) if part]
 
     def mark_computed(self, slices: list[SequenceSlice]):
         """Mark slices that `pending` returned as computed, and drop vision features that are no longer needed."""
@@ -236,7 +239,7 @@ class TokenSequence:
             offset += len(part)
 
     def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
-        num_before: dict[int, int] = {}  # the spans of a turn index its features one after the other
+        num_before: dict[int, int] = {}  # a turn's features are one tensor, which its spans divide in order
         for segment, start, end in self.layout.spans_of(SegmentKind.VISION):
             if start >= stop:
                 return

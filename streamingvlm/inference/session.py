@@ -25,6 +25,7 @@ from streamingvlm.inference.stats import SessionStats
 from streamingvlm.inference.stream import Stream, StreamView
 from streamingvlm.inference.stream_config import StreamConfig
 from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.vision import VisionEncoder
 from streamingvlm.turns import TurnFormat
 from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader
@@ -135,8 +136,12 @@ class StreamingSession:
 
     @property
     def previous_text(self) -> str:
-        """What was said before the stream began."""
+        """What was said before the stream began; a change takes effect when the cache starts again, as in ``reset``."""
         return self._stream.previous_text
+
+    @previous_text.setter
+    def previous_text(self, previous_text: str):
+        self._stream.previous_text = previous_text
 
     @property
     def on_token(self) -> Callable[[str], None] | None:
@@ -166,6 +171,11 @@ class StreamingSession:
     def format(self) -> TurnFormat:
         """How a turn is written as tokens."""
         return self._stream.config.turn_format
+
+    @property
+    def vision_encoder(self) -> VisionEncoder:
+        """The vision encoder, with the pixel limits and the resize of the settings."""
+        return self._stream.config.vision_encoder
 
     @property
     def num_turns(self) -> int:

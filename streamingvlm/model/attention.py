@@ -48,7 +48,10 @@ def attend(query: torch.Tensor, metadata: AttentionMetadata, layer: int, scaling
 
 @cache
 def has_flash_attn() -> bool:
-    """Return True if flash-attn is installed. Training uses it; streams use torch's own flash attention."""
+    """Return True if flash-attn is installed.
+
+    Training uses that package; streams use torch's built-in kernel and do not need it.
+    """
     return importlib.util.find_spec("flash_attn") is not None
 
 
@@ -93,7 +96,10 @@ def _varlen(query, keys, values, *, offsets, max_seqlens, is_causal, scaling, se
 
 
 def _rows_of(buffer: torch.Tensor, part: SequenceSlice) -> torch.Tensor:
-    """The pool's rows that a slice attends to, [1, kv heads, S, D]."""
+    """The rows that a slice attends to, [1, kv heads, S, D]:
+
+    from the first of its stream, ``part.row``, to its own end.
+    """
     return buffer[None, :, part.row : part.row + part.stop]
 
 
@@ -107,7 +113,7 @@ def _attend_slice(query, keys, values, mask, scaling):
         keys,
         values,
         attn_mask=mask,
-        is_causal=mask is None,
+        is_causal=mask is None,  # a slice without a mask starts at token 0, so it attends to itself alone
         scale=scaling,
         enable_gqa=True,
     )

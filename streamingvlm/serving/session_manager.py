@@ -1,4 +1,7 @@
-"""All sessions of a server: opens them within the limits, finds them for their owner, and ends them in time."""
+"""All sessions of a server:
+
+opens them within the limits, finds them for their owner, and ends them when their time is up.
+"""
 
 import asyncio
 import logging
@@ -50,7 +53,7 @@ class SessionManager:
         self.decoders = ThreadPoolExecutor(_NUM_DECODERS, thread_name_prefix="decode")
         self.resources = SessionResources(config.limits, metrics, self.decoders, self.openers)
         self._sessions: dict[str, ServedSession] = {}
-        self._num_opening = self._num_clips = 0
+        self._num_reserved = self._num_clips = 0
         defaults = pool.model.stream_defaults
         self.cache = resolve(CacheConfig, pool.settings.get("cache"), defaults)
         self.video = resolve(VideoConfig, pool.settings.get("video"), defaults)
@@ -140,13 +143,17 @@ class SessionManager:
     def _reserve_session(self) -> Iterator[None]:
         self._check_not_draining()
         most = self.config.limits.max_sessions
-        if sum(session.is_live for session in self._sessions.values()) + self._num_opening >= most:
-            raise ApiError(429, f"{most} sessions are open, which is the limit; close one", retry_after_s=5)
-        self._num_opening += 1
+        if sum(session.is_live for session in self._sessions.values()) + self._num_reserved >= most:
+            raise ApiError(
+                429,
+                f"{most} sessions and clips are open, which is the limit; close one of yours or try again",
+                retry_after_s=5,
+            )
+        self._num_reserved += 1
         try:
             yield
         finally:
-            self._num_opening -= 1
+            self._num_reserved -= 1
 
     def _check_not_draining(self):
         if self.is_draining:

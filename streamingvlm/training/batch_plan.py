@@ -1,7 +1,7 @@
 """Which examples each training step uses: a pure function of seed and step, so no sampler state has to be saved.
 
-The examples of a step depend only on (seed, epoch), not on the number of processes, the micro-batches or the packing.
-A run that resumes at step s asks the plan for step s.
+The examples of a step depend only on seed, step and batch_size, not on the number of processes, the micro-batches or
+the packing. A run that resumes at step s asks the plan for step s.
 """
 
 import math
@@ -21,8 +21,7 @@ from streamingvlm.training.settings import FitSettings
 class MicroBatch:
     """Examples that go through the model in one forward pass.
 
-    is_padding: another process has more micro-batches in this step. All processes must run the same number of passes,
-        so this process repeats examples, with weight 0.
+    is_padding: a filler that repeats examples with weight 0, so that all processes run the same number of passes.
     """
 
     examples: tuple[int, ...]
@@ -33,6 +32,7 @@ class MicroBatch:
 class BatchPlan:
     """The examples of every step, and how a step is split over processes and micro-batches.
 
+    batch_size: examples of a step, over all processes and micro-batches.
     accumulation_steps: micro-batches of each process and step. With ``pack_tokens`` it has no effect: each process gets
         as many packs as the process with the most.
     length_of: returns the tokens of an example; needed for packing.

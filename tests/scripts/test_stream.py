@@ -292,7 +292,7 @@ def test_an_alert_is_silent_and_reports_unanswered_turns(stream_here, folder):
     code, out, err = stream_here("duration_s=3", "alert=a goal is scored, by anyone", "output.path=notes.jsonl")
     assert code == 0, err
     assert out == ""
-    assert "neither yes nor no was answered in 3 of 3 turns" in err
+    assert "the model answered neither yes nor no in 3 of 3 turns" in err
     rows = [json.loads(row) for row in (folder / "notes.jsonl").read_text().splitlines()]
     assert [row["text"] for row in rows] == ["", "", ""]
     assert all(row["yes"] + row["no"] < 0.5 for row in rows)

@@ -14,7 +14,7 @@ SILENT = Commentary(62.0, 63.0, "", 1, 0.1)
 
 def session_with(capacity_tokens):
     stats = SessionStats(capacity_tokens=capacity_tokens)
-    stats.turn_done_(stream_s=1.0, latency_s=0.05, num_tokens=5, cache_tokens=1203)
+    stats.record_turn(stream_s=1.0, latency_s=0.05, num_tokens=5, cache_tokens=1203)
     return SimpleNamespace(stats=stats)
 
 

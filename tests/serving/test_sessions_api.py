@@ -106,7 +106,7 @@ def test_the_number_of_sessions_is_limited(serving):
         server.open()
         response = server.http.post("/v1/sessions", json={})
         assert response.status_code == 429
-        assert "2 sessions are open, which is the limit" in error_of(response)
+        assert "2 sessions and clips are open, which is the limit" in error_of(response)
         assert int(response.headers["Retry-After"]) >= 1
         server.http.delete(f"/v1/sessions/{first}")
         server.lines(first)

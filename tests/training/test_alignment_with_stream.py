@@ -53,7 +53,7 @@ class Stream:
     def step(self, picture: torch.Tensor):
         index = self.session.num_turns
         self.session.step(VideoTurn(index, *self.when(index), picture), reply=self.lines[index])
-        self.grids.append(self.session.vision.features(picture).grid)
+        self.grids.append(self.session.vision_encoder.features(picture).grid)
 
     def when(self, index: int) -> tuple[float, float]:
         return self.start_s + index * self.video.turn_s, self.start_s + (index + 1) * self.video.turn_s
@@ -142,7 +142,7 @@ def test_the_chunks_of_a_plan_begin_as_the_cache_stood(models, model_type):
     cache = CacheConfig(text_sink_tokens=20, text_window_tokens=30, vision_window_s=4.0, turn_window_s=4.0)
     texts = {"query": "Who has the ball?", "previous_text": "The match begins."}
     stream = Stream(models[model_type], lines, cache=cache, video=video, **texts)
-    stream.grids = [stream.session.vision.features(frames(0)).grid] * len(lines)
+    stream.grids = [stream.session.vision_encoder.features(frames(0)).grid] * len(lines)
     chunks = {
         chunk.start: stream.chunk(chunk.start, chunk.stop - 1)
         for chunk in plan_chunks(20, chunk_turns=6, overlap_turns=3)

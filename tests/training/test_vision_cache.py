@@ -61,7 +61,7 @@ def features_of_a_session(model, video, **settings):
     session = StreamingSession(model, video={**SETTINGS, **settings})
     config = session.video_config
     with open_video(video, fps=config.fps, turn_s=config.turn_s) as reader:
-        return [session.vision.features(turn.frames) for turn in reader]
+        return [session.vision_encoder.features(turn.frames) for turn in reader]
 
 
 def assert_same(mine, other):

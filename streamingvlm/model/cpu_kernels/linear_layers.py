@@ -17,20 +17,21 @@ from transformers.activations import SiLUActivation
 
 from streamingvlm.model.cpu_kernels import onednn
 
-# Multiplications above which oneDNN is faster with cold weights, measured in streams of the embedded model.
+# Multiplications above which oneDNN is faster when the weights are not in the CPU's cache, measured with the embedded
+# model.
 _MIN_MULTIPLICATIONS = 5_000_000
 # oneDNN compiles a kernel for each number of rows, in .3 ms, and keeps .6 MB for it. Padding keeps these numbers few.
 _ROW_STEP = 32
 _MAX_ROWS = 256
 _MIN_PADDED_ROWS = 16
-# A weight that fits in the last-level cache is worth a second copy in oneDNN's layout. With it even an MLP of few rows
-# is faster: 60 µs (was 97) for four rows, but 60 µs (was 38) for one.
+# A weight that fits in the last-level cache is worth a second copy in oneDNN's layout. With it, an MLP takes
+# 60 µs instead of 97 for four rows, but 60 µs instead of 38 for one row.
 _MIN_MLP_ROWS = 2
 _COPIED_BYTES = range(2**19, 2**22 + 1)
 
 
 def supports_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return True if oneDNN is usable for a model of this device and dtype, and likely to be faster than MKL."""
+    """Return True if oneDNN supports this device and dtype and has AVX-512, where it is measured to beat MKL."""
     return (
         device.type == "cpu"
         and dtype == torch.float32
@@ -65,7 +66,7 @@ class OneDnnLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias)
 
     def accepts(self, x: torch.Tensor) -> bool:
-        """Return True if oneDNN can compute the product: it has no gradients, quantised weights or autocast."""
+        """Return True for a 2-D x of the weight's dtype, an ordinary weight, and gradients off."""
         weight = self.weight
         return x.ndim == 2 and _is_plain(weight) and x.dtype == weight.dtype and not torch.is_grad_enabled()
 
@@ -78,8 +79,8 @@ class OneDnnLinear(nn.Linear):
         return onednn.linear_mul(x, factors, self._matrix, self.bias)
 
     @property
-    def has_copy(self) -> bool:
-        """True if oneDNN uses a reordered copy of the weight; False where a change of the weight could go unnoticed."""
+    def uses_copy(self) -> bool:
+        """Whether products use a reordered copy, made on first use: only if changes of the weight are noticed."""
         weight = self.weight
         is_versioned = torch.is_inference_mode_enabled() and not weight.is_inference()
         return is_versioned and weight.nbytes in _COPIED_BYTES
@@ -87,7 +88,7 @@ class OneDnnLinear(nn.Linear):
     @property
     def _matrix(self) -> torch.Tensor:
         """The weight, or its reordered copy."""
-        if not self.has_copy:
+        if not self.uses_copy:
             return self.weight
         copy = _COPIES.get(self)
         if copy is None or not copy.is_of(self.weight):
@@ -140,7 +141,7 @@ class GatedMLP(nn.Module):
     def _uses_onednn(self, x: torch.Tensor) -> bool:
         gate = self.gate_proj
         has_no_adapter = type(gate) is type(self.up_proj) is type(self.down_proj) is OneDnnLinear
-        return has_no_adapter and (gate.has_copy or x.size(0) >= gate.min_rows) and gate.accepts(x)
+        return has_no_adapter and (gate.uses_copy or x.size(0) >= gate.min_rows) and gate.accepts(x)
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj.product(self.up_proj.product_mul(x, self.gate_proj.product(x, post_op="swish")))

@@ -18,13 +18,16 @@ from streamingvlm.video.video_turn import VideoTurn
 Policy = Literal["wait", "drop", "coalesce", "degrade"]
 
 DETAIL_LEVELS = (1.0, 0.5, 0.25, 0.125)
-"""The levels of `degrade`: shares of the pixels and tokens of a turn. Below an eighth, a frame shows nothing."""
+"""The levels of `degrade`:
+
+shares of a turn's frames and of each frame's pixels. Below an eighth, nothing is visible.
+"""
 
 MIN_FRAMES = 2
 """A single frame costs as many tokens as two, which form one temporal patch, and shows no motion."""
 
 RECOVERY_TURNS = 3
-"""`degrade` goes up a level after this many turns on time. A single turn on time may be chance."""
+"""`degrade` restores one step of detail after this many turns on time. A single turn on time may be chance."""
 
 SAME_TIME_S = 1e-6
 
@@ -121,14 +124,14 @@ class Backlog:
         return self._turns.popleft()
 
     def _pop_contiguous(self) -> list[VideoTurn]:
-        """Pop the turns up to the first gap. A turn across it would claim that the stream was there all the time."""
+        """Pop the turns up to the first gap: a merged turn would claim video for the seconds of the gap, too."""
         turns = [self._turns.popleft()]
         while self._turns and is_contiguous(turns[-1], self._turns[0]):
             turns.append(self._turns.popleft())
         return turns
 
     def _degrade(self, turn: VideoTurn) -> VideoTurn:
-        """Go down a level while other turns wait, and up again after some turns on time."""
+        """Lower the detail one step while other turns wait, and restore it after some turns on time."""
         if self._turns:
             self._turns_on_time = 0
             self._level = min(self._level + 1, len(DETAIL_LEVELS) - 1)
@@ -189,7 +192,7 @@ def coalesce(turns: Sequence[VideoTurn], num_frames: int, turn_s: float) -> Vide
         start_s=first.start_s,
         frames=subsample(frames, num_frames),
         num_repeated=0,
-        coalesced_s=last.end_s - first.start_s - turn_s,
+        coalesced_s=last.end_s - first.start_s - turn_s,  # beyond one turn
     )
 
 

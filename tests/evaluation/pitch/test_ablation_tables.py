@@ -69,9 +69,9 @@ def test_simple_stream_prefills_the_newest_frames_again_and_nothing_else(model, 
     session.previous_text = match.intro
     session.reset()
     pictures = []
-    session.vision.features, features = (
+    session.vision_encoder.features, features = (
         lambda frames: pictures.append(frames) or features(frames),
-        session.vision.features,
+        session.vision_encoder.features,
     )
     for _, second in zip(range(6), match.seconds(), strict=False):
         session.step(render(second))

@@ -141,7 +141,7 @@ def test_options_reach_the_candidate_by_their_dotted_names(lmms_eval):
     ("settings", "message"),
     [
         ({"candidate": "oracle"}, "session, last_frames, offline_generate"),
-        ({"cache.size": 3}, "no setting 'size'"),
+        ({"cache.size": 3}, "cache.size is unknown"),
         ({"kv.size": 3}, "groups of options are cache, video, sampling"),
         ({"colour": "red"}, "no option colour"),
         ({"batch_size": 8}, "batch_size=1"),

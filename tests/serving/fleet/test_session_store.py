@@ -81,7 +81,7 @@ def test_a_process_that_lost_the_session_cannot_overwrite_it(tmp_path, stream, t
     append(before, stream, turns[:1])
     now = load(tmp_path)
     append(now, stream, turns[1:2])
-    with pytest.raises(SnapshotError, match="written by another stream"):
+    with pytest.raises(SnapshotError, match="another stream writes to"):
         append(before, stream, turns[2:3])
     assert [line["id"] for line in load(tmp_path).lines] == [1, 2]
 
