@@ -46,8 +46,7 @@ def previous_ids(
     step_tokens: int = 1,
     num_left_out: int = 0,
 ) -> tuple[int, ...]:
-    """Return the ids of a chunk's previous text: ``previous_text``, which came before the stream, then every earlier
-    line.
+    """Return the ids of a chunk's previous text: the text from before the stream, then every earlier line.
 
     The middle is dropped as in the cache (`kept_text_ranges`): the first ``sink_tokens`` stay, and the last
     ``window_tokens``, less up to ``step_tokens - 1`` at their start. num_left_out: tokens of that middle that the

@@ -1,7 +1,4 @@
-"""All sessions of a server:
-
-opens them within the limits, finds them for their owner, and ends them when their time is up.
-"""
+"""All sessions of a server: opens them within the limits, finds them for their owner, and ends them on time."""
 
 import asyncio
 import logging

@@ -18,10 +18,7 @@ from streamingvlm.video.video_turn import VideoTurn
 Policy = Literal["wait", "drop", "coalesce", "degrade"]
 
 DETAIL_LEVELS = (1.0, 0.5, 0.25, 0.125)
-"""The levels of `degrade`:
-
-shares of a turn's frames and of each frame's pixels. Below an eighth, nothing is visible.
-"""
+"""The levels of `degrade`: shares of a turn's frames and of a frame's pixels. Below an eighth, nothing is visible."""
 
 MIN_FRAMES = 2
 """A single frame costs as many tokens as two, which form one temporal patch, and shows no motion."""
