@@ -18,7 +18,7 @@ from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.errors import ConfigError, SnapshotError
 from streamingvlm.inference.sequence import SequenceState, TokenSequence
 from streamingvlm.inference.snapshot_folder import Part, SnapshotFolder, damaged, read_manifest, read_part
-from streamingvlm.inference.stream import Counters, Stream, StreamState
+from streamingvlm.inference.stream import StatsTotals, Stream, StreamState
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.vision import VisionFeatures
 
@@ -160,7 +160,7 @@ def _document(state: StreamState) -> dict[str, Any]:
     return {
         "num_turns": state.num_turns,
         "cached_query": state.cached_query,
-        "counters": asdict(state.counters),
+        "totals": asdict(state.totals),
         "next_position": sequence.next_position,
         "stale_range": [sequence.stale_range.start, sequence.stale_range.stop],
         "layout": [_row_of(segment) for segment in sequence.layout.segments],
@@ -212,8 +212,8 @@ def _read_state(
         vision={int(turn): _vision(turn, tuple(grid), tensors, device) for turn, grid in document["grids"].items()},
         token_uids=tuple(sequence.new_uids(len(ids))),
     )
-    counters = Counters(**document["counters"])
-    return StreamState(state, document["num_turns"], document["cached_query"], counters, tensors["random_state"])
+    totals = StatsTotals(**document["totals"])
+    return StreamState(state, document["num_turns"], document["cached_query"], totals, tensors["random_state"])
 
 
 def _vision(turn: str, grid, tensors: Mapping[str, torch.Tensor], device: torch.device) -> VisionFeatures:

@@ -17,7 +17,7 @@ from streamingvlm.video.video_turn import VideoTurn
 
 
 @dataclass(frozen=True)
-class Counters:
+class StatsTotals:
     """The totals of a stream's stats that a snapshot saves."""
 
     num_turns: int = 0
@@ -37,7 +37,7 @@ class StreamState:
     sequence: SequenceState
     num_turns: int
     cached_query: str
-    counters: Counters
+    totals: StatsTotals
     random_state: torch.Tensor
 
 
@@ -153,17 +153,17 @@ class Stream:
     @property
     def state(self) -> StreamState:
         """The state between two turns."""
-        counters = Counters(**{field.name: getattr(self.stats, field.name) for field in fields(Counters)})
+        totals = StatsTotals(**{field.name: getattr(self.stats, field.name) for field in fields(StatsTotals)})
         random_state = self.sampler.generator.get_state()
-        return StreamState(self.sequence.state, self.num_turns, self.cached_query, counters, random_state)
+        return StreamState(self.sequence.state, self.num_turns, self.cached_query, totals, random_state)
 
     @state.setter
     def state(self, state: StreamState):
         self.sequence.state = state.sequence
         self.num_turns = state.num_turns
         self.cached_query = state.cached_query
-        for field in fields(Counters):
-            setattr(self.stats, field.name, getattr(state.counters, field.name))
+        for field in fields(StatsTotals):
+            setattr(self.stats, field.name, getattr(state.totals, field.name))
         self.sampler.generator.set_state(state.random_state)
 
     def inspect(self) -> StreamView:
