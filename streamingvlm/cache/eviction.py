@@ -70,10 +70,11 @@ def without_query(layout: CacheLayout) -> EvictionPlan:
 def kept_text_ranges(
     num_tokens: int, sink_tokens: int, window_tokens: int, step_tokens: int = 1
 ) -> list[tuple[int, int]]:
-    """Ranges of ``num_tokens`` of text that stay: the first ``sink_tokens``, and the last, at most ``window_tokens``.
+    """Ranges of ``num_tokens`` of text that stay: the first ``sink_tokens``, and at most ``window_tokens`` at the end.
 
     Between them, whole steps of min(step_tokens, window_tokens) tokens are dropped: the fewest that leave at most
-    ``window_tokens``. Evicting several times therefore keeps the same tokens as evicting once.
+    ``window_tokens``. A text that grows and is evicted after each addition therefore ends
+    with the same tokens as a text that is evicted once, at the end.
     """
     num_over = num_tokens - sink_tokens - window_tokens
     if num_over <= 0:

@@ -48,9 +48,9 @@ def previous_ids(
 ) -> tuple[int, ...]:
     """Return the ids of a chunk's previous text: the text from before the stream, then every earlier line.
 
-    The middle is dropped as in the cache (`kept_text_ranges`): the first ``sink_tokens`` stay, and the last
-    ``window_tokens``, less up to ``step_tokens - 1`` at their start. num_left_out: tokens of that middle that the
-    caller has already removed from ``lines``.
+    The middle is dropped as in the cache (`kept_text_ranges`): the first ``sink_tokens`` stay, and at the
+    end at most ``window_tokens`` and at least ``window_tokens - step_tokens + 1``. num_left_out: tokens of lines that
+    the caller has left out because they lie in the dropped middle; leaving out any other line gives wrong ids.
     """
     ids = turn_format.encode_plain(previous_text)
     for line in lines:

@@ -178,7 +178,7 @@ class Engine:
         return self.submit_and_wait(RunBetweenTurns(stream, function))
 
     def _new_runner(self, capacity: int) -> ModelRunner:
-        """Create the pool: memory_bytes if given, else ``capacity`` tokens for every slot."""
+        """Create the runner and its pool, of memory_bytes if given, else of ``capacity`` tokens for every slot."""
         text_config, dtype = self.model.text_model.config, self.model.dtype
         num_tokens = capacity * self.num_slots
         if self._memory_bytes is not None:
@@ -208,8 +208,8 @@ class Engine:
     def wait(self, request: Request) -> Any:
         """Return a request's result or raise its error; without a worker, run rounds in this thread until it is done.
 
-        On KeyboardInterrupt, a waiting request is cancelled, and a running one stops after its next token. An interrupt
-        in the middle of a round fails all requests.
+        An interrupt (Ctrl-C) outside a round cancels a waiting request, and stops a running one after its next token.
+        Inside a round that this thread runs, it fails the requests of all streams.
         """
         self._check_not_in_round()
         try:
@@ -263,7 +263,7 @@ class Engine:
                 return
             try:
                 self.step()
-            except Exception:  # step() has failed all requests; later ones must still be served
+            except Exception:  # step() has set this error on all futures; later requests must still be served
                 log.exception("a round of the engine failed")
 
     def _check_open(self):
@@ -294,7 +294,9 @@ class Engine:
             self._running_thread = threading.current_thread()
             try:
                 self._run_round()
-            except BaseException as error:  # KeyboardInterrupt, too: a future that is never resolved blocks its thread
+            except (
+                BaseException
+            ) as error:  # KeyboardInterrupt, too: a future that is never resolved blocks the thread that waits for it
                 self._finish(scheduler.requests, error)
                 raise
             finally:

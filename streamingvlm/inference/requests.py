@@ -12,7 +12,7 @@ The life of a request:
     2. `begin` evicts tokens and appends new ones, which are pending.
     3. The runner prefills them; `on_first_logits` gets scores before the first token is sampled.
     4. `append` gets each sampled token.
-    5. `finish` resolves the future. It is called after `begin` even on an error.
+    5. `finish` resolves the future. It is called for every request, also for one that failed or never began.
 
 A request holds its Stream; a Stream holds no requests.
 """
@@ -181,7 +181,7 @@ class TurnRequest(Request):
         self.frames, self.video_turn = frames, None
         if isinstance(frames, VideoTurn):
             self.frames, self.detail = frames.frames, frames.detail
-            # Without frames, which are freed as soon as self.frames is None.
+            # Without the frames, so that `self.frames = None` frees them.
             self.video_turn = replace(frames, frames=_NO_FRAMES)
         self.question = question
         self.turn: Turn | None = None
@@ -254,7 +254,7 @@ class GenerateTurn(TurnRequest):
     def on_first_logits(self, probabilities: Sequence[float], logits: torch.Tensor) -> bool:
         (self.silence,) = probabilities
         threshold = self.stream.config.sampling.silence_threshold
-        if threshold is None or self.question:  # a question always gets a generated reply
+        if threshold is None or self.question:  # with a question, silence is neither forced nor ruled out
             return False
         if self.silence >= threshold:
             self._force_silence()

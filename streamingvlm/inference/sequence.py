@@ -64,7 +64,10 @@ class TokenSequence:
 
     @property
     def state(self) -> SequenceState:
-        """The current state. Setting an earlier one removes what was appended since; it does not undo evictions."""
+        """The current state.
+
+        Setting an earlier one removes what was appended since: only if nothing was evicted since.
+        """
         return SequenceState(
             layout=self.layout,
             ids=tuple(self.ids),
@@ -140,7 +143,7 @@ class TokenSequence:
         """Return True if the plan moves a new token before a cached one, where it could not be prefilled."""
         if self.config.recompute:
             return False
-        # Only the first run that reaches new tokens may start among cached ones.
+        # After a run that reaches new tokens, a run of cached ones would land behind new ones.
         reaching_new = dropwhile(lambda run: run.stop <= self.kv.num_tokens, plan.runs)
         return any(run.start < self.kv.num_tokens for run in islice(reaching_new, 1, None))
 
@@ -166,7 +169,7 @@ class TokenSequence:
         self.vision[turn] = vision
 
     def commit_reply(self, tokens: Tokens):
-        """Replace the ids that `append_token` added by ``tokens``: the same ids with segments, plus the reply's end."""
+        """Replace the ids that `append_token` added with ``tokens``: the same ids with segments, plus the end."""
         del self.ids[self.layout.num_tokens :]
         self.append(tokens)
 
@@ -239,7 +242,7 @@ class TokenSequence:
             offset += len(part)
 
     def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
-        num_before: dict[int, int] = {}  # a turn's features are one tensor, which its spans divide in order
+        num_before: dict[int, int] = {}  # each span of a turn takes the next rows of the turn's features
         for segment, start, end in self.layout.spans_of(SegmentKind.VISION):
             if start >= stop:
                 return

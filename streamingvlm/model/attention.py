@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 
 from streamingvlm.model.attention_metadata import AttentionMetadata, SequenceSlice
 
-# transformers passes the window boundaries to implementations named "flash", and loops over windows for all others.
+# transformers passes the window boundaries to implementations whose name contains "flash", and loops over windows for
+# all others.
 WINDOWED_ATTENTION = "streamingvlm_flash_windows"
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -96,9 +97,9 @@ def _varlen(query, keys, values, *, offsets, max_seqlens, is_causal, scaling, se
 
 
 def _rows_of(buffer: torch.Tensor, part: SequenceSlice) -> torch.Tensor:
-    """The rows that a slice attends to, [1, kv heads, S, D]:
+    """Return the rows that a slice attends to, [1, kv heads, S, D].
 
-    from the first of its stream, ``part.row``, to its own end.
+    ``part.row`` is the pool row of its stream's first token; ``part.stop`` counts from there.
     """
     return buffer[None, :, part.row : part.row + part.stop]
 
@@ -113,7 +114,7 @@ def _attend_slice(query, keys, values, mask, scaling):
         keys,
         values,
         attn_mask=mask,
-        is_causal=mask is None,  # a slice without a mask starts at token 0, so it attends to itself alone
+        is_causal=mask is None,  # without a mask, a slice starts at token 0: its keys are its own tokens
         scale=scaling,
         enable_gqa=True,
     )

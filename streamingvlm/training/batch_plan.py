@@ -1,4 +1,4 @@
-"""Which examples each training step uses: a pure function of seed and step, so no sampler state has to be saved.
+"""Which examples each training step uses: a pure function of seed, step, batch_size and the number of examples.
 
 The examples of a step depend only on seed, step and batch_size, not on the number of processes, the micro-batches or
 the packing. A run that resumes at step s asks the plan for step s.
@@ -33,8 +33,8 @@ class BatchPlan:
     """The examples of every step, and how a step is split over processes and micro-batches.
 
     batch_size: examples of a step, over all processes and micro-batches.
-    accumulation_steps: micro-batches of each process and step. With ``pack_tokens`` it has no effect: each process gets
-        as many packs as the process with the most.
+    accumulation_steps: micro-batches of each process and step. With ``pack_tokens`` it has no effect: the number
+        of packs decides, and processes with fewer packs get padding.
     length_of: returns the tokens of an example; needed for packing.
     seed: None keeps the examples in the order of the dataset.
     """

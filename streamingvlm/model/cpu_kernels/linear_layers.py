@@ -80,7 +80,7 @@ class OneDnnLinear(nn.Linear):
 
     @property
     def uses_copy(self) -> bool:
-        """Whether products use a reordered copy, made on first use: only if changes of the weight are noticed."""
+        """Whether products use a reordered copy, made on first use: only if a version counter shows changes."""
         weight = self.weight
         is_versioned = torch.is_inference_mode_enabled() and not weight.is_inference()
         return is_versioned and weight.nbytes in _COPIED_BYTES

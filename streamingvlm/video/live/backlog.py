@@ -121,7 +121,7 @@ class Backlog:
         return self._turns.popleft()
 
     def _pop_contiguous(self) -> list[VideoTurn]:
-        """Pop the turns up to the first gap: a merged turn would claim video for the seconds of the gap, too."""
+        """Pop the turns up to the first gap: a turn merged across it would claim video for seconds without any."""
         turns = [self._turns.popleft()]
         while self._turns and is_contiguous(turns[-1], self._turns[0]):
             turns.append(self._turns.popleft())
