@@ -294,9 +294,7 @@ class Engine:
             self._running_thread = threading.current_thread()
             try:
                 self._run_round()
-            except (
-                BaseException
-            ) as error:  # KeyboardInterrupt, too: a future that is never resolved blocks the thread that waits for it
+            except BaseException as error:  # KeyboardInterrupt, too: an unresolved future blocks its waiting thread
                 self._finish(scheduler.requests, error)
                 raise
             finally:

@@ -31,8 +31,8 @@ class SequenceState:
     num_cached: number of leading tokens with cached keys and values.
     stale_range: cached tokens that must be recomputed, because tokens before them were dropped or moved.
     vision: features by turn: for pending vision tokens only, or for all under ``recompute``.
-    token_uids: one id for each token, replaced when its key and value are recomputed. A snapshot finds by it what it
-        has already written.
+    token_uids: one id for each token, replaced when its key and value are recomputed. A snapshot skips
+        the tokens whose id it has already written.
     """
 
     layout: CacheLayout
@@ -64,10 +64,7 @@ class TokenSequence:
 
     @property
     def state(self) -> SequenceState:
-        """The current state.
-
-        Setting an earlier one removes what was appended since: only if nothing was evicted since.
-        """
+        """The current state. Setting an earlier one removes what was appended since, if nothing was evicted since."""
         return SequenceState(
             layout=self.layout,
             ids=tuple(self.ids),

@@ -1,7 +1,7 @@
 """Which examples each training step uses: a pure function of seed, step, batch_size and the number of examples.
 
-The examples of a step depend only on seed, step and batch_size, not on the number of processes, the micro-batches or
-the packing. A run that resumes at step s asks the plan for step s.
+No sampler state has to be saved: a run that resumes at step s asks the plan for step s. The number of processes, the
+micro-batches and the packing do not change the examples of a step.
 """
 
 import math
