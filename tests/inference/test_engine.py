@@ -132,7 +132,7 @@ def open_many(model, number: int, sampling=GREEDY) -> tuple[Engine, list[Streami
     return engine, [open_in(engine, cache=SMALL, video=VIDEO, sampling=sampling) for _ in range(number)]
 
 
-def test_heard_and_spoken_turns_mix(model):
+def test_forced_and_generated_turns_mix(model):
     engine, (hearing, speaking) = open_many(model, 2)
     alone = StreamingSession(model, cache=SMALL, video=VIDEO, sampling=GREEDY)
     for second in range(5):
@@ -154,7 +154,7 @@ def test_all_slots_taken_is_told_in_one_line_and_a_closed_stream_makes_room(mode
     assert open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY).step(frames(0)).num_tokens > 0
 
 
-def test_who_closes_twice_closes_nobody_elses_stream(model):
+def test_closing_twice_closes_no_other_stream(model):
     engine, (first, _) = open_many(model, 2)
     first.close()
     next_one = open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY)
@@ -164,7 +164,7 @@ def test_who_closes_twice_closes_nobody_elses_stream(model):
     assert next_one.step(frames(0)).num_tokens > 0
 
 
-def test_a_closed_stream_hands_over_nothing_more(model):
+def test_a_closed_stream_accepts_no_requests(model):
     _, (closed, other) = open_many(model, 2)
     closed.close()
     for hand_over in (lambda: closed.submit(frames(0)), lambda: closed.step(frames(0)), lambda: closed.ask("Who?")):
@@ -173,7 +173,7 @@ def test_a_closed_stream_hands_over_nothing_more(model):
     assert other.step(frames(0)).num_tokens > 0
 
 
-def test_questions_and_heard_turns_are_handed_over_in_their_order(model):
+def test_questions_and_forced_turns_run_in_their_order(model):
     engine, (session, alone) = open_many(model, 2, WORDY)
     futures = [
         session.submit(frames(0)),
@@ -224,7 +224,7 @@ def test_a_stream_that_outgrows_the_memory_fails_alone(model):
     assert bounded.step(frames(1)).start_s == 1.0
 
 
-def test_a_session_that_nobody_holds_leaves_its_place(model):
+def test_a_collected_session_frees_its_slot(model):
     engine, sessions = open_many(model, 2)
     sessions[0].step(frames(0))
     free = engine.runner.pool.num_free
@@ -264,7 +264,7 @@ def test_a_stream_that_speaks_for_long_holds_up_nobody(model):
 
 
 @pytest.mark.parametrize("static_decode, num_passes", [(False, 1), (True, 2)])
-def test_who_speaks_is_fed_in_the_pass_of_who_comes(model, static_decode, num_passes):
+def test_decoding_streams_join_the_prefill_pass(model, static_decode, num_passes):
     engine = Engine(model, num_slots=2, static_decode=static_decode)
     speaking, coming = (open_in(engine, cache=SMALL, video=VIDEO, sampling=GREEDY) for _ in range(2))
     speaking.format.stop_ids = frozenset()
@@ -281,7 +281,7 @@ def test_who_speaks_is_fed_in_the_pass_of_who_comes(model, static_decode, num_pa
     assert spoken.result().num_tokens == 20
 
 
-def test_turns_that_come_are_seen_with_one_that_is_due(model):
+def test_upcoming_turns_fill_the_vision_batch_of_a_due_one(model):
     engine, sessions = open_many(model, 3, WORDY)
     alone = [StreamingSession(model, cache=SMALL, video=VIDEO, sampling=WORDY) for _ in sessions]
     turns = [(place, frames(10 * place + second), 1 + 3 * place) for second in range(2) for place in range(3)]
@@ -296,7 +296,7 @@ def test_turns_that_come_are_seen_with_one_that_is_due(model):
     assert [future.result().text for future in futures] == [line.text for line in expected]
 
 
-def test_a_long_prefill_is_fed_in_parts_while_others_speak(model):
+def test_a_long_prefill_is_split_while_others_decode(model):
     engine = Engine(model, num_slots=2, max_prefill_tokens=20)
     reader, speaker = (open_in(engine, cache={"policy": "full"}, video=VIDEO, sampling=GREEDY) for _ in range(2))
     speaker.step(frames(0))
@@ -308,7 +308,7 @@ def test_a_long_prefill_is_fed_in_parts_while_others_speak(model):
     assert long.result().text == alone.step(frames(0), question="word " * 200).text
 
 
-def test_who_fails_fails_alone(model):
+def test_an_error_fails_one_stream_alone(model):
     engine, (good, bad, loud) = open_many(model, 3, WORDY)
     loud.on_token = lambda piece: 1 / 0
     good.on_token = lambda piece: None
@@ -476,7 +476,7 @@ def prefill_and_forget(runner: ModelRunner, stream: Stream):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_a_state_that_is_set_again_takes_back_what_was_fed_since(model, cache):
+def test_setting_an_earlier_state_removes_what_was_appended_since(model, cache):
     """What a fork needs: its tokens are written past the stream's own, and forgotten by setting the state."""
     forked, alone = (StreamingSession(model, cache=cache, video=VIDEO, sampling=GREEDY) for _ in range(2))
     for second in range(5):
@@ -487,7 +487,7 @@ def test_a_state_that_is_set_again_takes_back_what_was_fed_since(model, cache):
     assert forked.inspect().ids == alone.inspect().ids
 
 
-def test_the_kernel_of_many_runs_is_told_what_each_may_see(model, monkeypatch):
+def test_the_varlen_kernel_gets_the_bounds_of_every_sequence(model, monkeypatch):
     """The call that CUDA gets, done by a plain reading of its documentation: the same tokens."""
     from streamingvlm.model import attention
 
@@ -519,7 +519,7 @@ def test_the_kernel_of_many_runs_is_told_what_each_may_see(model, monkeypatch):
         assert [future.result().text for future in futures] == [text] * 3
 
 
-def test_the_next_second_is_seen_while_this_one_is_spoken(model):
+def test_the_next_turn_is_encoded_while_this_one_is_decoded(model):
     engine = Engine(model, num_slots=1, async_vision=True)
     session = open_in(engine, cache=SMALL, video=VIDEO, sampling=WORDY)
     jobs = [session.turn_request(frames(second)) for second in range(2)]

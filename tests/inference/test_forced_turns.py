@@ -1,4 +1,4 @@
-"""Turns with a question, and turns whose words are given: the cache must be that of a session that said them."""
+"""Turns with a question, and turns with a forced reply: the cache must be that of a session that generated it."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def assert_alike(heard: StreamingSession, spoken: StreamingSession):
 
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_what_was_heard_is_kept_as_if_it_had_been_said(models, model_type, cache):
+def test_a_forced_reply_leaves_the_cache_of_a_generated_one(models, model_type, cache):
     heard, spoken = (open_session(models[model_type], cache) for _ in range(2))
     for second, words in enumerate(["the ball is in", "", "goal", "", "1-0", "it is the end", ""]):
         picture = frames(second, height=56, width=56)
@@ -74,7 +74,7 @@ def test_what_was_heard_is_kept_as_if_it_had_been_said(models, model_type, cache
 
 @settings(max_examples=15)
 @given(lines=LINES, asked=st.integers(0, 5))
-def test_any_words_are_heard_as_they_are_said(model, lines, asked):
+def test_any_forced_words_equal_generated_ones(model, lines, asked):
     heard, spoken = (open_session(model, SMALL) for _ in range(2))
     for second, words in enumerate(lines):
         question = QUESTION if second == asked else ""
@@ -84,7 +84,7 @@ def test_any_words_are_heard_as_they_are_said(model, lines, asked):
         assert_alike(heard, spoken)
 
 
-def test_hearing_draws_no_random_number(model):
+def test_a_forced_reply_draws_no_random_number(model):
     lines = []
     for num_heard in (0, 3):
         session = open_session(model, {"policy": "full"}, sampling=SamplingConfig(seed=1, max_new_tokens=4))
@@ -96,7 +96,7 @@ def test_hearing_draws_no_random_number(model):
     assert lines[0] > 0
 
 
-def test_a_turn_that_was_interrupted_while_it_was_heard_is_taken_in_all_the_same(model, monkeypatch):
+def test_an_interrupted_forced_turn_is_completed_later(model, monkeypatch):
     session, other = (open_session(model, SMALL) for _ in range(2))
     for second in range(3):
         session.step(frames(second), reply="goal")
@@ -186,7 +186,7 @@ def test_a_wrong_length_of_answer_is_refused_before_the_turn(model, wrong):
     assert session.num_turns == 0
 
 
-def test_wrong_frames_are_not_heard(model):
+def test_wrong_frames_are_refused(model):
     session = open_session(model, SMALL)
     with pytest.raises(VideoError, match="uint8"):
         session.step(torch.zeros(2, 3, 56, 56), reply="goal")
