@@ -11,6 +11,8 @@ from streamingvlm.errors import CheckpointError
 
 EMBEDDED = {"pitch": Path(__file__).resolve().parents[1] / "assets" / "pitch"}
 
+ADAPTER_CONFIG, ADAPTER_RECORD = "adapter_config.json", "streamingvlm.json"
+
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
@@ -40,6 +42,8 @@ def find_checkpoint(name: str | Path) -> Path:
 def read_config_json(folder: Path) -> dict[str, Any]:
     """Read config.json of a checkpoint. Raises CheckpointError."""
     path = folder / "config.json"
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(_adapter_found(folder, beside_model=path.is_file()))
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; give a model folder in the layout of Hugging Face")
     try:
@@ -49,6 +53,20 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if not isinstance(config_json, dict):
         raise CheckpointError(f"{path} holds no JSON object; copy it again")
     return config_json
+
+
+def _adapter_found(folder: Path, *, beside_model: bool) -> str:
+    if beside_model:
+        return (
+            f"{folder} has an adapter ({ADAPTER_CONFIG}) beside a whole model, and it is not clear which is meant; "
+            "move the adapter to a folder of its own, or merge it"
+        )
+    if (folder / ADAPTER_RECORD).is_file():
+        return f"{folder} holds an adapter alone; merge it first: python scripts/merge.py {folder} target=merged"
+    return (
+        f"{folder} holds an adapter alone, and it was not trained here (no {ADAPTER_RECORD}); merge it with the tool "
+        "that trained it (in peft: merge_and_unload), and give the merged folder"
+    )
 
 
 def check_weights_exist(folder: Path):

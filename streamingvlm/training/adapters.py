@@ -22,7 +22,13 @@ from torch import nn
 from transformers import TrainerCallback
 
 from streamingvlm.errors import CheckpointError, ConfigError
-from streamingvlm.model.checkpoint import find_checkpoint, first_line, read_config_json
+from streamingvlm.model.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_RECORD,
+    find_checkpoint,
+    first_line,
+    read_config_json,
+)
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.model.quantization import nf4
 from streamingvlm.model.stream_settings import SETTINGS_KEY
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "streamingvlm.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _LANGUAGE_MODEL = "model.language_model"
 # Values hashed per weight; enough to distinguish two trainings of one architecture.
@@ -108,7 +114,7 @@ def write_record(adapted: "PeftModel", folder: str | Path):
         "base_fingerprint": base_fingerprint(base),
         "stream_defaults": dict(getattr(base.config, SETTINGS_KEY, {})),
     }
-    (Path(folder) / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (Path(folder) / ADAPTER_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 class RecordAdapter(TrainerCallback):
@@ -231,13 +237,13 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
         found = f"only {pickled[0]}, which can execute code when loaded" if pickled else "no weights"
         raise CheckpointError(f"{folder} has {found}; put {ADAPTER_WEIGHTS} there")
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / ADAPTER_RECORD).read_text(encoding="utf-8"))
         fields = {"base": str, "base_fingerprint": str, "stream_defaults": dict}
         if wrong := [name for name, kind in fields.items() if not isinstance(record[name], kind)]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / RECORD}, the record of the adapter's base model, cannot be read ({first_line(error)}); "
+            f"{folder / ADAPTER_RECORD}, the record of the adapter's base model, cannot be read ({first_line(error)}); "
             "give the folder of an adapter that training wrote"
         ) from error
     return record
