@@ -71,7 +71,7 @@ def stored_quantization(config_json: Mapping[str, Any], folder: Path) -> str | N
         return "bitsandbytes"
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise CheckpointError(
-            f"{folder} is quantised by {method!r}, which transformers cannot load; give a checkpoint that is not quantised"
+            f"{folder} is quantised by {method!r}, which transformers cannot load; give one that is not quantised"
         )
     return method
 
