@@ -1,13 +1,18 @@
-"""The files of a checkpoint: find its folder, or download it from the hub, and report what is missing.
+"""The files of a checkpoint: find its folder, or download it from the hub, report what is missing, and write another.
 
 Weights must be in safetensors, because a pickled file can execute code when it is read. This module reads JSON only.
 """
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamingvlm.errors import CheckpointError
+from streamingvlm.model.processor_files import copy_processor_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EMBEDDED = {"pitch": Path(__file__).resolve().parents[1] / "assets" / "pitch"}
 
@@ -90,6 +95,18 @@ def check_tokenizer_exists(folder: Path):
     """Raise CheckpointError unless the folder has a tokenizer; transformers silently returns an empty one."""
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
         raise CheckpointError(f"{folder} has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there")
+
+
+def save_checkpoint(hf: "PreTrainedModel", folder: Path, **options: Any):
+    """Write a model as transformers does, readable like any other file, with the processor files it was loaded with.
+
+    options: of transformers' (or peft's) ``save_pretrained``.
+    """
+    hf.save_pretrained(folder, **options)
+    for weights in folder.glob("*.safetensors"):  # safetensors writes them for their owner alone
+        shutil.copymode(next(folder.glob("*.json")), weights)
+    if hf.config.name_or_path and not hasattr(hf, "peft_config"):
+        copy_processor_files(Path(hf.config.name_or_path), folder)
 
 
 def first_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 GENERATION_FILE = "generation_config.json"
 _NESTED_FILE = "processor_config.json"
 _VIDEO_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
-_CARRIED_FILES = (_NESTED_FILE, *_VIDEO_FILES, "chat_template.json")
+_CARRIED_FILES = (_NESTED_FILE, *_VIDEO_FILES, "chat_template.json", "chat_template.jinja")
 
 # Least and most pixels: of the released checkpoints (two for Qwen3-VL), then the defaults of transformers' classes.
 _STOCK_LIMITS = {

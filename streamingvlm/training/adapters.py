@@ -28,6 +28,7 @@ from streamingvlm.model.checkpoint import (
     find_checkpoint,
     first_line,
     read_config_json,
+    save_checkpoint,
 )
 from streamingvlm.model.loading import StreamingModel, load_model
 from streamingvlm.model.quantization import nf4
@@ -98,7 +99,7 @@ def qlora_quantization(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndB
 
 def save_adapter(adapted: "PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path):
     """Write an adapter in peft's format, with the tokenizer and the record of its base model."""
-    adapted.save_pretrained(folder, safe_serialization=True)
+    save_checkpoint(adapted, Path(folder), save_embedding_layers=False)  # by default peft asks the hub whether to
     tokenizer.save_pretrained(folder)
     write_record(adapted, folder)
 
@@ -182,7 +183,7 @@ def merge(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as parent:
         partial = Path(parent) / "model"
-        merged.save_pretrained(partial)
+        save_checkpoint(merged, partial)
         model.tokenizer.save_pretrained(partial)
         partial.replace(target)
     return target

@@ -1,4 +1,4 @@
-"""From stored to displayed frames: rotation and mirroring, as phones and editors state them, and the shape of pixels."""
+"""From stored to displayed frames: rotation and mirroring, as phones and editors state them, and square pixels."""
 
 from dataclasses import dataclass
 from fractions import Fraction

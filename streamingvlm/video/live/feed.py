@@ -29,7 +29,7 @@ MAX_OVERLAP_S = 60.0
 """HLS may repeat at most this much of the stream after a reconnect."""
 
 PUSHED_TICK_S = 2e-6
-"""Capture times are floats of the caller: a sum of intervals differs by some nanoseconds from the time it stands for."""
+"""Capture times are floats of the caller: a sum of intervals differs by some nanoseconds from its true value."""
 
 IDLE_S = 0.05
 """Stream time advances this often while no frame is pushed."""
