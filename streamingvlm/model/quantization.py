@@ -81,6 +81,10 @@ def check_products_(hf: nn.Module, dtype: torch.dtype):
 
     Raises the errors of their kernels, which would else come with the first second of a stream.
     """
+    if not getattr(hf, "is_quantized", False):
+        # Else transformers quantises the weights again when it saves them, and config.json does not say so.
+        conversions = getattr(hf, "_weight_conversions", None) or []
+        hf._weight_conversions = [each for each in conversions if not hasattr(each, "operations")]
     kinds: dict[type, nn.Module] = {}
     for module in hf.modules():
         if _is_plain(module):

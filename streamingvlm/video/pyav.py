@@ -87,7 +87,7 @@ class PyAVSource:
         self._frames = self._decode()
         self._first = next(self._frames, None)
         if self._first is None:
-            raise VideoError(f"{shown} has no frame that can be decoded; copy or download it again")
+            raise VideoError(f"{shown} {self._why_no_frame()}")
         self.info = self._describe()
 
     def frames(self) -> Iterator[DecodedFrame]:
@@ -117,6 +117,10 @@ class PyAVSource:
             if self._first is not None and self._first.time_s <= start_s:
                 break
         vars(self.skipped).update(vars(SkipCounts()))  # skips during the seek do not count
+
+    def _why_no_frame(self) -> str:
+        """Return what is wrong with a source without a frame, and the remedy."""
+        return "has no frame that can be decoded; copy or download it again"
 
     def _describe(self) -> VideoInfo:
         height, width = self._size

@@ -336,7 +336,7 @@ def test_a_checkpoint_of_bitsandbytes_names_its_package(folder):
         load_model(folder, device="cpu")
 
 
-def test_blocks_of_8_bit_floats_are_dequantised_where_no_device_multiplies_them(folder, tiny_checkpoint):
+def test_blocks_of_8_bit_floats_are_dequantised_where_no_device_multiplies_them(folder, tmp_path):
     """As DeepSeek and Qwen publish them: a scale for each block of the language model's matrices."""
     exact = {}
 
@@ -354,11 +354,9 @@ def test_blocks_of_8_bit_floats_are_dequantised_where_no_device_multiplies_them(
     model = load_model(folder, device="cpu")
     loaded = {bare(name): weights for name, weights in model.hf.state_dict().items()}
     assert {weights.dtype for weights in loaded.values()} == {torch.float32}
-    assert exact and all(torch.equal(loaded[name], weights.bfloat16().float()) for name, weights in exact.items())
+    assert exact and all(torch.equal(loaded[name], weights) for name, weights in exact.items())
     assert model.vision_encoder().features(torch.zeros(2, 3, 56, 56, dtype=torch.uint8)).embeddings.isfinite().all()
-    with pytest.raises(
-        ConfigError, match=r"is quantised by fp8 already; leave model\.quantization=BitsAndBytesConfig out"
-    ):
+    with pytest.raises(ConfigError, match="is quantised by fp8 already"):
         load_model(folder, device="cpu", quantization=BitsAndBytesConfig(load_in_8bit=True))
 
 
