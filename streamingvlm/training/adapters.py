@@ -10,7 +10,9 @@ import hashlib
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,7 @@ from streamingvlm.model.checkpoint import (
     read_config_json,
     save_checkpoint,
 )
-from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.loading import StreamingModel, load_model, quiet_transformers
 from streamingvlm.model.quantization import nf4
 from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.training.checkpoints import checkpoint_folder
@@ -80,7 +82,8 @@ def with_lora_(model: StreamingModel, settings: LoraSettings) -> "PeftModel":
         target_modules=_target_pattern(model.text_model, settings.target_modules),
         bias="none",
     )
-    adapted = peft.get_peft_model(model.hf, config)
+    with _without_warnings():
+        adapted = peft.get_peft_model(model.hf, config)
     adapted.peft_config["default"].base_model_name_or_path = _absolute_name(model.name)
     return adapted
 
@@ -145,7 +148,8 @@ def load_adapter_(model: StreamingModel, folder: str | Path) -> "PeftModel":
             f"other weights ({found[:8]}); give the base model of the adapter"
         )
     try:
-        adapted = peft.PeftModel(model.hf, peft.PeftConfig.from_pretrained(str(folder)))
+        with _without_warnings():
+            adapted = peft.PeftModel(model.hf, peft.PeftConfig.from_pretrained(str(folder)))
         outcome = peft.set_peft_model_state_dict(adapted, load_file(folder / ADAPTER_WEIGHTS))
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"the adapter {folder} cannot be loaded ({first_line(error)}); copy it again") from error
@@ -183,7 +187,8 @@ def merge(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as parent:
         partial = Path(parent) / "model"
-        save_checkpoint(merged, partial)
+        with quiet_transformers():
+            save_checkpoint(merged, partial)
         model.tokenizer.save_pretrained(partial)
         partial.replace(target)
     return target
@@ -258,6 +263,14 @@ def _check_target(target: Path):
 def _stored_dtype(base: str | Path) -> str:
     config = read_config_json(find_checkpoint(base))
     return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence what peft makes transformers say: it reads a property that transformers will rename."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _peft():

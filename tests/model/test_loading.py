@@ -1,12 +1,11 @@
 import json
 import re
 import shutil
-from importlib.util import find_spec
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AttentionInterface, AttentionMaskInterface, BitsAndBytesConfig
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -225,10 +224,6 @@ def vision_config(**values):
     return spoil
 
 
-def stored_by(method, **values):
-    return lambda folder: edit_config(folder, quantization_config={"quant_method": method, **values})
-
-
 def adapter_beside(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/base"}))
 
@@ -256,16 +251,6 @@ SPOILT = {
     "adapter beside the model": (adapter_beside, "has an adapter (adapter_config.json) beside a whole model"),
     "adapter of another tool": (adapter_alone, "holds an adapter alone, and it was not trained here"),
     "adapter of ours": (adapter_of_ours, "holds an adapter alone; merge it first: python scripts/merge.py"),
-    "awq": (stored_by("awq", bits=4), "is quantised by awq, which does not work here on cpu ("),
-    "gptq": (stored_by("gptq", bits=4), "is quantised by gptq, which does not work here on cpu ("),
-    "hqq": (stored_by("hqq", quant_config={}), "is quantised by hqq, which does not work here on cpu ("),
-    "quanto": (stored_by("quanto"), "is quantised by quanto, which does not work here on cpu ("),
-    "fbgemm": (stored_by("fbgemm_fp8"), "is quantised by fbgemm_fp8, which does not work here on cpu (Using fbgemm"),
-    "unknown quantisation": (stored_by("zip"), "is quantised by 'zip', which transformers cannot load; give one"),
-    "quantisation of nonsense": (
-        lambda folder: edit_config(folder, quantization_config=[4]),
-        "is quantised by None, which transformers cannot load",
-    ),
     "no config": (without("config.json"), "has no config.json; give a model folder in the layout of Hugging Face"),
     "config of no json": (write("config.json", "{"), "is not JSON (Expecting property name"),
     "config of a list": (write("config.json", "[]"), "holds no JSON object; copy it again"),
@@ -327,37 +312,6 @@ def test_a_defect_of_a_checkpoint_is_reported_in_one_line(folder, spoil, message
     assert str(folder) in found
     assert "\n" not in found
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="the line is for machines without bitsandbytes")
-def test_a_checkpoint_of_bitsandbytes_names_its_package(folder):
-    stored_by("bitsandbytes", load_in_4bit=True)(folder)
-    with pytest.raises(CheckpointError, match=r"is quantised by bitsandbytes, .*pip install -U bitsandbytes"):
-        load_model(folder, device="cpu")
-
-
-def test_blocks_of_8_bit_floats_are_dequantised_where_no_device_multiplies_them(folder, tmp_path):
-    """As DeepSeek and Qwen publish them: a scale for each block of the language model's matrices."""
-    exact = {}
-
-    def quantise(weights):
-        for name in [name for name in weights if "layers" in name and name.endswith("proj.weight")]:
-            blocks = weights[name].unflatten(0, (-1, 32)).unflatten(2, (-1, 32))
-            scales = blocks.abs().amax((1, 3)) / 448
-            weights[name] = (blocks / scales[:, None, :, None]).flatten(2).flatten(0, 1).to(torch.float8_e4m3fn)
-            weights[name + "_scale_inv"] = scales
-            dequantised = weights[name].float().unflatten(0, (-1, 32)).unflatten(2, (-1, 32))
-            exact[bare(name)] = (dequantised * scales[:, None, :, None]).flatten(2).flatten(0, 1)
-
-    edit_weights(folder, quantise)
-    stored_by("fp8", weight_block_size=[32, 32], modules_to_not_convert=["lm_head", "model.visual"])(folder)
-    model = load_model(folder, device="cpu")
-    loaded = {bare(name): weights for name, weights in model.hf.state_dict().items()}
-    assert {weights.dtype for weights in loaded.values()} == {torch.float32}
-    assert exact and all(torch.equal(loaded[name], weights) for name, weights in exact.items())
-    assert model.vision_encoder().features(torch.zeros(2, 3, 56, 56, dtype=torch.uint8)).embeddings.isfinite().all()
-    with pytest.raises(ConfigError, match="is quantised by fp8 already"):
-        load_model(folder, device="cpu", quantization=BitsAndBytesConfig(load_in_8bit=True))
 
 
 def test_names_without_a_checkpoint_are_reported(tmp_path):

@@ -334,7 +334,7 @@ def test_the_command_reports_bad_input_in_one_line(trained, tmp_path, monkeypatc
     assert len(output.err.splitlines()) == 1 and message in output.err
 
 
-def test_saving_asks_no_hub_and_what_is_merged_is_whole(tiny_checkpoint, tmp_path, monkeypatch):
+def test_saving_asks_no_hub_and_what_is_merged_is_whole(tiny_checkpoint, tmp_path, monkeypatch, capfd):
     """The name of the embedded model is no name on the hub; others may read the weights, and load the processor."""
     base = shutil.copytree(tiny_checkpoint(), tmp_path / "base")
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
@@ -348,6 +348,7 @@ def test_saving_asks_no_hub_and_what_is_merged_is_whole(tiny_checkpoint, tmp_pat
     SFTModel(adapted).save_pretrained(tmp_path / "adapter2")
     assert asked == []
     merged = merge(tmp_path / "adapter", tmp_path / "merged", base=base)
+    assert capfd.readouterr() == ("", "")
     for path in (*merged.iterdir(), tmp_path / "adapter" / adapters.ADAPTER_WEIGHTS):
         assert path.stat().st_mode & 0o777 == (base / "config.json").stat().st_mode & 0o777, path.name
     again = load(merged)
