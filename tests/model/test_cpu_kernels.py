@@ -125,10 +125,10 @@ def test_a_new_stream_uses_the_current_weights():
 def test_small_and_large_weights_are_not_copied(sizes):
     layer = OneDnnLinear.of(nn.Linear(*sizes))
     with torch.inference_mode():
-        assert not layer.has_copy
-    assert not OneDnnLinear.of(nn.Linear(256, 768)).has_copy  # outside of inference mode it may be trained
+        assert not layer.uses_copy
+    assert not OneDnnLinear.of(nn.Linear(256, 768)).uses_copy  # outside of inference mode it may be trained
     with torch.inference_mode():
-        assert not OneDnnLinear.of(nn.Linear(256, 768)).has_copy  # torch counts no changes of inference tensors
+        assert not OneDnnLinear.of(nn.Linear(256, 768)).uses_copy  # torch counts no changes of inference tensors
 
 
 @needs_onednn
