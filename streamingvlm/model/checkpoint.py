@@ -1,15 +1,22 @@
-"""The files of a checkpoint: find its folder, or download it from the hub, and report what is missing.
+"""The files of a checkpoint: find its folder, or download it from the hub, report what is missing, and write another.
 
 Weights must be in safetensors, because a pickled file can execute code when it is read. This module reads JSON only.
 """
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamingvlm.errors import CheckpointError
+from streamingvlm.model.processor_files import copy_processor_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EMBEDDED = {"pitch": Path(__file__).resolve().parents[1] / "assets" / "pitch"}
+
+ADAPTER_CONFIG, ADAPTER_RECORD = "adapter_config.json", "streamingvlm.json"
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -40,6 +47,8 @@ def find_checkpoint(name: str | Path) -> Path:
 def read_config_json(folder: Path) -> dict[str, Any]:
     """Read config.json of a checkpoint. Raises CheckpointError."""
     path = folder / "config.json"
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(_adapter_found(folder, beside_model=path.is_file()))
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; give a model folder in the layout of Hugging Face")
     try:
@@ -49,6 +58,20 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if not isinstance(config_json, dict):
         raise CheckpointError(f"{path} holds no JSON object; copy it again")
     return config_json
+
+
+def _adapter_found(folder: Path, *, beside_model: bool) -> str:
+    if beside_model:
+        return (
+            f"{folder} has an adapter ({ADAPTER_CONFIG}) beside a whole model, and it is not clear which is meant; "
+            "move the adapter to a folder of its own, or merge it"
+        )
+    if (folder / ADAPTER_RECORD).is_file():
+        return f"{folder} holds an adapter alone; merge it first: python scripts/merge.py {folder} target=merged"
+    return (
+        f"{folder} holds an adapter alone, and it was not trained here (no {ADAPTER_RECORD}); merge it with the tool "
+        "that trained it (in peft: merge_and_unload), and give the merged folder"
+    )
 
 
 def check_weights_exist(folder: Path):
@@ -72,6 +95,18 @@ def check_tokenizer_exists(folder: Path):
     """Raise CheckpointError unless the folder has a tokenizer; transformers silently returns an empty one."""
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
         raise CheckpointError(f"{folder} has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there")
+
+
+def save_checkpoint(hf: "PreTrainedModel", folder: Path, **options: Any):
+    """Write a model as transformers does, readable like any other file, with the processor files it was loaded with.
+
+    options: of transformers' (or peft's) ``save_pretrained``.
+    """
+    hf.save_pretrained(folder, **options)
+    for weights in folder.glob("*.safetensors"):  # safetensors writes them for their owner alone
+        shutil.copymode(next(folder.glob("*.json")), weights)
+    if hf.config.name_or_path and not hasattr(hf, "peft_config"):
+        copy_processor_files(Path(hf.config.name_or_path), folder)
 
 
 def first_line(error: Exception) -> str:

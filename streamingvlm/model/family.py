@@ -20,6 +20,8 @@ class Family:
         one position, whatever its duration.
     turn_format: the turn format of its checkpoints, unless a checkpoint states another.
     image_mean, image_std: normalisation of the three channels, for values in [0, 1].
+    interpolation: of the resize to whole tokens, by torch's name.
+    limits_whole_video: its video processor limits the pixels of all frames together, not of each.
     """
 
     model_type: str
@@ -31,6 +33,8 @@ class Family:
     turn_format: str = "time-range-1"
     image_mean: tuple[float, float, float] = _CLIP_MEAN
     image_std: tuple[float, float, float] = _CLIP_STD
+    interpolation: str = "bicubic"
+    limits_whole_video: bool = False
 
     @property
     def size_factor(self) -> int:
@@ -73,6 +77,7 @@ FAMILIES = {
             turn_format="patch-seconds-1",
             image_mean=(0.5, 0.5, 0.5),
             image_std=(0.5, 0.5, 0.5),
+            limits_whole_video=True,
         ),
     )
 }

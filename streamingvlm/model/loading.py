@@ -26,11 +26,18 @@ from streamingvlm.model.checkpoint import (
     first_line,
     read_config_json,
 )
+from streamingvlm.model.config_sizes import check_sizes
 from streamingvlm.model.cpu_kernels.linear_layers import replace_linears_, supports_onednn
 from streamingvlm.model.family import FAMILIES, Family
 from streamingvlm.model.fingerprint import compute_fingerprint
 from streamingvlm.model.patch_layers import PatchProduct, PatchRow
-from streamingvlm.model.quantization import check_quantised, quantization_named
+from streamingvlm.model.processor_files import read_processor_settings
+from streamingvlm.model.quantization import (
+    check_products_,
+    check_quantised,
+    quantization_named,
+    stored_quantization,
+)
 from streamingvlm.model.rotation import Rotation
 from streamingvlm.model.stream_settings import read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
@@ -48,7 +55,8 @@ class StreamingModel:
 
     name: the name that was loaded, as given.
     hf: the transformers model, in eval mode on ``device``, its floating-point parameters in ``dtype``.
-    stream_defaults: the checkpoint's own settings, from the key ``streamingvlm`` of its config.json.
+    stream_defaults: the checkpoint's own settings, from the key ``streamingvlm`` of its config.json, then from its
+        processor files.
     """
 
     name: str
@@ -131,23 +139,26 @@ def load_model(
     folder = find_checkpoint(name)
     config_json = read_config_json(folder)
     family = _family(config_json, folder)
-    stream_defaults = read_stream_settings(config_json, folder)
+    own = read_stream_settings(config_json, folder)
+    stored = stored_quantization(config_json, folder)
+    if stored is not None and quantization is not None:
+        raise ConfigError(f"{folder} is quantised by {stored} already; leave model.quantization={method} out")
     check_weights_exist(folder)
     with quiet_transformers():
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
-        hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device)
+        family = family.with_vision_config(config.vision_config.to_dict())
+        family, recommended = read_processor_settings(folder, family, own)
+        hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device, stored)
         if quantization is not None:
             check_quantised(hf.model.language_model, method)
     choose_kernels_(hf, attention, device, dtype, cpu_kernels=cpu_kernels)
     return StreamingModel(
         name=str(name),
-        hf=(hf.to(device) if quantization is None else hf).eval(),  # quantised weights were made on the device
+        hf=(hf.to(device) if quantization is stored is None else hf).eval(),  # quantised weights are on the device
         tokenizer=tokenizer,
-        family=family.with_vision_config(config.vision_config.to_dict()).with_turn_format(
-            stream_defaults.get("turn_format")
-        ),
-        stream_defaults=stream_defaults,
+        family=family.with_turn_format(own.get("turn_format")),
+        stream_defaults=recommended | own,
         device=device,
         dtype=dtype,
     )
@@ -191,6 +202,7 @@ def _load_config(folder: Path) -> transformers.PreTrainedConfig:
         )
     if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
         raise CheckpointError(f"{folder} has sliding-window layers; set use_sliding_window to false in config.json")
+    check_sizes(config, folder)
     return config
 
 
@@ -219,9 +231,14 @@ def _load_weights(
     attention: str,
     quantization: "QuantizationConfigMixin | None",
     device: torch.device,
+    stored: str | None,
 ) -> transformers.PreTrainedModel:
     # Quantised weights are made on their device; others are loaded on the CPU and moved there.
-    placement = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
+    placement = {} if quantization is None else {"quantization_config": quantization}
+    if quantization is not None or stored is not None:
+        placement["device_map"] = {"": device}
+    if stored == "compressed-tensors" and device.type == "cpu":  # no CPU multiplies compressed weights
+        config.quantization_config["run_compressed"] = False
     try:
         hf, info = getattr(transformers, family.class_name).from_pretrained(
             folder,
@@ -234,7 +251,16 @@ def _load_weights(
             output_loading_info=True,
             **placement,
         )
-    except (SafetensorError, OSError, RuntimeError) as error:
+        if stored is not None:
+            check_products_(hf, dtype)
+    except Exception as error:  # quantisers raise errors of their packages
+        if stored is not None:
+            raise CheckpointError(
+                f"{folder} is quantised by {stored}, which does not work here on {device.type} ({first_line(error)}); "
+                "install its package, or give a checkpoint that is not quantised"
+            ) from error
+        if not isinstance(error, SafetensorError | OSError | RuntimeError):
+            raise
         if quantization is not None and isinstance(error, RuntimeError):
             raise ConfigError(
                 f"this model.quantization does not work on {device.type} ({first_line(error)}); choose another, "

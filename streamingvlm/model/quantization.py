@@ -1,16 +1,18 @@
-"""Weights in 8 or 4 bits, by torchao and bitsandbytes through transformers.
+"""Weights in 8 or 4 bits, by torchao and bitsandbytes through transformers, and checkpoints that are stored so.
 
 Only the matrices of the language model are quantised, because every decode step reads all of them. The vision tower and
 the LM head are not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from streamingvlm.errors import ConfigError
+from streamingvlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -52,6 +54,59 @@ def check_quantised(text_model: torch.nn.Module, method: str):
             raise ConfigError(
                 f"model.quantization={method} produced NaN weights in {name}; choose another, such as int8"
             )
+
+
+def stored_quantization(config_json: Mapping[str, Any], folder: Path) -> str | None:
+    """Return the method by which a checkpoint's weights are stored, such as ``awq``; None if they are not quantised.
+
+    Raises CheckpointError for a method that transformers does not have.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    stored = config_json.get("quantization_config")
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else None
+    if isinstance(stored, dict) and (stored.get("load_in_4bit") or stored.get("load_in_8bit")):
+        return "bitsandbytes"
+    if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{folder} is quantised by {method!r}, which transformers cannot load; give one that is not quantised"
+        )
+    return method
+
+
+def check_products_(hf: nn.Module, dtype: torch.dtype):
+    """Bring what a stored quantisation left in another dtype to ``dtype``, and try each kind of quantised layer once.
+
+    Raises the errors of their kernels, which would else come with the first second of a stream.
+    """
+    if not getattr(hf, "is_quantized", False):
+        # Else transformers quantises the weights again when it saves them, and config.json does not say so.
+        conversions = getattr(hf, "_weight_conversions", None) or []
+        hf._weight_conversions = [each for each in conversions if not hasattr(each, "operations")]
+    kinds: dict[type, nn.Module] = {}
+    for module in hf.modules():
+        if _is_plain(module):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.to(dtype)
+        elif hasattr(module, "in_features"):
+            kinds.setdefault(type(module), module)
+    device = next(hf.parameters()).device
+    with torch.inference_mode():
+        for module in kinds.values():
+            product = module(torch.ones(2, module.in_features, dtype=dtype, device=device))
+            if product.dtype != dtype or not product.isfinite().all():
+                raise RuntimeError(f"{type(module).__name__} gives {product.dtype} that is not finite, or not {dtype}")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return True for layers of torch and of the model's own file that no quantisation has changed."""
+    owner = type(module).__module__
+    is_quantised = hasattr(module, "quantization_scheme") or any(
+        not weight.dtype.is_floating_point or weight.dtype.itemsize < 2 for weight in module.parameters(recurse=False)
+    )
+    return owner.startswith(("torch.nn.", "transformers.models.")) and not is_quantised
 
 
 def _by_torchao(config_name: str) -> Callable[[torch.dtype], "QuantizationConfigMixin"]:

@@ -146,7 +146,7 @@ def preprocess(
     size = resized_size(
         num_frames, height, width, family=family, min_pixels=min_pixels, max_pixels=max_pixels, resize=resize
     )
-    resized = _RESIZERS[resize](frames, size)
+    resized = _RESIZERS[resize](frames, size, family.interpolation)
     return _patchify(_normalise(_fill_last_patch(resized, family.temporal_patch_size), family), family)
 
 
@@ -206,15 +206,15 @@ def _check_frames(frames: torch.Tensor):
         )
 
 
-def _resize_integer(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize_integer(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
     # torch has the integer kernel on CPUs only; elsewhere the video processor resizes in float as well.
     if frames.device.type != "cpu":
-        return _resize_float(frames, size)
-    return F.interpolate(frames, size, mode="bicubic", antialias=True)
+        return _resize_float(frames, size, mode)
+    return F.interpolate(frames, size, mode=mode, antialias=True)
 
 
-def _resize_float(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    resized = F.interpolate(frames.float(), size, mode="bicubic", antialias=True)
+def _resize_float(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    resized = F.interpolate(frames.float(), size, mode=mode, antialias=True)
     return resized.clamp_(0, 255).round_().to(torch.uint8)
 
 

@@ -10,7 +10,9 @@ import hashlib
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +24,15 @@ from torch import nn
 from transformers import TrainerCallback
 
 from streamingvlm.errors import CheckpointError, ConfigError
-from streamingvlm.model.checkpoint import find_checkpoint, first_line, read_config_json
-from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_RECORD,
+    find_checkpoint,
+    first_line,
+    read_config_json,
+    save_checkpoint,
+)
+from streamingvlm.model.loading import StreamingModel, load_model, quiet_transformers
 from streamingvlm.model.quantization import nf4
 from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.training.checkpoints import checkpoint_folder
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "streamingvlm.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _LANGUAGE_MODEL = "model.language_model"
 # Values hashed per weight; enough to distinguish two trainings of one architecture.
@@ -73,7 +82,8 @@ def with_lora_(model: StreamingModel, settings: LoraSettings) -> "PeftModel":
         target_modules=_target_pattern(model.text_model, settings.target_modules),
         bias="none",
     )
-    adapted = peft.get_peft_model(model.hf, config)
+    with _without_warnings():
+        adapted = peft.get_peft_model(model.hf, config)
     adapted.peft_config["default"].base_model_name_or_path = _absolute_name(model.name)
     return adapted
 
@@ -92,7 +102,7 @@ def qlora_quantization(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndB
 
 def save_adapter(adapted: "PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path):
     """Write an adapter in peft's format, with the tokenizer and the record of its base model."""
-    adapted.save_pretrained(folder, safe_serialization=True)
+    save_checkpoint(adapted, Path(folder), save_embedding_layers=False)  # by default peft asks the hub whether to
     tokenizer.save_pretrained(folder)
     write_record(adapted, folder)
 
@@ -108,7 +118,7 @@ def write_record(adapted: "PeftModel", folder: str | Path):
         "base_fingerprint": base_fingerprint(base),
         "stream_defaults": dict(getattr(base.config, SETTINGS_KEY, {})),
     }
-    (Path(folder) / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (Path(folder) / ADAPTER_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 class RecordAdapter(TrainerCallback):
@@ -138,7 +148,8 @@ def load_adapter_(model: StreamingModel, folder: str | Path) -> "PeftModel":
             f"other weights ({found[:8]}); give the base model of the adapter"
         )
     try:
-        adapted = peft.PeftModel(model.hf, peft.PeftConfig.from_pretrained(str(folder)))
+        with _without_warnings():
+            adapted = peft.PeftModel(model.hf, peft.PeftConfig.from_pretrained(str(folder)))
         outcome = peft.set_peft_model_state_dict(adapted, load_file(folder / ADAPTER_WEIGHTS))
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"the adapter {folder} cannot be loaded ({first_line(error)}); copy it again") from error
@@ -176,7 +187,8 @@ def merge(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as parent:
         partial = Path(parent) / "model"
-        merged.save_pretrained(partial)
+        with quiet_transformers():
+            save_checkpoint(merged, partial)
         model.tokenizer.save_pretrained(partial)
         partial.replace(target)
     return target
@@ -231,13 +243,13 @@ def _read_record(folder: Path) -> Mapping[str, Any]:
         found = f"only {pickled[0]}, which can execute code when loaded" if pickled else "no weights"
         raise CheckpointError(f"{folder} has {found}; put {ADAPTER_WEIGHTS} there")
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / ADAPTER_RECORD).read_text(encoding="utf-8"))
         fields = {"base": str, "base_fingerprint": str, "stream_defaults": dict}
         if wrong := [name for name, kind in fields.items() if not isinstance(record[name], kind)]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / RECORD}, the record of the adapter's base model, cannot be read ({first_line(error)}); "
+            f"{folder / ADAPTER_RECORD}, the record of the adapter's base model, cannot be read ({first_line(error)}); "
             "give the folder of an adapter that training wrote"
         ) from error
     return record
@@ -251,6 +263,14 @@ def _check_target(target: Path):
 def _stored_dtype(base: str | Path) -> str:
     config = read_config_json(find_checkpoint(base))
     return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence what peft makes transformers say: it reads a property that transformers will rename."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _peft():

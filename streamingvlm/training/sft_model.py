@@ -11,6 +11,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from streamingvlm.errors import ConfigError
+from streamingvlm.model.checkpoint import save_checkpoint
 from streamingvlm.model.loading import quiet_transformers
 from streamingvlm.model.vision import deepstack_inputs
 from streamingvlm.training.examples import IGNORED_LABEL
@@ -120,7 +121,10 @@ class SFTModel(nn.Module):
         trained = {saved: state[name] for name, saved in self._saved_names.items()}
         others = {name: weights for name, weights in model.named_parameters() if name not in trained}
         with quiet_transformers():
-            model.save_pretrained(folder, state_dict=trained | {name: w.detach() for name, w in others.items()})
+            # Whether embeddings are saved with adapters, peft would else ask the hub by the base model's name.
+            options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+            state = trained | {name: weights.detach() for name, weights in others.items()}
+            save_checkpoint(model, Path(folder), state_dict=state, **options)
 
     @property
     def num_saved_bytes(self) -> int:

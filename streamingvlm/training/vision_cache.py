@@ -103,7 +103,8 @@ class VisionReader:
         self.video_root = Path(video_root)
         self._settings = (
             f"{_VERSION} {tower_digest} {dtype} {family.model_type} {video.fps:g} {video.turn_s:g} "
-            f"{video.min_pixels} {video.max_pixels} {video.resize} {video.decoder}"
+            f"{video.min_pixels} {video.max_pixels} {video.resize} {video.decoder} "
+            f"{family.image_mean} {family.image_std} {family.interpolation}"
         )
 
     def __call__(self, recording: Mapping[str, Any], first_turn: int, num_turns: int) -> ChunkVision:

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.frame_tensors import channels_first
+from streamingvlm.video.frame_tensors import channels_first, fit
 from streamingvlm.video.mp4 import is_mp4
 from streamingvlm.video.pyav import MAX_THREADS, open_pyav
 from streamingvlm.video.source import DecodedFrame, SkipCounts, VideoInfo
@@ -57,7 +58,7 @@ class DecordSource:
         """Yield the frames in display order."""
         clock = StreamClock(float(self._spans_s[0, 1] - self._spans_s[0, 0]))
         for start_s, end_s in self._spans_s.tolist():
-            rgb = partial(channels_first, self._next())
+            rgb = partial(_displayed, self._next(), self.info)
             time_s = clock.to_stream_time(start_s, end_s - start_s)
             self.skipped.num_clock_jumps, self.skipped.gap_s = clock.num_jumps, clock.gap_s
             if time_s is None:
@@ -81,3 +82,8 @@ class DecordSource:
             yield
         except (decord.DECORDError, RuntimeError) as error:
             raise VideoError(f"{str(self._path)!r} is damaged or cut off, and decord stops there; {REMEDY}") from error
+
+
+def _displayed(image: np.ndarray, info: VideoInfo) -> torch.Tensor:
+    """Return a rotated frame [H, W, 3] as RGB, uint8 [3, H, W], with square pixels."""
+    return fit(channels_first(image)[None], info.height, info.width)[0]

@@ -1,8 +1,22 @@
-"""Rotation and mirroring from stored to displayed frames: the display matrix that phones and editors write."""
+"""From stored to displayed frames: rotation and mirroring, as phones and editors state them, and square pixels."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
+
+MAX_PIXEL_ASPECT = 8
+"""A pixel longer than this is an error in the file; the longest in use are 2:1."""
+
+
+def displayed_size(height: int, width: int, pixel_aspect: Fraction | None) -> tuple[int, int]:
+    """Return the height and width with square pixels of a frame whose pixels have an aspect, width over height.
+
+    The side that is too short grows, so no detail is lost. No aspect, or an absurd one, means square pixels.
+    """
+    if not pixel_aspect or not 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
+        return height, width
+    return (height, round(width * pixel_aspect)) if pixel_aspect > 1 else (round(height / pixel_aspect), width)
 
 
 @dataclass(frozen=True)

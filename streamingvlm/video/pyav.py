@@ -4,15 +4,16 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.frame_tensors import channels_first
+from streamingvlm.video.frame_tensors import channels_first, fit
 from streamingvlm.video.mp4 import has_index, is_mp4
-from streamingvlm.video.orientation import Orientation
+from streamingvlm.video.orientation import Orientation, displayed_size
 from streamingvlm.video.source import DecodedFrame, SkipCounts, VideoInfo
 from streamingvlm.video.stream_clock import StreamClock, plausible_s
 
@@ -76,7 +77,9 @@ class PyAVSource:
         rate = self._stream.average_rate or self._stream.guessed_rate
         self._frame_s = plausible_s(float(1 / rate) if rate else 0.0, DEFAULT_FRAME_S)
         self._clock = StreamClock(self._frame_s)
-        self._stored_size: tuple[int, int] | None = None
+        self._coded: tuple[int, int, Fraction | None] | None = None  # height, width, pixel aspect of the newest frame
+        self._pixel_aspect: Fraction | None = None
+        self._size = (0, 0)  # of the newest frame with square pixels, before rotation
         self._orientation = Orientation()
         self._read_failed = False
         self.skipped = SkipCounts()
@@ -84,7 +87,7 @@ class PyAVSource:
         self._frames = self._decode()
         self._first = next(self._frames, None)
         if self._first is None:
-            raise VideoError(f"{shown} has no frame that can be decoded; copy or download it again")
+            raise VideoError(f"{shown} {self._why_no_frame()}")
         self.info = self._describe()
 
     def frames(self) -> Iterator[DecodedFrame]:
@@ -115,8 +118,12 @@ class PyAVSource:
                 break
         vars(self.skipped).update(vars(SkipCounts()))  # skips during the seek do not count
 
+    def _why_no_frame(self) -> str:
+        """Return what is wrong with a source without a frame, and the remedy."""
+        return "has no frame that can be decoded; copy or download it again"
+
     def _describe(self) -> VideoInfo:
-        height, width = self._stored_size
+        height, width = self._size
         if self._orientation.transpose:
             height, width = width, height
         return VideoInfo(
@@ -180,15 +187,20 @@ class PyAVSource:
         if time_s is None:
             return None
         self._note_size(frame)
-        return DecodedFrame(time_s, duration_s, partial(to_rgb, frame, self._orientation, self._reformatter))
+        to_frame = partial(to_rgb, frame, self._size, self._orientation, self._reformatter)
+        return DecodedFrame(time_s, duration_s, to_frame)
 
     def _note_size(self, frame: "av.VideoFrame") -> None:
-        size = frame.height, frame.width
-        if size == self._stored_size:
+        coded = frame.height, frame.width, self._stream.codec_context.sample_aspect_ratio
+        if coded == self._coded:
             return
-        if self._stored_size is not None:
+        if self._coded is None:
+            self._pixel_aspect = self._stream.sample_aspect_ratio  # the container's, which wins over the codec's
+        else:
             self.skipped.num_resolution_changes += 1
-        self._stored_size = size
+            self._pixel_aspect = coded[2] if coded[2] != self._coded[2] else self._pixel_aspect
+        self._coded = coded
+        self._size = displayed_size(*coded[:2], self._pixel_aspect or coded[2])
         self._orientation = Orientation.from_display_matrix(_display_matrix(frame))
 
     def _note_early_end(self) -> None:
@@ -258,11 +270,15 @@ def _display_matrix(frame: "av.VideoFrame") -> bytes | None:
     return None if data is None else bytes(data)
 
 
-def to_rgb(frame: "av.VideoFrame", orientation: Orientation, reformatter: VideoReformatter) -> torch.Tensor:
-    """Convert a decoded frame of any pixel format to RGB, uint8 [3, H, W], as displayed."""
+def to_rgb(
+    frame: "av.VideoFrame", size: tuple[int, int], orientation: Orientation, reformatter: VideoReformatter
+) -> torch.Tensor:
+    """Convert a decoded frame of any pixel format to RGB, uint8 [3, H, W], as displayed; size: before rotation."""
     try:
         rgb = reformatter.reformat(frame, format="rgb24")
     except av.FFmpegError:  # the colour tag has a reserved value: convert as if there were no tag
         rgb = reformatter.reformat(frame, format="rgb24", src_colorspace="itu601", dst_colorspace="itu601")
-    image = orientation.apply(rgb.to_ndarray())
-    return channels_first(image)
+    image = channels_first(rgb.to_ndarray())
+    if size != (frame.height, frame.width):
+        image = fit(image[None], *size)[0]
+    return channels_first(orientation.apply(image.permute(1, 2, 0).numpy()))

@@ -18,7 +18,7 @@ class VideoInfo:
     """Metadata of an open video."""
 
     duration_s: float | None  # as announced by the file; None if it announces none
-    width: int  # as displayed, after rotation
+    width: int  # as displayed: after rotation, with square pixels
     height: int
     average_fps: float | None
     codec: str
@@ -67,7 +67,7 @@ class DecodedFrame:
 
     time_s: float  # stream time at which it appears
     duration_s: float  # as given by the file or implied by the frame rate
-    rgb: Callable[[], torch.Tensor]  # -> uint8 [3, H, W], rotation applied
+    rgb: Callable[[], torch.Tensor]  # -> uint8 [3, H, W], rotation applied, square pixels
 
 
 class FrameSource(Protocol):

@@ -212,7 +212,45 @@ def write(name, content):
     return lambda folder: (folder / name).write_text(content)
 
 
+def rope(*section):
+    return text_config(rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(section)})
+
+
+def vision_config(**values):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        edit_config(folder, vision_config={**config["vision_config"], **values})
+
+    return spoil
+
+
+def adapter_beside(folder):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/base"}))
+
+
+def adapter_alone(folder):
+    adapter_beside(folder)
+    (folder / "config.json").unlink()
+
+
+def adapter_of_ours(folder):
+    adapter_alone(folder)
+    (folder / "streamingvlm.json").write_text("{}")
+
+
 SPOILT = {
+    "sections above half a head": (rope(4, 3, 3), "mrope_section=[4, 3, 3], expected 3 numbers that add up to 8, half"),
+    "sections below half a head": (rope(2, 3, 2), "mrope_section=[2, 3, 2], expected 3 numbers that add up to 8, half"),
+    "two sections": (rope(4, 4), "mrope_section=[4, 4], expected 3 numbers that add up to 8, half of a head"),
+    "no sections": (text_config(rope_parameters={"rope_type": "default", "rope_theta": 1e6}), "has mrope_section=None"),
+    "heads that share no keys": (text_config(num_key_value_heads=3), "expected a multiple of num_key_value_heads=3"),
+    "tower of another width": (vision_config(out_hidden_size=32), "out_hidden_size=32, expected the text model's 64"),
+    "tower of odd heads": (vision_config(num_heads=3), "vision_config.num_heads=3, expected heads of a multiple of 4"),
+    "tower of fewer layers": (vision_config(fullatt_block_indexes=[9]), "with 9, expected layers below depth=2"),
+    "no positions a second": (vision_config(tokens_per_second=0), "tokens_per_second=0, expected a number above 0"),
+    "adapter beside the model": (adapter_beside, "has an adapter (adapter_config.json) beside a whole model"),
+    "adapter of another tool": (adapter_alone, "holds an adapter alone, and it was not trained here"),
+    "adapter of ours": (adapter_of_ours, "holds an adapter alone; merge it first: python scripts/merge.py"),
     "no config": (without("config.json"), "has no config.json; give a model folder in the layout of Hugging Face"),
     "config of no json": (write("config.json", "{"), "is not JSON (Expecting property name"),
     "config of a list": (write("config.json", "[]"), "holds no JSON object; copy it again"),

@@ -332,3 +332,29 @@ def test_the_command_reports_bad_input_in_one_line(trained, tmp_path, monkeypatc
     output = capsys.readouterr()
     assert (exit_.value.code, output.out) == (2, "")
     assert len(output.err.splitlines()) == 1 and message in output.err
+
+
+def test_saving_asks_no_hub_and_what_is_merged_is_whole(tiny_checkpoint, tmp_path, monkeypatch, capfd):
+    """The name of the embedded model is no name on the hub; others may read the weights, and load the processor."""
+    base = shutil.copytree(tiny_checkpoint(), tmp_path / "base")
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        (base / name).write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6], "max_pixels": 50176}))
+    asked = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *names: asked.append(names))
+    model = load(base)
+    adapted = with_lora_(model, LoraSettings(rank=2))
+    adapted.peft_config["default"].base_model_name_or_path = "pitch"
+    save_adapter(adapted, model.tokenizer, tmp_path / "adapter")
+    SFTModel(adapted).save_pretrained(tmp_path / "adapter2")
+    assert asked == []
+    merged = merge(tmp_path / "adapter", tmp_path / "merged", base=base)
+    assert capfd.readouterr() == ("", "")
+    for path in (*merged.iterdir(), tmp_path / "adapter" / adapters.ADAPTER_WEIGHTS):
+        assert path.stat().st_mode & 0o777 == (base / "config.json").stat().st_mode & 0o777, path.name
+    again = load(merged)
+    assert again.family == load(base).family
+    assert again.family.image_mean == (0.4, 0.5, 0.6)
+    assert again.stream_defaults["max_pixels"] == 50176
+    whole = tmp_path / "whole"
+    SFTModel(load(base).hf).save_pretrained(whole)
+    assert (whole / "video_preprocessor_config.json").read_text() == (base / "preprocessor_config.json").read_text()

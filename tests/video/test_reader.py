@@ -130,7 +130,9 @@ def test_a_reserved_colour_tag_is_ignored():
     reserved.colorspace = 3
     with pytest.raises(av.FFmpegError):
         reserved.reformat(format="rgb24")
-    images = [to_rgb(frame, Orientation(), VideoReformatter()) for frame in (untagged, reserved)]
+    images = [
+        to_rgb(frame, (frame.height, frame.width), Orientation(), VideoReformatter()) for frame in (untagged, reserved)
+    ]
     assert torch.equal(*images)
 
 

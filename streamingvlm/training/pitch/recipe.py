@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.data.chunks import CachedTokenizer
 from streamingvlm.errors import ConfigError
+from streamingvlm.model.checkpoint import save_checkpoint
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.stream_settings import stream_settings
 from streamingvlm.pitch.dice import hashed
@@ -306,7 +307,7 @@ def _stage(
 
 
 def _save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path):
-    model.save_pretrained(folder)
+    save_checkpoint(model, folder)
     tokenizer.save_pretrained(folder)
 
 

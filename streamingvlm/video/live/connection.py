@@ -86,6 +86,14 @@ class Connection(PyAVSource):
         """True if the frames ended at the end that the source announced."""
         return self.is_recording and self.broken_by is None and self.skipped.missing_s == 0
 
+    def _why_no_frame(self) -> str:
+        if "mp4" in self._container.format.name:
+            return (
+                "is an mp4 with its index at the end, which cannot be reached without seeking; serve it with Range "
+                "requests, write it with -movflags +faststart, send MPEG-TS (-f mpegts), or read it from a file"
+            )
+        return "has no frame that can be decoded; check that it is running"
+
     def _packets(self) -> Iterator["av.Packet | None"]:
         """Yield packets up to the end or a failure. Audio that continues without frames counts as a failure."""
         newest_s = time.monotonic()

@@ -28,6 +28,9 @@ GAP = math.inf
 MAX_OVERLAP_S = 60.0
 """HLS may repeat at most this much of the stream after a reconnect."""
 
+PUSHED_TICK_S = 2e-6
+"""Capture times are floats of the caller: a sum of intervals differs by some nanoseconds from its true value."""
+
 IDLE_S = 0.05
 """Stream time advances this often while no frame is pushed."""
 
@@ -37,6 +40,7 @@ class Feed(Protocol):
 
     info: VideoInfo
     clock: LiveClock
+    tick_s: float  # the time unit of its frames
 
     @property
     def skipped(self) -> SkipCounts:
@@ -92,6 +96,7 @@ class ConnectionFeed:
         self._swap = threading.Lock()  # `_past` and `_connection` change together
         self._stamp_s = -math.inf  # the source's own timestamp of the newest frame
         self.info = connection.info
+        self.tick_s = connection.tick_s
         self.clock = clock
 
     @property
@@ -221,6 +226,7 @@ class PacedFeed:
     def __init__(self, source: FrameSource, stop: threading.Event):
         self._source, self._stop = source, stop
         self.info = source.info
+        self.tick_s = source.tick_s
         self.clock = LiveClock("wait")
 
     @property
@@ -248,6 +254,7 @@ class PushedFeed:
     def __init__(self, frames: PushedFrames, stop: threading.Event):
         self._frames, self._stop = frames, stop
         self.info = VideoInfo(None, 0, 0, None, "pushed frames", 0)
+        self.tick_s = PUSHED_TICK_S
         self.clock = LiveClock()
 
     @property

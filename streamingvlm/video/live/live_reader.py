@@ -139,7 +139,7 @@ def _receive(feed: Feed, grid: SamplingGrid, backlog: Backlog) -> None:
 
 
 def _turns(feed: Feed, grid: SamplingGrid) -> Iterator[VideoTurn]:
-    sampler = LiveSampler(grid)
+    sampler = LiveSampler(grid, tick_s=feed.tick_s)
     before = None
     for event in _with_final_gap(feed.events()):
         if event == GAP:

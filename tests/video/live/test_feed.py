@@ -21,6 +21,7 @@ class FakeConnection:
 
     is_paced = delays_one_frame = False
     has_clock = True
+    tick_s = 1 / 90000
 
     def __init__(self, stamps_s, *, is_recording=False, has_ended=False, is_paced=False):
         self.first_stamp_s, self._times_s = stamps_s[0], [stamp_s - stamps_s[0] for stamp_s in stamps_s]

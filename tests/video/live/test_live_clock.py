@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streamingvlm.video.live.live_clock import MAX_DRIFT, LiveClock
 from streamingvlm.video.live.live_sampler import LiveSampler
-from streamingvlm.video.sampling_grid import SamplingGrid
+from streamingvlm.video.sampling_grid import SamplingGrid, sample
 from streamingvlm.video.source import DecodedFrame
 
 START_S = 1000.0  # real time does not begin at 0
@@ -103,13 +103,27 @@ def decoded_frame(time_s):
 
 def sampled(times_s, **grid):
     """The index of each turn and the times of its frames."""
-    sampler = LiveSampler(SamplingGrid(**grid))
+    sampler = LiveSampler(SamplingGrid(**grid), tick_s=2e-6)
     turns = [turn for time_s in times_s for turn in sampler.add(decoded_frame(time_s))]
     return [(index, [frame.time_s for frame in shown]) for index, shown in [*turns, *sampler.flush()]]
 
 
 def test_each_sample_is_the_newest_frame_at_its_time():
-    assert sampled([i / 10 for i in range(25)], fps=2) == [(0, [0.1, 0.6]), (1, [1.1, 1.6]), (2, [2.1, 2.4])]
+    assert sampled([i / 10 for i in range(25)], fps=2) == [(0, [0.0, 0.5]), (1, [1.0, 1.5]), (2, [2.0, 2.4])]
+
+
+@pytest.mark.parametrize("rate", [2, 2.5, 5, 8, 12, 24, 25, 30000 / 1001, 60])
+@pytest.mark.parametrize("phase_s", [0.0, 0.011])
+def test_a_live_source_is_sampled_as_a_file_is(rate, phase_s):
+    times_s = [0.0] + [phase_s + i / rate for i in range(1, round(30 * rate))]
+    grid = SamplingGrid(fps=2)
+    frames = [decoded_frame(time_s) for time_s in times_s]
+    in_file = [[frame.time_s for frame in shown] for shown in sample(frames, grid, tick_s=2e-6)]
+    live = [shown for _, shown in sampled(times_s, fps=2)]
+    if rate == 2 and phase_s:  # a camera of the requested rate is given each of its frames once
+        assert live[:-1] == [times_s[i : i + 2] for i in range(0, 58, 2)]
+    else:
+        assert live == in_file
 
 
 def test_frames_with_jitter_are_each_sampled_once():
@@ -132,7 +146,7 @@ def test_a_slow_camera_gives_a_turn_for_each_frame():
 
 
 def test_a_turn_is_yielded_once_no_more_frames_can_come_for_it():
-    sampler = LiveSampler(SamplingGrid(fps=2))
+    sampler = LiveSampler(SamplingGrid(fps=2), tick_s=2e-6)
     assert list(sampler.add(decoded_frame(0.0))) == []
     assert list(sampler.add(decoded_frame(0.5))) == []
     assert list(sampler.advance(0.6)) == []
