@@ -5,10 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import scripts_path  # noqa: F401  before the imports from scripts/
-from architectures import architecture_named
-from bench_record import make_record, save_record
-from command_line import CommandLine, run
+from streamingvlm.cli.architectures import architecture_named
+from streamingvlm.cli.bench_record import make_record, save_record
+from streamingvlm.cli.command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("bench_training", plain="case", text=("result_folder",))
 

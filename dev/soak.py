@@ -5,8 +5,7 @@ import logging
 import sys
 from typing import Any
 
-import scripts_path  # noqa: F401  before the imports from scripts/
-from command_line import CommandLine, run
+from streamingvlm.cli.command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("soak", plain="hours", text=("question", "autosave"))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from bench_record import make_record
+from streamingvlm.cli.bench_record import make_record
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError

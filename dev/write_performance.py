@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import scripts_path  # noqa: F401  before the imports from scripts/
-from command_line import CommandLine, run
+from streamingvlm.cli.command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("write_performance", plain="folder", text=("path",))
 

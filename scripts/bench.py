@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from architectures import architecture_names
-from command_line import CommandLine, run
+from streamingvlm.cli.architectures import architecture_names
+from streamingvlm.cli.command_line import CommandLine, run
 
 
 class BenchCommandLine(CommandLine):

@@ -70,7 +70,7 @@ def run_script(folder, monkeypatch, capsys) -> Callable[..., tuple[int, str, str
     """Run a script, given as its module, in this process; returns exit code, standard output and standard error."""
 
     def run_with(script: ModuleType, *words):
-        import command_line
+        from streamingvlm.cli import command_line
 
         monkeypatch.setattr("sys.argv", [f"{script.__name__}.py", *map(str, words)])
         code = 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import architecture_named
+from streamingvlm.cli.architectures import architecture_named
 from tiny_inputs import frames
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,8 +5,8 @@ import json
 import bench_training
 import pytest
 import torch
-from architectures import architecture_named, architecture_names
-from command_line import run
+from streamingvlm.cli.architectures import architecture_named, architecture_names
+from streamingvlm.cli.command_line import run
 
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.training_throughput import ChunkShape, RandomChunks, measure_training, results_table

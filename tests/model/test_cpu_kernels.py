@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from architectures import architecture_named
+from streamingvlm.cli.architectures import architecture_named
 from torch import nn
 from transformers.activations import ACT2FN
 

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from architectures import architecture_named
+from streamingvlm.cli.architectures import architecture_named
 
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.roofline import num_bytes

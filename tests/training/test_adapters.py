@@ -11,7 +11,7 @@ from pathlib import Path
 import merge as merge_script
 import pytest
 import torch
-from command_line import run
+from streamingvlm.cli.command_line import run
 from safetensors.torch import load_file, save_file
 
 from streamingvlm.errors import CheckpointError, ConfigError

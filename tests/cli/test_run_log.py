@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import run_log
-from run_log import open_run_log
+from streamingvlm.cli import run_log
+from streamingvlm.cli.run_log import open_run_log
 
 from streamingvlm.errors import ConfigError
 
@@ -26,7 +26,7 @@ OPTIONS = {
 LOG_A_RUN = """
 import json, logging, sys
 from types import SimpleNamespace
-from run_log import open_run_log
+from streamingvlm.cli.run_log import open_run_log
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 with open_run_log(json.loads(sys.argv[1]), folder=sys.argv[2], description={"seed": 1}) as callbacks:

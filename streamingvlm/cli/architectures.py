@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from command_line import CONFIGS
+from streamingvlm.cli.command_line import CONFIGS
 from omegaconf import OmegaConf
 
 from streamingvlm.errors import ConfigError

@@ -5,7 +5,7 @@ import json
 import merge as merge_script
 import pytest
 import train
-from command_line import run
+from streamingvlm.cli.command_line import run
 
 from streamingvlm import StreamingSession
 from streamingvlm.data.prepare import PrepareConfig, SelectionConfig, prepare

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from command_line import CONFIGS, CommandLine, explain, quote, run
+from streamingvlm.cli.command_line import CONFIGS, CommandLine, explain, quote, run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hypothesis import given

@@ -5,8 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from command_line import CommandLine, run
-from cost import check_cost
+from streamingvlm.cli.command_line import CommandLine, run
+from streamingvlm.cli.cost import check_cost
 
 COMMAND_LINE = CommandLine("prepare_data", plain="source", text=("target", "video_root", "work_folder", "query"))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from command_line import CommandLine, run
+from streamingvlm.cli.command_line import CommandLine, run
 
 from streamingvlm.errors import ConfigError
 

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from checkout import commit
-from evaluations.pitch import check_style
+from streamingvlm.cli.checkout import commit
+from streamingvlm.cli.evaluations.pitch import check_style
 from rich.progress import Progress
 
 from streamingvlm.atomic import write_json

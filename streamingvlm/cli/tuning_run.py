@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from run_log import WandbLog
+from streamingvlm.cli.run_log import WandbLog
 from transformers import TrainerCallback
 
 from streamingvlm.errors import ConfigError

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from command_line import CommandLine, run
+from streamingvlm.cli.command_line import CommandLine, run
 
 from streamingvlm.errors import ConfigError
 
@@ -71,8 +71,8 @@ def train_restyling(options: dict[str, Any]):
 def fine_tune(options: dict[str, Any]):
     """Fine-tune a checkpoint on prepared data, with or without adapters."""
     import torch
-    from run_log import check_logger, open_run_log
-    from tuning_run import callbacks_for, check_held_out_stream, lora_from, write_adapter_record
+    from streamingvlm.cli.run_log import check_logger, open_run_log
+    from streamingvlm.cli.tuning_run import callbacks_for, check_held_out_stream, lora_from, write_adapter_record
 
     check_logger(options["logger"])
     tuning = fine_tuning_from(options, **lora_from(options["lora"]))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from command_line import CommandLine, run
+from streamingvlm.cli.command_line import CommandLine, run
 
 COMMAND_LINE = CommandLine("merge", plain="adapter", text=("target", "base"))
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from terminal import LiveView, PlainView, open_view
+from streamingvlm.cli.terminal import LiveView, PlainView, open_view
 
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.stats import SessionStats

@@ -25,7 +25,7 @@ def serve(options: dict[str, Any]):
         os.environ.pop("no_proxy", None)
         on_ready = partial(print_url, config.host, listener.getsockname()[1])
         if options["serving"]["kind"] == "ray":
-            from serve_on_ray import serve_on_ray
+            from streamingvlm.cli.serve_on_ray import serve_on_ray
 
             serve_on_ray(options, config, listener, on_ready)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import prepare_data
 import pytest
 from chat_server import ChatServer
-from command_line import run
+from streamingvlm.cli.command_line import run
 from published_layouts import steady_words, whisperx, write_video
 
 from streamingvlm.data.prepared import PreparedData

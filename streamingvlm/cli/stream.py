@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from terminal import LiveView, PlainView, open_view
+from streamingvlm.cli.terminal import LiveView, PlainView, open_view
 
 import streamingvlm
 from streamingvlm import StreamingSession, load_model

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from checkout import commit
+from streamingvlm.cli.checkout import commit
 
 
 def make_record(benchmark: str, device, **results: Any) -> dict[str, Any]:

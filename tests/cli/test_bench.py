@@ -6,7 +6,7 @@ import bench
 import pytest
 import torch
 import write_performance
-from command_line import CONFIGS
+from streamingvlm.cli.command_line import CONFIGS
 from hydra import compose, initialize_config_dir
 
 TINY = ("architecture=tiny", "model.device=cpu", "sampling.max_new_tokens=3", "cache.vision_window_s=2")

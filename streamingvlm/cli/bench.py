@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_record import make_record, save_record
+from streamingvlm.cli.bench_record import make_record, save_record
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from qa import answer_and_report, question_file
+from streamingvlm.cli.qa import answer_and_report, question_file
 
 from streamingvlm.evaluation.qa.streaming_bench import read_streaming_bench
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import train as script
-from command_line import run
+from streamingvlm.cli.command_line import run
 from prepared_pitch import write_prepared
 
 from streamingvlm import StreamingSession
