@@ -1,4 +1,4 @@
-"""Run the benchmark of ``bench.py``: measure, show tables, and save the record."""
+"""``streamingvlm bench``: measure, show tables, and save the record."""
 
 import json
 import logging

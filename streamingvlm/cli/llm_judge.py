@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from streamingvlm.cli.checks import existing_file
 from streamingvlm.cli.cost import check_cost
 from rich.console import Console
 from rich.markup import escape
@@ -80,15 +81,6 @@ class Side:
 
     def _open(self) -> Candidate:
         return candidate_from(self._options, work_folder=self._work_folder)
-
-
-def existing_file(path: str | None, option: str) -> Path:
-    """Return the file that an option names. Raises ConfigError if it names none, or one that does not exist."""
-    if path is None:
-        raise ConfigError(f"{option} is not given; name a file: {option}=PATH")
-    if not Path(path).expanduser().is_file():
-        raise ConfigError(f"{option}={path} is no file; check the path")
-    return Path(path).expanduser()
 
 
 @contextmanager

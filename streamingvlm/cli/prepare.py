@@ -1,17 +1,15 @@
-"""Prepare training chunks: ``python scripts/prepare_data.py videos target=prepared``; ``--help`` lists the options."""
+"""``streamingvlm prepare``: prepare training chunks from videos and transcripts."""
 
 import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.command_line import CommandLine, run
+from streamingvlm.cli.checks import source_paths
 from streamingvlm.cli.cost import check_cost
 
-COMMAND_LINE = CommandLine("prepare_data", plain="source", text=("target", "video_root", "work_folder", "query"))
 
-
-def main(options: dict[str, Any]):
+def prepare_sources(options: dict[str, Any]):
     """Prepare the sources and print a summary."""
     from streamingvlm.data.prepare import PrepareConfig, prepare, summary
     from streamingvlm.data.selection import SelectionConfig
@@ -19,7 +17,7 @@ def main(options: dict[str, Any]):
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     manifest = prepare(
-        [path for path in (options["source"], *options["more_sources"]) if path],
+        source_paths(options),
         options["target"],
         PrepareConfig(**{field.name: options[field.name] for field in fields(PrepareConfig)}),
         SelectionConfig(**options["selection"]),
@@ -58,6 +56,3 @@ def cleaner_from(options: dict[str, Any]):
     endpoint = ChatEndpoint(EndpointConfig(**options["endpoint"]), work_folder(options) / "answers")
     return Cleaner(endpoint, CleaningConfig(settings["segment_s"], settings["instructions"]))
 
-
-if __name__ == "__main__":
-    run(main, COMMAND_LINE)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.llm_judge import existing_file, options_below
+from streamingvlm.cli.checks import existing_file
+from streamingvlm.cli.llm_judge import options_below
 from rich.console import Console
 from rich.progress import Progress
 

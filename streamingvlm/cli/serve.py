@@ -1,4 +1,4 @@
-"""Run ``serve.py``: bind the port, load the model, serve."""
+"""``streamingvlm serve``: bind the port, load the model, serve."""
 
 import os
 import sys

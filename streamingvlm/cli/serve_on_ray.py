@@ -1,4 +1,4 @@
-"""Run ``serve.py serving=ray``: start replicas under Ray Serve, and the front server that clients connect to."""
+"""``streamingvlm serve serving=ray``: start replicas under Ray Serve, and the front server that clients connect to."""
 
 import os
 import tempfile

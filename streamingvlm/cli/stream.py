@@ -1,4 +1,4 @@
-"""Run ``stream.py``: stream a source and write the commentary to the terminal and to files."""
+"""``streamingvlm stream``: stream a source and write the commentary to the terminal and to files."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Train a model: ``python scripts/train.py data=prepared model=FOLDER experiment=stage1``; ``--help`` lists options."""
+"""``streamingvlm train``: fine-tune a checkpoint on prepared data, or train the embedded model."""
 
 import logging
 import os
@@ -8,14 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.command_line import CommandLine, run
-
 from streamingvlm.errors import ConfigError
 
-COMMAND_LINE = CommandLine("train", plain="data", text=("folder", "target", "video_root", "vision.cache_folder"))
 
-
-def main(options: dict[str, Any]):
+def train(options: dict[str, Any]):
     """Fine-tune a checkpoint on prepared data, or run the ``recipe`` or the ``restyling`` that an experiment sets."""
     import datasets
     import torch
@@ -107,6 +103,3 @@ def fine_tuning_from(options: dict[str, Any], load: Callable | None = None, **ar
     arguments["load"] = partial(load or load_model, cpu_kernels=options["model"]["cpu_kernels"])
     return FineTuning(FineTuningSettings(**parts, **{name: options[name] for name in names}), **arguments)
 
-
-if __name__ == "__main__":
-    run(main, COMMAND_LINE)

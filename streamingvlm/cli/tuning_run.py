@@ -1,4 +1,4 @@
-"""Builds the parts of a fine-tuning run from the options of scripts/train.py: adapters, metrics, held-out stream."""
+"""Builds the parts of a fine-tuning run from the options of ``streamingvlm train``: adapters, metrics, held-out stream."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -5,7 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.llm_judge import Side, check_judge_cost, existing_file, judge_and_report, open_judge
+from streamingvlm.cli.checks import existing_file
+from streamingvlm.cli.llm_judge import Side, check_judge_cost, judge_and_report, open_judge
 
 from streamingvlm.evaluation.llm_judge.commentary_files import CommentedClip, read_commentary, write_commentary
 from streamingvlm.evaluation.llm_judge.generation import CommentaryTask

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.llm_judge import Side, check_judge_cost, existing_file, judge_and_report, open_judge
+from streamingvlm.cli.checks import existing_file
+from streamingvlm.cli.llm_judge import Side, check_judge_cost, judge_and_report, open_judge
 
 from streamingvlm.evaluation.llm_judge.generation import CommentaryTask
 from streamingvlm.evaluation.llm_judge.livesports import (

@@ -1,0 +1,6 @@
+"""``python scripts/merge.py ...`` is ``streamingvlm merge ...``, from a checkout."""
+
+from streamingvlm.cli.main import run_verb
+
+if __name__ == "__main__":
+    run_verb("merge")
