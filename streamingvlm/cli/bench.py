@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from streamingvlm.cli.bench_record import make_record, save_record
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -23,6 +22,7 @@ from streamingvlm.benchmark.modes import StreamSettings, measure_mode
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.record_tables import RecordTable, outcome, tables_of
 from streamingvlm.benchmark.roofline import Costs, measure_ceilings, summarize_roofline
+from streamingvlm.cli.bench_record import make_record, save_record
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.model.loading import StreamingModel, device_named, dtype_named, load_model

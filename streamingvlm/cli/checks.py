@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from streamingvlm.cli.configurations import choices
 from streamingvlm.data.manifest import read_manifest
 from streamingvlm.data.sources import resolve_sources
 from streamingvlm.errors import CheckpointError, ConfigError
@@ -78,6 +79,6 @@ def check_bench(options: dict[str, Any]):
 
 
 def check_info(options: dict[str, Any]):
-    """Check the model."""
-    if not options.get("architecture"):
+    """Check that the model is an architecture, a folder, or can be a name on the hub."""
+    if options["model"]["name"] not in choices("architecture"):
         check_model(options)

@@ -58,12 +58,12 @@ def _unknown_option(key: str, word: str, command: Command, words: Sequence[str])
         options = compose_config(command.config_name, chosen)
     except HydraException:  # another word is wrong as well
         options = compose_config(command.config_name)
-    parent, _, name = key.rpartition(".")
+    parent, known = key.rpartition(".")[0], dict(option_names(options))
+    if parent in known:
+        return f"{key} is unknown; {parent} is a value and has no options"
     siblings = OmegaConf.select(options, parent) if parent else options
     names = [str(sibling) for sibling in siblings] if isinstance(siblings, DictConfig) else []
-    if parent and siblings is not None and not names:
-        return f"{key} is unknown; {parent} is a value and has no options"
-    close = nearest(key, [*(f"{parent}.{one}" if parent else one for one in names), *dict(option_names(options))])
+    close = nearest(key, [*(f"{parent}.{one}" if parent else one for one in names), *known])
     hint = f" (did you mean {close}?)" if close else ""
     if parent and names:
         return f"{key} is unknown{hint}; {parent} has {', '.join(names)}"

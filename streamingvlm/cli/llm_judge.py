@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.checks import existing_file
-from streamingvlm.cli.cost import check_cost
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 
 from streamingvlm.atomic import write_json
+from streamingvlm.cli.checks import existing_file
+from streamingvlm.cli.cost import check_cost
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.candidates.candidate import Candidate

@@ -55,4 +55,3 @@ def cleaner_from(options: dict[str, Any]):
         return None
     endpoint = ChatEndpoint(EndpointConfig(**options["endpoint"]), work_folder(options) / "answers")
     return Cleaner(endpoint, CleaningConfig(settings["segment_s"], settings["instructions"]))
-

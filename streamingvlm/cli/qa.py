@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.checks import existing_file
-from streamingvlm.cli.llm_judge import options_below
 from rich.console import Console
 from rich.progress import Progress
 
 from streamingvlm.atomic import write_json
+from streamingvlm.cli.checks import existing_file
+from streamingvlm.cli.llm_judge import options_below
 from streamingvlm.errors import ConfigError, DataError
 from streamingvlm.evaluation.candidates.candidate import Candidate
 from streamingvlm.evaluation.candidates.opening import candidate_from

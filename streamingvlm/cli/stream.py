@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.terminal import LiveView, PlainView, open_view
-
 import streamingvlm
 from streamingvlm import StreamingSession, load_model
+from streamingvlm.cli.terminal import LiveView, PlainView, open_view
 from streamingvlm.config import LiveConfig, resolve
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.alert import Alert

@@ -67,6 +67,7 @@ def train_restyling(options: dict[str, Any]):
 def fine_tune(options: dict[str, Any]):
     """Fine-tune a checkpoint on prepared data, with or without adapters."""
     import torch
+
     from streamingvlm.cli.run_log import check_logger, open_run_log
     from streamingvlm.cli.tuning_run import callbacks_for, check_held_out_stream, lora_from, write_adapter_record
 
@@ -102,4 +103,3 @@ def fine_tuning_from(options: dict[str, Any], load: Callable | None = None, **ar
     names = {field.name for field in fields(FineTuningSettings)} - set(parts)
     arguments["load"] = partial(load or load_model, cpu_kernels=options["model"]["cpu_kernels"])
     return FineTuning(FineTuningSettings(**parts, **{name: options[name] for name in names}), **arguments)
-

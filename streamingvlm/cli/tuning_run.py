@@ -1,4 +1,4 @@
-"""Builds the parts of a fine-tuning run from the options of ``streamingvlm train``: adapters, metrics, held-out stream."""
+"""The parts of a fine-tuning run, from the options of ``streamingvlm train``: adapters, metrics, held-out stream."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from streamingvlm.cli.run_log import WandbLog
 from transformers import TrainerCallback
 
+from streamingvlm.cli.run_log import WandbLog
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.held_out import HeldOutCommentary, stream_held_out
 from streamingvlm.model.loading import load_model

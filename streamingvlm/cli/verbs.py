@@ -84,7 +84,6 @@ VERBS = {
         plain="model.name",
         task="streamingvlm.cli.info:info",
         check=checks.check_info,
-        architectures=True,
         summary="Show versions, devices, kernels and extras; with a model, what it needs and what fits.",
         examples=("", "model=7b streams=20 video.height=720"),
     ),

@@ -77,9 +77,14 @@ def check_weights_exist(folder: Path):
         raise CheckpointError(f"{folder} lacks {len(absent)} of {len(shards)} shards ({absent[0]}); copy them there")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return True if the folder has the files of a tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES)
+
+
 def check_tokenizer_exists(folder: Path):
     """Raise CheckpointError unless the folder has a tokenizer; transformers silently returns an empty one."""
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise CheckpointError(f"{folder} has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there")
 
 

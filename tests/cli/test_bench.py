@@ -2,25 +2,25 @@
 
 import json
 
-import bench
 import pytest
 import torch
 import write_performance
-from streamingvlm.cli.command_line import CONFIGS
-from hydra import compose, initialize_config_dir
+
+from streamingvlm.cli.configurations import compose_config
+from streamingvlm.cli.verbs import VERBS
 
 TINY = ("architecture=tiny", "model.device=cpu", "sampling.max_new_tokens=3", "cache.vision_window_s=2")
 
 
-def test_tables_then_json_and_a_file_with_its_figure(run_script, folder):
+def test_tables_then_json_and_a_file_with_its_figure(run_command, folder):
     words = (
         "duration_s=3",
         "parts=[modes,frames_per_s,streams]",
         "frames_per_s.search_limit=2",
         "frames_per_s.trial_s=1",
     )
-    code, output, error = run_script(
-        bench, "model=pitch", "model.device=cpu", *words, "streams.search_limit=1", "streams.trial_s=1"
+    code, output, error = run_command(
+        "bench", "model=pitch", "model.device=cpu", *words, "streams.search_limit=1", "streams.trial_s=1"
     )
     assert code == 0, error
     record = json.loads(output.splitlines()[-1])
@@ -42,10 +42,10 @@ def test_tables_then_json_and_a_file_with_its_figure(run_script, folder):
     assert files[".png"].read_bytes().startswith(b"\x89PNG") and files[".png"].stem == files[".json"].stem
 
 
-def test_random_weights_by_the_name_of_their_architecture(run_script):
+def test_random_weights_by_the_name_of_their_architecture(run_command):
     words = ("parts=[modes,batching]", "duration_s=2", "batching.num_streams=[2]", "batching.num_threads=[1]")
-    code, output, error = run_script(
-        bench, *TINY, *words, "batching.num_turns=1", "batching.num_repeats=2", "result_folder=null"
+    code, output, error = run_command(
+        "bench", *TINY, *words, "batching.num_turns=1", "batching.num_repeats=2", "result_folder=null"
     )
     assert code == 0, error
     record = json.loads(output.splitlines()[-1])
@@ -58,8 +58,7 @@ def test_random_weights_by_the_name_of_their_architecture(run_script):
     "words, architecture, height", [(["model=7b"], "7b", 720), (["model=3b", "workload=72_tokens"], "3b", 224)]
 )
 def test_a_size_brings_its_footage_unless_another_is_chosen(words, architecture, height):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        options = compose("bench", overrides=bench.COMMAND_LINE.overrides(words))
+    options = compose_config("bench", VERBS["bench"].overrides(words))
     assert options.architecture.name == architecture and options.footage.height == height
     assert options.sampling.max_new_tokens == 8
 
@@ -73,18 +72,18 @@ def test_a_size_brings_its_footage_unless_another_is_chosen(words, architecture,
         (("architecture=9b",), "architecture=9b is unknown; choose one of 3b, 7b, tiny"),
     ],
 )
-def test_invalid_options_are_refused_before_a_model_is_loaded(run_script, words, message):
-    code, output, error = run_script(bench, *words)
+def test_invalid_options_are_refused_before_a_model_is_loaded(run_command, words, message):
+    code, output, error = run_command("bench", *words)
     assert (code, output) == (2, "") and message in error
 
 
-def test_the_page_is_written_from_the_records(run_script, folder):
+def test_the_page_is_written_from_the_records(run_command, folder):
     words = (*TINY, "parts=[modes]", "duration_s=2")
-    assert run_script(bench, *words)[0] == 0
+    assert run_command("bench", *words)[0] == 0
     (folder / "page.md").write_text("# Performance\n\nBefore.\n")
-    code, output, error = run_script(write_performance, "path=page.md")
+    code, output, error = run_command(write_performance.COMMAND, "path=page.md")
     assert (code, output) == (0, "page.md: 1 records from benchmarks\n"), error
     page = (folder / "page.md").read_text()
     assert page.startswith("# Performance\n\nBefore.\n")
-    assert page.count("not measured") == 9 and "`python scripts/bench.py model=7b parts=[modes]`" in page
+    assert page.count("not measured") == 9 and "`streamingvlm bench model=7b parts=[modes]`" in page
     assert "### tiny, float32, on " in page and "| streaming |" in page and "](benchmarks/streaming-tiny-" in page

@@ -1,17 +1,24 @@
-import re
-
 import pytest
-from streamingvlm.cli.command_line import CONFIGS, CommandLine, explain, quote, run
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from streamingvlm.cli.command_line import Command, quote
+from streamingvlm.cli.configurations import CONFIGS
+from streamingvlm.cli.explanations import explain
+from streamingvlm.cli.main import run
 from streamingvlm.config import RENAMED_SETTINGS
 from streamingvlm.errors import ConfigError, StreamingVLMError
 
-LINE = CommandLine("stream", plain="source", text=("query", "previous_text", "output.path"))
+
+def command(task, config_name="stream", plain="source"):
+    """A command with the options of a stream, which calls ``task``."""
+    text = ("query", "previous_text", "output.path")
+    return Command("streamingvlm stream", config_name, plain, task, text=text)
+
+
 ODD_TEXTS = [
     "",
     "Who's on, then?",
@@ -38,12 +45,10 @@ def value_of(override):
     return OmegaConf.to_container(config, resolve=True)
 
 
-def options_of(words, monkeypatch):
-    """The options that the script receives."""
+def options_of(words):
+    """The options that the task receives."""
     received = []
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr("sys.argv", ["stream.py", *words])
-    run(received.append, LINE)
+    run(command(received.append), words)
     return received[0]
 
 
@@ -55,9 +60,9 @@ def test_free_text_reaches_the_script_as_it_was_typed(text):
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_odd_questions_survive_the_whole_command_line(text, monkeypatch):
+def test_odd_questions_survive_the_whole_command_line(text):
     words = [f"query={text}", f"previous_text={text}", f"output.path={text}"]
-    options = options_of(words, monkeypatch)
+    options = options_of(words)
     assert (options["query"], options["previous_text"], options["output"]["path"]) == (text, text, text)
 
 
@@ -79,25 +84,25 @@ def test_a_plain_word_is_the_video(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     if not path.startswith(("/", ".")):
         (tmp_path / path).touch()
-    options = options_of([path, "video.fps=4", "cache=full"], monkeypatch)
+    options = options_of([path, "video.fps=4", "cache=full"])
     assert options["source"] == path
     assert options["video"]["fps"] == 4
     assert options["cache"]["policy"] == "full"
 
 
-def test_without_a_word_there_is_no_video(monkeypatch):
-    assert options_of([], monkeypatch)["source"] is None
+def test_without_a_word_there_is_no_video():
+    assert options_of([])["source"] is None
 
 
-def test_the_video_may_be_anywhere_and_words_after_a_double_dash_are_paths(monkeypatch):
-    assert options_of(["cache=full", "match.mp4"], monkeypatch)["source"] == "match.mp4"
-    assert options_of(["cache=full", "--", "-cache=full"], monkeypatch)["source"] == "-cache=full"
+def test_the_video_may_be_anywhere_and_words_after_a_double_dash_are_paths():
+    assert options_of(["cache=full", "match.mp4"])["source"] == "match.mp4"
+    assert options_of(["cache=full", "--", "-cache=full"])["source"] == "-cache=full"
 
 
 def test_an_option_takes_precedence_over_a_file_of_the_same_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cache=full").touch()
-    options = options_of(["cache=full"], monkeypatch)
+    options = options_of(["cache=full"])
     assert (options["cache"]["policy"], options["source"]) == ("full", None)
 
 
@@ -111,8 +116,8 @@ def test_an_option_takes_precedence_over_a_file_of_the_same_name(monkeypatch, tm
         ("/models/my model, v=2", "/models/my model, v=2"),
     ],
 )
-def test_a_model_is_a_choice_a_folder_or_a_name_on_the_hub(value, name, monkeypatch):
-    assert options_of([f"model={value}"], monkeypatch)["model"]["name"] == name
+def test_a_model_is_a_choice_a_folder_or_a_name_on_the_hub(value, name):
+    assert options_of([f"model={value}"])["model"]["name"] == name
 
 
 @pytest.mark.parametrize(
@@ -132,24 +137,22 @@ def test_a_model_is_a_choice_a_folder_or_a_name_on_the_hub(value, name, monkeypa
         (["cache.reread_text=true"], ["cache.reread_text was renamed to cache.recompute_text"]),
         (["--fps", "2"], ["--fps", "fps=VALUE"]),
         (["a.mp4", "b.mp4"], ["a.mp4", "b.mp4", "quotes"]),
-        (["--config-name", "nowhere"], ["nowhere"]),
+        (["--config-name", "nowhere"], ["--config-name is unknown"]),
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_wrong_word_is_named_in_one_line(words, parts, monkeypatch, capsys):
+def test_a_wrong_word_is_named_in_one_line(words, parts, capsys):
     with pytest.raises(SystemExit) as exit_:
-        options_of(words, monkeypatch)
+        options_of(words)
     error = capsys.readouterr().err
     assert exit_.value.code == 2
-    assert error.startswith("stream.py: ")
+    assert error.startswith("streamingvlm stream: ")
     assert error.count("\n") == 1
     assert [part for part in parts if part not in error] == []
 
 
-def run_task(task, monkeypatch):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr("sys.argv", ["stream.py"])
-    run(task, LINE)
+def run_task(task):
+    run(command(task), [])
 
 
 def raising(error):
@@ -162,34 +165,25 @@ def raising(error):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (StreamingVLMError("a.mp4: no such file"), 2, "stream.py: a.mp4: no such file\n"),
-        (ConfigError("video.fps=-1"), 2, "stream.py: video.fps=-1\n"),
-        (KeyboardInterrupt(), 130, "stream.py: stopped\n"),
+        (StreamingVLMError("a.mp4: no such file"), 2, "streamingvlm stream: a.mp4: no such file\n"),
+        (ConfigError("video.fps=-1"), 2, "streamingvlm stream: video.fps=-1\n"),
+        (KeyboardInterrupt(), 130, "streamingvlm stream: stopped\n"),
     ],
 )
-def test_user_errors_end_in_one_line(error, code, message, monkeypatch, capsys):
+def test_user_errors_end_in_one_line(error, code, message, capsys):
     with pytest.raises(SystemExit) as exit_:
-        run_task(raising(error), monkeypatch)
+        run_task(raising(error))
     assert exit_.value.code == code
     assert capsys.readouterr().err == message
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
+def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        run_task(lambda options: 1 / 0, monkeypatch)
-
-
-def test_help_shows_the_choices_and_the_options(monkeypatch, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        options_of(["--help"], monkeypatch)
-    out = capsys.readouterr().out
-    assert exit_.value.code in (0, None)
-    assert re.search(r"^cache: full, recompute, reference, streaming, window$", out, re.MULTILINE)
-    assert "vision_window_s: null" in out
+        run_task(lambda options: 1 / 0)
 
 
 def test_other_hydra_errors_are_cut_to_their_first_line():
-    assert explain(HydraException("\nfirst\nsecond"), "stream", []) == "first"
+    assert explain(HydraException("\nfirst\nsecond"), command(print), []) == "first"
 
 
 @pytest.mark.parametrize(
@@ -199,11 +193,10 @@ def test_other_hydra_errors_are_cut_to_their_first_line():
         ("candidate.video.chunk_s=2", "renamed to candidate.video.turn_s"),
     ],
 )
-def test_an_old_name_inside_a_group_is_answered_with_the_new_one(word, hint, monkeypatch, capsys):
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr("sys.argv", ["evaluate.py", "benchmark=livesports", word])
+def test_an_old_name_inside_a_group_is_answered_with_the_new_one(word, hint, capsys):
+    task = command(lambda options: pytest.fail("the task ran"), "evaluate", "benchmark")
     with pytest.raises(SystemExit) as exit_:
-        run(lambda options: pytest.fail("the script ran"), CommandLine("evaluate", plain="benchmark"))
+        run(task, ["benchmark=livesports", word])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert hint in error and error.count("\n") == 1
@@ -215,16 +208,14 @@ def test_new_names_of_renamed_choices_exist(group):
         assert (CONFIGS / group.rstrip("=") / f"{choice}.yaml").is_file()
 
 
-def test_a_full_disk_is_reported_in_one_line(monkeypatch, capsys):
+def test_a_full_disk_is_reported_in_one_line(capsys):
     def write_to_full_disk(options):
         with open("/dev/full", "w") as file:
             file.write("a result")
 
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr("sys.argv", ["stream.py"])
     with pytest.raises(SystemExit) as ended:
-        run(write_to_full_disk, LINE)
+        run_task(write_to_full_disk)
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
-        "stream.py: a file cannot be written (No space left on device); free some space and run it again\n"
+        "streamingvlm stream: a file cannot be written (No space left on device); free some space and run it again\n"
     )

@@ -4,7 +4,6 @@ import json
 from functools import partial
 from itertools import islice
 
-import evaluate
 import pytest
 from chat_server import ChatServer
 from published_layouts import candidate_line, inf_streams_line, livesports_row, write_lines
@@ -43,9 +42,9 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate_here(run_script):
+def evaluate_here(run_command):
     """Run the script in this process; returns exit code, standard output and standard error."""
-    return partial(run_script, evaluate)
+    return partial(run_command, "evaluate")
 
 
 def judged_by(server, **settings):
@@ -216,7 +215,7 @@ def test_a_limit_on_the_cost_stops_before_anything_is_done(folder, inf_streams, 
         ([*UNREACHABLE, "protocol=kind"], "protocol=kind is unknown; choose one of fair, paper"),
         ([*UNREACHABLE, "rival.path=null"], "rival.path is not given"),
         ([*UNREACHABLE, "mode=chunks"], "mode=chunks is unknown; choose one of infinite, clips"),
-        ([*UNREACHABLE, "chunk_s=50"], "chunk_s was renamed; write clip_s=50"),
+        ([*UNREACHABLE, "chunk_s=50"], "chunk_s was renamed to clip_s; use the new name"),
     ],
 )
 def test_errors_are_one_line(inf_streams, two_files, evaluate_here, words, reason):

@@ -8,17 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+ROOT = Path(__file__).parents[2]
 TABLES = ("benchmark=pitch_tables", "duration_s=4", "tables=[positions]")
 
 
 @pytest.fixture
-def evaluate_here(run_script):
+def evaluate_here(run_command):
     """Run the script in this process; returns exit code, standard output and standard error."""
-    return lambda *words: run_script(evaluate, *words, "model.device=cpu")
+    return lambda *words: run_command("evaluate", *words, "model.device=cpu")
 
 
 def test_one_stream_is_scored_recorded_and_reported(evaluate_here, tmp_path):
@@ -83,8 +82,17 @@ def test_invalid_options_are_reported_before_any_stream(evaluate_here, tmp_path,
 
 @pytest.mark.slow
 def test_tables_go_on_after_a_kill(tmp_path):
-    words = [sys.executable, str(SCRIPT), *TABLES, "duration_s=15", "seeds=[1,2,3]", "model.device=cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    words = [
+        sys.executable,
+        "-m",
+        "streamingvlm",
+        "evaluate",
+        *TABLES,
+        "duration_s=15",
+        "seeds=[1,2,3]",
+        "model.device=cpu",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     runs = tmp_path / "pitch-tables" / "runs"
     with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as process:
         while len(list(runs.glob("*.jsonl"))) < 2 and process.poll() is None:

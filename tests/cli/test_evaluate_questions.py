@@ -3,7 +3,6 @@
 import json
 from functools import partial
 
-import evaluate
 import pytest
 from chat_server import ChatServer
 from published_layouts import ovo_bench_list, streaming_bench_list, write_lines
@@ -28,9 +27,9 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate_here(run_script):
+def evaluate_here(run_command):
     """Run the script in this process; returns exit code, standard output and standard error."""
-    return partial(run_script, evaluate)
+    return partial(run_command, "evaluate")
 
 
 def kept(folder, benchmark):

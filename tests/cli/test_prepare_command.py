@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import prepare_data
 import pytest
 from chat_server import ChatServer
-from streamingvlm.cli.command_line import run
 from published_layouts import steady_words, whisperx, write_video
 
 from streamingvlm.data.prepared import PreparedData
@@ -19,9 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A working folder with a video and its transcript; HYDRA_FULL_ERROR is restored afterwards."""
+    """A working folder with a video and its transcript."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "a.mp4", 30)
     (tmp_path / "videos" / "a.json").write_text(json.dumps(whisperx(steady_words(30))))
@@ -29,24 +27,14 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def prepare_here(monkeypatch, capsys):
-    """Run the script in this process; returns exit code, standard output and standard error."""
-
-    def run_script(*words):
-        monkeypatch.setattr("sys.argv", ["prepare_data.py", *map(str, words)])
-        code = 0
-        try:
-            run(prepare_data.main, prepare_data.COMMAND_LINE)
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run_script
+def prepare_here(run_command):
+    """Run the verb in this process; returns exit code, standard output and standard error."""
+    return partial(run_command, "prepare")
 
 
 def test_the_command_writes_a_folder_and_prints_a_summary(folder):
     result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "prepare_data.py", "videos"],
+        [sys.executable, "-m", "streamingvlm", "prepare", "videos"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from streamingvlm.cli import run_log
 from streamingvlm.cli.run_log import open_run_log
-
 from streamingvlm.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ print("done")
 def log_a_run(options, folder, **environment):
     """In a process of its own, with no key, no home, and standard input closed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    kept |= {"HOME": str(folder), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}", "OMP_NUM_THREADS": "1"}
+    kept |= {"HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", LOG_A_RUN, json.dumps(options), folder / "run"],
         env=kept | environment,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import serve
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 def started(*words, **environment):
     """Start the server as a process; give it with its URL."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "serve.py", "port=0", *words],
+        [sys.executable, "-m", "streamingvlm", "serve", "port=0", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,18 +64,18 @@ def started(*words, **environment):
         (["live.policy=hurry"], "live.policy"),
     ],
 )
-def test_invalid_options_are_reported_in_one_line(run_script, words, message):
-    code, out, err = run_script(serve, *words)
+def test_invalid_options_are_reported_in_one_line(run_command, words, message):
+    code, out, err = run_command("serve", *words)
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_a_port_in_use_is_reported_in_one_line(run_script):
+def test_a_port_in_use_is_reported_in_one_line(run_command):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, _, err = run_script(serve, f"port={taken.getsockname()[1]}")
+        code, _, err = run_command("serve", f"port={taken.getsockname()[1]}")
     assert code == 2
     assert "cannot be listened on" in err
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import stream
-import stream_runner
+
+import streamingvlm.cli.stream as stream_module
 
 ROOT = Path(__file__).parents[2]
 MATCH = ROOT / "streamingvlm" / "assets" / "pitch" / "match.mp4"
@@ -25,15 +25,15 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture
-def stream_here(run_script):
+def stream_here(run_command):
     """Run the script in this process; returns exit code, standard output and standard error."""
-    return partial(run_script, stream)
+    return partial(run_command, "stream")
 
 
 def start(*words):
     """Start the script as a process."""
     return subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "stream.py", *words],
+        [sys.executable, "-m", "streamingvlm", "stream", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -102,9 +102,9 @@ def test_any_file_name_is_a_plain_argument(name, folder, stream_here):
 def test_options_reach_the_session(stream_here, folder, monkeypatch):
     shutil.copy(MATCH, folder / "match.mp4")
     opened = []
-    open_session = stream_runner.open_session
+    open_session = stream_module.open_session
     monkeypatch.setattr(
-        stream_runner, "open_session", lambda options: opened.append(open_session(options)) or opened[0]
+        stream_module, "open_session", lambda options: opened.append(open_session(options)) or opened[0]
     )
     words = ["cache=full", "cache.positions=native", "video.prefetch=3", "sampling=greedy", "output=none"]
     code, _, err = stream_here(
@@ -249,7 +249,7 @@ def test_a_wrong_option_is_named_in_one_line(word, stream_here):
 
 def test_an_unwritable_folder_is_named_before_the_model_loads(folder, stream_here, monkeypatch):
     (folder / "file").touch()
-    monkeypatch.setattr(stream_runner, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stream_module, "open_session", lambda options: pytest.fail("the model was loaded"))
     assert_one_line(*stream_here("output.path=file/below"), "file")
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import stream
 from live_sources import ffmpeg, write_camera_file
 from rtsp_server import RtspServer
 
@@ -23,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture
-def stream_here(run_script):
-    return partial(run_script, stream)
+def stream_here(run_command):
+    return partial(run_command, "stream")
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +67,7 @@ def test_a_failed_source_is_reported_in_one_line_without_the_password(words, str
 
 
 def test_an_unknown_policy_is_named_before_the_model_loads(stream_here, monkeypatch):
-    import stream_runner
-
-    monkeypatch.setattr(stream_runner, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stream_module, "open_session", lambda options: pytest.fail("the model was loaded"))
     code, _, err = stream_here("webcam", "live.policy=hurry")
     assert code == 2 and "live.policy=hurry" in err
 
@@ -93,7 +90,7 @@ def test_a_pipe_streams_to_its_end_and_files_are_written(folder, stream_here, mo
 
 def test_ctrl_c_ends_a_pipe_without_data():
     process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "stream.py", "-", "sampling=greedy"],
+        [sys.executable, "-m", "streamingvlm", "stream", "-", "sampling=greedy"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

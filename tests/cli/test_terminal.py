@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from streamingvlm.cli.terminal import LiveView, PlainView, open_view
 
+from streamingvlm.cli.terminal import LiveView, PlainView, open_view
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.stats import SessionStats
 

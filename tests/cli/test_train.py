@@ -1,14 +1,13 @@
-"""scripts/train.py fine-tunes a checkpoint on prepared data, and reports bad input before it trains."""
+"""``streamingvlm train`` fine-tunes a checkpoint on prepared data, and reports bad input before it trains."""
 
 import json
-import sys
 
 import pytest
-import train as script
-from streamingvlm.cli.command_line import run
 from prepared_pitch import write_prepared
 
 from streamingvlm import StreamingSession
+from streamingvlm.cli.main import run
+from streamingvlm.cli.verbs import VERBS
 from streamingvlm.pitch import Match, render
 from streamingvlm.training.checkpoints import checkpoints
 
@@ -34,19 +33,12 @@ def data(tmp_path_factory):
     return write_prepared(tmp_path_factory.mktemp("data"), num_matches=2, duration_s=12)
 
 
-@pytest.fixture
-def call(monkeypatch):
-    """Call the script with the words of a command line."""
-
-    def call(*words):
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
-        run(script.main, script.COMMAND_LINE)
-
-    return call
+def call(*words):
+    """Run the verb with these words."""
+    run(VERBS["train"], [*map(str, words)])
 
 
-def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(call, data, tiny_checkpoint, tmp_path):
+def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_checkpoint, tmp_path):
     words = [data, f"model={tiny_checkpoint()}", f"folder={tmp_path / 'run'}", *FEW]
     call(*words, f"vision.cache_folder={tmp_path / 'cache'}")
     history = json.loads((checkpoints(tmp_path / "run")[-1] / "trainer_state.json").read_text())["log_history"]
@@ -63,7 +55,7 @@ def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(call, data, ti
     ("words", "parts"),
     [
         ([], ["give data=FOLDER"]),
-        (["data=nowhere"], ["nowhere", "prepare_data.py"]),
+        (["data=nowhere"], ["nowhere", "streamingvlm prepare"]),
         (["model=nowhere/at/all"], ["no model folder nowhere/at/all"]),
         (["model=MODEL_OF_ANOTHER_KIND"], ["llama", "give one of qwen2_vl"]),
         (["folder=FULL"], ["FULL is not empty", "resume=true"]),
@@ -80,7 +72,7 @@ def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(call, data, ti
     ],
     ids=lambda value: " ".join(value),
 )
-def test_bad_input_is_reported_in_one_line(call, data, tiny_checkpoint, tmp_path, monkeypatch, capsys, words, parts):
+def test_bad_input_is_reported_in_one_line(data, tiny_checkpoint, tmp_path, monkeypatch, capsys, words, parts):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FULL").mkdir()
     (tmp_path / "FULL" / "notes.txt").touch()
@@ -95,6 +87,6 @@ def test_bad_input_is_reported_in_one_line(call, data, tiny_checkpoint, tmp_path
         )
     error = capsys.readouterr().err
     assert exit_.value.code == 2
-    assert error.startswith("train.py: ") and error.count("\n") == 1
+    assert error.startswith("streamingvlm train: ") and error.count("\n") == 1
     assert [part for part in parts if part not in error] == []
     assert not (tmp_path / "run" / "model").exists()

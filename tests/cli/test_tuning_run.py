@@ -1,11 +1,9 @@
 """Fine-tuning from the command line with adapters, metrics, held-out streams and wandb files."""
 
 import json
+from functools import partial
 
-import merge as merge_script
 import pytest
-import train
-from streamingvlm.cli.command_line import run
 
 from streamingvlm import StreamingSession
 from streamingvlm.data.prepare import PrepareConfig, SelectionConfig, prepare
@@ -56,28 +54,16 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def train_here(prepared, tmp_path, monkeypatch, capsys):
-    """Run a script in this process and in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-
-    def run_script(*words, script=train):
-        monkeypatch.setattr("sys.argv", [f"{script.COMMAND_LINE.config_name}.py", *map(str, words)])
-        code = 0
-        try:
-            run(script.main, script.COMMAND_LINE)
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run_script
+def train_here(prepared, run_command):
+    """Run the verb in this process and in an empty folder; returns exit code, standard output and standard error."""
+    return partial(run_command, "train")
 
 
 def history_of(folder):
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
 
-def test_adapters_are_trained_logged_merged_and_stream(prepared, train_here, tmp_path, caplog):
+def test_adapters_are_trained_logged_merged_and_stream(prepared, train_here, tmp_path, caplog, run_command):
     caplog.set_level("INFO")
     code, _, error = train_here(
         prepared,
@@ -103,7 +89,7 @@ def test_adapters_are_trained_logged_merged_and_stream(prepared, train_here, tmp
     (log,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
     assert b"held_out/commentary" in log.read_bytes() and b"train/tokens_per_s" in log.read_bytes()
     for folder in ("checkpoint-1", "model"):
-        assert train_here(tmp_path / "run" / folder, f"target={folder}", script=merge_script)[0] == 0
+        assert run_command("merge", tmp_path / "run" / folder, f"target={folder}")[0] == 0
     session = StreamingSession.from_pretrained(tmp_path / "model", device="cpu")
     assert session.cache_config.text_window_tokens == 64
     assert session.step(render(next(Match(11).seconds()), size=112)).num_tokens > 0

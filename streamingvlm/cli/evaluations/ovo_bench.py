@@ -3,7 +3,6 @@
 from typing import Any
 
 from streamingvlm.cli.qa import answer_and_report, question_file
-
 from streamingvlm.evaluation.qa.ovo_bench import read_ovo_bench
 
 

@@ -5,11 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.cli.checkout import commit
-from streamingvlm.cli.evaluations.pitch import check_style
 from rich.progress import Progress
 
 from streamingvlm.atomic import write_json
+from streamingvlm.cli.checkout import commit
+from streamingvlm.cli.evaluations.pitch import check_style
 from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
 from streamingvlm.evaluation.documents import check_writable, write_part

@@ -3,7 +3,6 @@
 from typing import Any
 
 from streamingvlm.cli.qa import answer_and_report, question_file
-
 from streamingvlm.evaluation.qa.streaming_bench import read_streaming_bench
 
 
