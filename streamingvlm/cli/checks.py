@@ -54,8 +54,9 @@ def check_merge(options: dict[str, Any]):
 
 
 def check_evaluate(options: dict[str, Any]):
-    """Check the model and the files of the benchmark."""
-    check_model(options)
+    """Check the files of the benchmark, and the model unless each side has its own."""
+    if "candidate" not in options:
+        check_model(options)
     for name in _QUESTIONS:
         if name in options:
             existing_file(options[name], name)

@@ -15,6 +15,8 @@ import pytest
 from live_sources import ffmpeg, write_camera_file
 from rtsp_server import RtspServer
 
+import streamingvlm.cli.stream as stream_module
+
 ROOT = Path(__file__).parents[2]
 MATCH = ROOT / "streamingvlm" / "assets" / "pitch" / "match.mp4"
 
