@@ -2,15 +2,14 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
-import scripts_path  # noqa: F401  before the imports from scripts/
-from architectures import architecture_named
-from bench_record import make_record, save_record
-from command_line import CommandLine, run
-
-COMMAND_LINE = CommandLine("bench_training", plain="case", text=("result_folder",))
+from streamingvlm.cli.architectures import architecture_named
+from streamingvlm.cli.bench_record import make_record, save_record
+from streamingvlm.cli.command_line import Command
+from streamingvlm.cli.main import run
 
 
 def main(options: dict[str, Any]):
@@ -64,5 +63,7 @@ def measure(case: dict[str, Any], options: dict[str, Any], device) -> dict[str, 
             torch.cuda.empty_cache()
 
 
+COMMAND = Command("python dev/bench_training.py", "bench_training", plain="case", text=("result_folder",), task=main)
+
 if __name__ == "__main__":
-    run(main, COMMAND_LINE)
+    run(COMMAND, sys.argv[1:])

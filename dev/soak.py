@@ -5,10 +5,8 @@ import logging
 import sys
 from typing import Any
 
-import scripts_path  # noqa: F401  before the imports from scripts/
-from command_line import CommandLine, run
-
-COMMAND_LINE = CommandLine("soak", plain="hours", text=("question", "autosave"))
+from streamingvlm.cli.command_line import Command
+from streamingvlm.cli.main import run
 
 
 def main(options: dict[str, Any]):
@@ -23,5 +21,7 @@ def main(options: dict[str, Any]):
         sys.exit(1)
 
 
+COMMAND = Command("python dev/soak.py", "soak", plain="hours", text=("question", "autosave"), task=main)
+
 if __name__ == "__main__":
-    run(main, COMMAND_LINE)
+    run(COMMAND, sys.argv[1:])

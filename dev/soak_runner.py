@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-from bench_record import make_record
 
 from streamingvlm import StreamingSession
+from streamingvlm.cli.bench_record import make_record
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.pitch import Match, render

@@ -1,12 +1,11 @@
 """Write the results of benchmarks into the performance page: ``python dev/write_performance.py``."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
-import scripts_path  # noqa: F401  before the imports from scripts/
-from command_line import CommandLine, run
-
-COMMAND_LINE = CommandLine("write_performance", plain="folder", text=("path",))
+from streamingvlm.cli.command_line import Command
+from streamingvlm.cli.main import run
 
 
 def main(options: dict[str, Any]):
@@ -18,5 +17,7 @@ def main(options: dict[str, Any]):
     print(f"{options['path']}: {len(records)} records from {options['folder']}")
 
 
+COMMAND = Command("python dev/write_performance.py", "write_performance", plain="folder", text=("path",), task=main)
+
 if __name__ == "__main__":
-    run(main, COMMAND_LINE)
+    run(COMMAND, sys.argv[1:])

@@ -1,24 +1,6 @@
-"""Merge an adapter into its base model: ``python scripts/merge.py ADAPTER_FOLDER``; ``--help`` lists options."""
+"""``python scripts/merge.py ...`` is ``streamingvlm merge ...``, from a checkout."""
 
-from typing import Any
-
-from command_line import CommandLine, run
-
-COMMAND_LINE = CommandLine("merge", plain="adapter", text=("target", "base"))
-
-
-def main(options: dict[str, Any]):
-    """Merge the adapter into its base model and print the folder of the result."""
-    from streamingvlm.errors import ConfigError
-    from streamingvlm.training.adapters import merge
-
-    if options["adapter"] is None:
-        raise ConfigError("no adapter given; run: python scripts/merge.py ADAPTER_FOLDER target=FOLDER")
-    adapter = options["adapter"].rstrip("/")
-    target = options["target"] or f"{adapter}-merged"
-    merged = merge(adapter, target, base=options["base"], dtype=options["dtype"])
-    print(f"wrote {merged}; to stream with it, give model={target}")
-
+from streamingvlm.cli.main import run_verb
 
 if __name__ == "__main__":
-    run(main, COMMAND_LINE)
+    run_verb("merge")

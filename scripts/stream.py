@@ -1,20 +1,6 @@
-"""Stream a video to live commentary: ``python scripts/stream.py match.mp4``, ``--help`` for more."""
+"""``python scripts/stream.py ...`` is ``streamingvlm stream ...``, from a checkout."""
 
-from typing import Any
-
-from command_line import CommandLine, run
-
-COMMAND_LINE = CommandLine(
-    "stream", plain="source", text=("query", "previous_text", "alert", "autosave", "output.path")
-)
-
-
-def main(options: dict[str, Any]):
-    """Stream. The import takes seconds, so that it waits until the command line has been checked."""
-    from stream_runner import stream
-
-    stream(options)
-
+from streamingvlm.cli.main import run_verb
 
 if __name__ == "__main__":
-    run(main, COMMAND_LINE)
+    run_verb("stream")

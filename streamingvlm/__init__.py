@@ -32,8 +32,11 @@ __all__ = [
     "StreamingSession",
     "StreamingVLMError",
     "VideoConfig",
+    "__version__",
     "load_model",
 ]
+
+__version__ = "0.1.0"
 
 _MODULES = {
     "Alert": "streamingvlm.inference.alert",

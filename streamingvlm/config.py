@@ -2,7 +2,7 @@
 
 Every setting is a field of one of four frozen dataclasses, with the same name on the command line and in Python:
 
-    python scripts/stream.py match.mp4 cache.vision_window_s=8 sampling.temperature=0
+    streamingvlm stream match.mp4 cache.vision_window_s=8 sampling.temperature=0
     StreamingSession.from_pretrained("pitch", cache={"vision_window_s": 8}, sampling={"temperature": 0})
 
 A setting that is not given (or given as null) comes from the checkpoint, under the key ``streamingvlm`` of its
@@ -34,7 +34,7 @@ RENAMED_SETTINGS = {
     "cache": {"reread_text": "recompute_text"},
     "video": {"chunk_s": "turn_s"},
     "prepare_data": {"chunk_s": "turn_s"},
-    "benchmark": {"chunk_s": "clip_s"},
+    "evaluate": {"chunk_s": "clip_s"},
     "limits": {"kept_s": "retention_s"},
     "lora": {"quantise": "quantize"},
     "frames_per_s": {"most": "search_limit"},

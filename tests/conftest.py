@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from recordings import CARRIED_GOLDEN, full_golden_folder, golden_folders
 from tiny_inputs import save_tiny_checkpoint
+
+from streamingvlm.cli.command_line import Command
+from streamingvlm.cli.main import run
+from streamingvlm.cli.verbs import VERBS
 
 # A machine that has other work to do stalls for seconds: how long an example takes says nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -59,23 +62,19 @@ def full_golden() -> Path | None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder to run in; Hydra's switch for errors is put back afterwards."""
+    """An empty folder to run in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     return tmp_path
 
 
 @pytest.fixture
-def run_script(folder, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run a script, given as its module, in this process; returns exit code, standard output and standard error."""
+def run_command(folder, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a verb or a command in this process; returns exit code, standard output and standard error."""
 
-    def run_with(script: ModuleType, *words):
-        import command_line
-
-        monkeypatch.setattr("sys.argv", [f"{script.__name__}.py", *map(str, words)])
+    def run_with(command: Command | str, *words):
         code = 0
         try:
-            command_line.run(script.main, script.COMMAND_LINE)
+            run(VERBS[command] if isinstance(command, str) else command, [*map(str, words)])
         except SystemExit as exit_:
             code = exit_.code
         return code, *capsys.readouterr()

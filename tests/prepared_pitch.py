@@ -1,4 +1,4 @@
-"""A few seconds of Pitch as prepared data with real videos, in the format of scripts/prepare_data.py."""
+"""A few seconds of Pitch as prepared data with real videos, in the format of ``streamingvlm prepare``."""
 
 from itertools import islice
 from pathlib import Path

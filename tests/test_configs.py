@@ -7,11 +7,12 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from command_line import explain
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from streamingvlm.cli.configurations import compose_config
+from streamingvlm.cli.explanations import explain
+from streamingvlm.cli.verbs import VERBS
 from streamingvlm.config import (
     RENAMED_SETTINGS,
     CacheConfig,
@@ -28,13 +29,16 @@ from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointView
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-COMMAND = re.compile(r"# .*?\b(?P<folder>scripts|dev)/(?P<script>\w+)\.py(?P<words>.*)")
+COMMAND = re.compile(r"# .*?\b(?:streamingvlm (?P<verb>\w+)|python dev/(?P<script>\w+)\.py)(?P<words>.*)")
 
 
-def compose_command(script, words):
-    overrides = import_module(script).COMMAND_LINE.overrides(words)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(script, overrides=overrides)
+def command_of(match):
+    return VERBS[match["verb"]] if match["verb"] else import_module(match["script"]).COMMAND
+
+
+def compose_command(verb, words):
+    command = VERBS[verb] if isinstance(verb, str) else verb
+    return compose_config(command.config_name, command.overrides(words))
 
 
 def first_comment(file):
@@ -51,10 +55,9 @@ def name_of(file):
 def test_a_file_opens_with_the_command_that_runs_it(file):
     match = COMMAND.match(first_comment(file))
     assert match, f"{name_of(file)} opens with {first_comment(file)!r}"
-    assert (ROOT / match["folder"] / f"{match['script']}.py").is_file()
     group, choice = file.parent.name, file.stem
     if file.parent == CONFIGS:
-        assert match["script"] == choice
+        assert command_of(match).config_name == choice
     else:
         assert f"{group}={choice}" in shlex.split(match["words"])
 
@@ -62,7 +65,7 @@ def test_a_file_opens_with_the_command_that_runs_it(file):
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_the_command_composes_with_every_value_known(file):
     match = COMMAND.match(first_comment(file))
-    config = compose_command(match["script"], shlex.split(match["words"]))
+    config = compose_command(command_of(match), shlex.split(match["words"]))
     assert OmegaConf.missing_keys(config) == set()
     OmegaConf.to_container(config, resolve=True)
 
@@ -132,12 +135,6 @@ def test_the_released_checkpoint_is_watched_as_it_was_trained_under_either_of_it
     assert by_name.video.resize == "qwen_vl_utils"
 
 
-def test_a_stream_runs_where_it_was_called_and_leaves_no_folders():
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        job = compose("stream", return_hydra_config=True).hydra
-    assert (job.run.dir, job.output_subdir, job.job.chdir) == (".", None, False)
-
-
 SECTIONS = {"cache": CacheConfig, "video": VideoConfig, "live": LiveConfig, "sampling": SamplingConfig}
 
 
@@ -164,23 +161,23 @@ def test_an_unknown_setting_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    ("script", "word", "message"),
+    ("verb", "word", "message"),
     [
         ("stream", "video.chunk_s=2", "video.chunk_s was renamed to video.turn_s; use the new name"),
         ("stream", "cache.reread_text=true", "cache.reread_text was renamed to cache.recompute_text; use the new name"),
-        ("prepare_data", "chunk_s=2", "chunk_s was renamed to turn_s; use the new name"),
+        ("prepare", "chunk_s=2", "chunk_s was renamed to turn_s; use the new name"),
     ],
 )
-def test_the_command_line_refuses_an_old_name_with_the_new_one(script, word, message):
+def test_the_command_line_refuses_an_old_name_with_the_new_one(verb, word, message):
     with pytest.raises(HydraException) as error:
-        compose_command(script, [word])
-    assert explain(error.value, script, [word]) == message
+        compose_command(verb, [word])
+    assert explain(error.value, VERBS[verb], [word]) == message
 
 
 def test_a_name_that_was_not_renamed_has_no_explanation():
     assert explain_renamed("video.turn_s") is None
     assert explain_renamed("live.chunk_s") is None
-    assert explain_renamed("chunk_s", script="evaluate") is None
+    assert explain_renamed("chunk_s", script="stream") is None
     assert explain_renamed("candidate.video.chunk_s").startswith(
         "candidate.video.chunk_s was renamed to candidate.video."
     )

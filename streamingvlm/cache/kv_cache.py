@@ -256,6 +256,11 @@ def bytes_per_token(text_config, dtype: torch.dtype, cache_dtype: str | None = N
     return 3 * layers * heads * storage.row_size * storage.row_dtype.itemsize
 
 
+def pool_bytes(num_tokens: int, token_bytes: int) -> int:
+    """Memory of a pool that holds ``num_tokens`` of ``token_bytes`` each, with its padding row."""
+    return (_FIRST_ROW + num_tokens) * token_bytes
+
+
 def _cache_shape(text_config) -> tuple[int, int, int]:
     head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     return text_config.num_hidden_layers, text_config.num_key_value_heads, head_size

@@ -1,4 +1,4 @@
-"""`prepare`, which turns sources into a folder of prepared data; ``scripts/prepare_data.py`` calls it."""
+"""`prepare`, which turns sources into a folder of prepared data; ``streamingvlm prepare`` calls it."""
 
 import logging
 from collections import Counter

@@ -1,6 +1,5 @@
 """`PreparedData`, which opens the folder that `streamingvlm.data.prepare` wrote."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,7 +7,8 @@ from typing import Any, Self
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from streamingvlm.data.prepared_tables import CHUNKS, MANIFEST, RECORDINGS, VERSION
+from streamingvlm.data.manifest import read_manifest
+from streamingvlm.data.prepared_tables import CHUNKS, RECORDINGS
 from streamingvlm.errors import DataError
 
 
@@ -32,8 +32,8 @@ class PreparedData:
 
         cache_folder: where `datasets` keeps its memory-mapped copy; None uses its default.
         """
+        manifest = read_manifest(folder)
         folder = Path(folder)
-        manifest = _manifest(folder)
         recordings, chunks = (_table(folder / name, cache_folder) for name in (RECORDINGS, CHUNKS))
         return cls(folder, recordings, chunks, manifest)
 
@@ -46,22 +46,6 @@ class PreparedData:
     def video_root(self) -> Path:
         """The folder that the video paths are relative to, as it was at preparation."""
         return Path(self.manifest["video_root"])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} holds no prepared data; create it: python scripts/prepare_data.py SOURCE") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); prepare the data again") from error
-    version = manifest.get("version") if isinstance(manifest, dict) else None
-    if version != VERSION:
-        raise DataError(
-            f"{path} has version {version}, but this release reads version {VERSION}; prepare the data again"
-        )
-    return manifest
 
 
 def _table(path: Path, cache_folder: str | Path | None) -> Dataset:

@@ -14,10 +14,10 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import parquet
 
+from streamingvlm.data.manifest import MANIFEST, VERSION
 from streamingvlm.errors import DataError
 
-RECORDINGS, CHUNKS, MANIFEST = "recordings.parquet", "chunks.parquet", "manifest.json"
-VERSION = 1
+RECORDINGS, CHUNKS = "recordings.parquet", "chunks.parquet"
 
 RECORDING_SCHEMA = pa.schema(
     {

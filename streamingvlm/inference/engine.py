@@ -23,12 +23,12 @@ from streamingvlm.config import at_least
 from streamingvlm.errors import ClosedError, ConfigError, StreamingVLMError
 from streamingvlm.inference.executor import Executor
 from streamingvlm.inference.fair_lock import FairLock
-from streamingvlm.inference.fork_requests import FORK_RESERVE_TOKENS
 from streamingvlm.inference.model_runner import ModelRunner, OnProgress, can_capture
 from streamingvlm.inference.requests import Request, RunBetweenTurns
 from streamingvlm.inference.sampling import Sampler, SampleTokens
 from streamingvlm.inference.scheduler import Scheduler
 from streamingvlm.inference.sequence import TokenSequence
+from streamingvlm.inference.sizing import stream_tokens
 from streamingvlm.inference.slots import Slots
 from streamingvlm.inference.stream import Stream
 from streamingvlm.inference.stream_config import StreamConfig
@@ -130,8 +130,7 @@ class Engine:
                 "cache_dtype to the engine"
             )
         config = config.with_cache_dtype(self.cache_dtype)
-        capacity = config.capacity_tokens(query, previous_text)
-        num_tokens = capacity + FORK_RESERVE_TOKENS if capacity else _INITIAL_CAPACITY_TOKENS
+        num_tokens = stream_tokens(config, query, previous_text) or _INITIAL_CAPACITY_TOKENS
         with self._model_lock:
             self._check_open()
             slot = self._slots.first_free()

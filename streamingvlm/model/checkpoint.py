@@ -18,12 +18,21 @@ EMBEDDED = {"pitch": Path(__file__).resolve().parents[1] / "assets" / "pitch"}
 
 ADAPTER_CONFIG, ADAPTER_RECORD = "adapter_config.json", "streamingvlm.json"
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+_HUB_TEXT_FILES = ["*.json", "*.txt", "*.jinja"]
+_HUB_FILES = [*_HUB_TEXT_FILES, "*.safetensors"]
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
-def find_checkpoint(name: str | Path) -> Path:
-    """Return the folder of a checkpoint, downloading it if ``name`` is a hub name. Raises CheckpointError."""
+def find_checkpoint(name: str | Path, *, has_weights: bool = True) -> Path:
+    """Return the folder of a checkpoint, downloading it if ``name`` is a hub name. Raises CheckpointError.
+
+    has_weights: False downloads its config and its tokenizer alone.
+    """
+    return find_local_checkpoint(name) or _download(str(name), _HUB_FILES if has_weights else _HUB_TEXT_FILES)
+
+
+def find_local_checkpoint(name: str | Path) -> Path | None:
+    """Return the folder of a checkpoint, None if ``name`` is a hub name. Raises CheckpointError."""
     if name in EMBEDDED:
         folder = EMBEDDED[name]
         if not folder.is_dir():
@@ -37,7 +46,7 @@ def find_checkpoint(name: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"{name} is a file, expected a model folder; give the folder that holds config.json")
     if _is_hub_name(str(name)):
-        return _download(str(name))
+        return None
     raise CheckpointError(
         f"there is no model folder {name}; give a folder, one of {', '.join(EMBEDDED)}, or a hub name such as "
         "mit-han-lab/StreamingVLM"
@@ -91,9 +100,14 @@ def check_weights_exist(folder: Path):
         raise CheckpointError(f"{folder} lacks {len(absent)} of {len(shards)} shards ({absent[0]}); copy them there")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return True if the folder has the files of a tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES)
+
+
 def check_tokenizer_exists(folder: Path):
     """Raise CheckpointError unless the folder has a tokenizer; transformers silently returns an empty one."""
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise CheckpointError(f"{folder} has no tokenizer; put tokenizer.json, or vocab.json and merges.txt, there")
 
 
@@ -120,11 +134,11 @@ def _is_hub_name(name: str) -> bool:
     return len(parts) == 2 and all(part and not part.startswith((".", "~")) for part in parts)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # network, validation and storage errors share no base class
         raise CheckpointError(
             f"{name} is not a folder and cannot be downloaded from the hub ({first_line(error)}); check the name and "

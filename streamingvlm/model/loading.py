@@ -24,6 +24,7 @@ from streamingvlm.model.checkpoint import (
     check_weights_exist,
     find_checkpoint,
     first_line,
+    has_tokenizer,
     read_config_json,
 )
 from streamingvlm.model.config_sizes import check_sizes
@@ -162,6 +163,33 @@ def load_model(
         device=device,
         dtype=dtype,
     )
+
+
+def load_without_weights(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+) -> StreamingModel:
+    """Load the structure of a checkpoint, from its config.json and tokenizer: enough for sizes, not to run.
+
+    device, dtype: as `load_model` takes them; the dtype follows from the device, but the parameters are on none.
+    tokenizer: used if the folder has none. Raises CheckpointError and ConfigError.
+    """
+    dtype = dtype_named(dtype, device_named(device))
+    folder = find_checkpoint(name, has_weights=False)
+    config_json = read_config_json(folder)
+    family, stream_defaults = _family(config_json, folder), read_stream_settings(config_json, folder)
+    with quiet_transformers():
+        config = _load_config(folder)
+        if tokenizer is None or has_tokenizer(folder):
+            tokenizer = _load_tokenizer(folder, config)
+        with torch.device("meta"):
+            hf = getattr(transformers, family.class_name)._from_config(config, dtype=dtype)
+    family = family.with_vision_config(config.vision_config.to_dict())
+    family = family.with_turn_format(stream_defaults.get("turn_format"))
+    return StreamingModel(str(name), hf.eval(), tokenizer, family, stream_defaults, torch.device("meta"), dtype)
 
 
 def device_named(device: str | torch.device | None) -> torch.device:

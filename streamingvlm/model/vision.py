@@ -86,6 +86,13 @@ class VisionEncoder:
         num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
         return num_steps, 1, int(max_pixels) // self.family.size_factor**2
 
+    def grid(self, num_frames: int, height: int, width: int) -> Grid:
+        """Return the merged grid (t, h, w) of frames of this size in pixels."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        size = resized_size(num_frames, height, width, family=self.family, resize=self.resize, **limits)
+        num_steps = math.ceil(num_frames / self.family.temporal_patch_size)
+        return num_steps, *(side // self.family.size_factor for side in size)
+
     def features(self, frames: torch.Tensor, *, detail: float = 1.0) -> VisionFeatures:
         """Preprocess and encode uint8 frames [F, 3, H, W].
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from streamingvlm.config import CacheConfig, VideoConfig, resolve
 from streamingvlm.data.chunks import CachedTokenizer
+from streamingvlm.data.manifest import read_manifest
 from streamingvlm.data.prepared import PreparedData
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.attention import has_flash_attn
@@ -109,8 +110,7 @@ class FineTuning:
         adapt: Callable[[StreamingModel], nn.Module] | None = None,
         load: Callable[..., StreamingModel] = load_model,
     ):
-        if settings.data is None:
-            raise ConfigError("no data given; give data=FOLDER, a folder that scripts/prepare_data.py wrote")
+        read_manifest(settings.data)
         self.settings = settings
         self.adapt = adapt
         self.load = load

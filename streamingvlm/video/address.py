@@ -4,6 +4,7 @@ An address may contain a password, which only the decoder gets. Everything that 
 source uses `Address.shown` and `Address.name`, which contain no secrets.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,22 @@ def parse_address(source: str | Path) -> Address:
     if match := _URL.fullmatch(text):
         return _parse_url(text, match["scheme"].lower())
     return Address("file", text, repr(text), Path(text).stem)
+
+
+def check_video_file(path: str | Path) -> None:
+    """Raise a VideoError in plain words where a decoder would give an error code."""
+    name = repr(os.fspath(path))
+    if "://" in name:
+        raise VideoError(f"{redacted(os.fspath(path))!r} is an address, not a file; open it with open_source")
+    path = Path(path)
+    if not path.exists():
+        raise VideoError(f"{name} does not exist; check the path to the video")
+    if path.is_dir():
+        raise VideoError(f"{name} is a folder; name one video file in it")
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"{name} is not readable by this user; change its permissions")
+    if path.is_file() and path.stat().st_size == 0:
+        raise VideoError(f"{name} is empty (0 bytes); copy or download it again")
 
 
 def redacted(url: str) -> str:

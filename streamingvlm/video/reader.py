@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from streamingvlm.errors import ConfigError, VideoError
-from streamingvlm.video.address import redacted
+from streamingvlm.video.address import check_video_file
 from streamingvlm.video.frame_tensors import make_turn
 from streamingvlm.video.prefetch import Prefetch
 from streamingvlm.video.sampling_grid import SamplingGrid, sample
@@ -90,7 +90,7 @@ def _shut_down(prefetch: Prefetch, source: FrameSource) -> None:
 def open_frame_source(path: str | Path, decoder: str = "pyav", *, start_s: float = 0.0) -> FrameSource:
     """Open a file and return its decoded frames from `start_s` on. Raises the errors of `open_video`."""
     opener = _opener(decoder)
-    _check_file(path)
+    check_video_file(path)
     return opener(Path(path), start_s=start_s)
 
 
@@ -104,22 +104,6 @@ def _opener(decoder: str) -> Callable[..., FrameSource]:
 
         return open_decord
     raise ConfigError(f"decoder is {decoder!r}, but must be 'pyav' or 'decord'")
-
-
-def _check_file(path: str | Path) -> None:
-    """Raise a VideoError in plain words where a decoder would give an error code."""
-    name = repr(os.fspath(path))
-    if "://" in name:
-        raise VideoError(f"{redacted(os.fspath(path))!r} is an address, not a file; open it with open_source")
-    path = Path(path)
-    if not path.exists():
-        raise VideoError(f"{name} does not exist; check the path to the video")
-    if path.is_dir():
-        raise VideoError(f"{name} is a folder; name one video file in it")
-    if not os.access(path, os.R_OK):
-        raise VideoError(f"{name} is not readable by this user; change its permissions")
-    if path.is_file() and path.stat().st_size == 0:
-        raise VideoError(f"{name} is empty (0 bytes); copy or download it again")
 
 
 def _starts_too_late(path: str | Path, start_s: float) -> VideoError:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from architectures import architecture_named
 from tiny_inputs import frames
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,6 +9,7 @@ from streamingvlm.benchmark.modes import ModeRun
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.roofline import Ceilings, Costs, LowerBound, measure_ceilings, summarize_roofline
 from streamingvlm.benchmark.timed_turn import TurnMetrics
+from streamingvlm.cli.architectures import architecture_named
 from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model
 

@@ -39,7 +39,7 @@ def test_the_folder_has_its_name_only_once_it_is_complete(tmp_path):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"holds no prepared data; create it: python scripts/prepare_data\.py"):
+    with pytest.raises(DataError, match=r"holds no prepared data; create it: streamingvlm prepare"):
         opened(tmp_path, tmp_path)
 
 

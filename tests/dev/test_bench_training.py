@@ -1,36 +1,25 @@
 """The training benchmark runs on a CPU, on a tiny architecture."""
 
 import json
+from functools import partial
 
 import bench_training
 import pytest
 import torch
-from architectures import architecture_named, architecture_names
-from command_line import run
 
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.training_throughput import ChunkShape, RandomChunks, measure_training, results_table
+from streamingvlm.cli.architectures import architecture_named
+from streamingvlm.cli.configurations import choices
 from streamingvlm.errors import ConfigError
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.turns import TurnFormat
 
 
 @pytest.fixture
-def bench_here(tmp_path, monkeypatch, capsys):
-    """Run the script in this process; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-
-    def run_script(*words):
-        monkeypatch.setattr("sys.argv", ["bench_training.py", *words])
-        code = 0
-        try:
-            run(bench_training.main, bench_training.COMMAND_LINE)
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run_script
+def bench_here(run_command):
+    """Run the command in this process; returns exit code, standard output and standard error."""
+    return partial(run_command, bench_training.COMMAND)
 
 
 def test_a_table_then_json_and_a_file_with_date_machine_and_commit(bench_here, tmp_path):
@@ -87,4 +76,4 @@ def test_a_failed_case_has_its_error_in_the_row():
 
 
 def test_the_sizes_are_those_of_the_configurations():
-    assert set(architecture_names()) == {"3b", "7b", "tiny"}
+    assert set(choices("architecture")) == {"3b", "7b", "tiny"}

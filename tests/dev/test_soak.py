@@ -12,8 +12,8 @@ from streamingvlm.errors import ConfigError
 SHORT = ("0.004", "row_s=5", "warm_up_s=2", "ask_every_s=4", "report_every_s=6", "sampling.max_new_tokens=4")
 
 
-def test_a_table_of_rows_then_json(run_script, folder):
-    code, output, error = run_script(soak, *SHORT, "max_memory_growth=9", "max_p99_growth=99", "autosave=kept")
+def test_a_table_of_rows_then_json(run_command, folder):
+    code, output, error = run_command(soak.COMMAND, *SHORT, "max_memory_growth=9", "max_p99_growth=99", "autosave=kept")
     assert code == 0, error
     title, *rows, last = output.splitlines()
     assert "p99 ms" in title and [row.split()[0] for row in rows] == ["2", "7", "12"]
@@ -25,8 +25,8 @@ def test_a_table_of_rows_then_json(run_script, folder):
     assert (folder / "kept" / "snapshot.json").is_file()
 
 
-def test_growth_exits_with_one(run_script):
-    code, output, _ = run_script(soak, *SHORT, "max_memory_growth=-1")
+def test_growth_exits_with_one(run_command):
+    code, output, _ = run_command(soak.COMMAND, *SHORT, "max_memory_growth=-1")
     assert code == 1
     assert json.loads(output.splitlines()[-1])["is_flat"] is False
 

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from architectures import architecture_named
 from torch import nn
 from transformers.activations import ACT2FN
 
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.cache.kv_cache import KVPool
+from streamingvlm.cli.architectures import architecture_named
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.model.attention_metadata import AttentionMetadata, SequenceSlice
 from streamingvlm.model.cpu_kernels import onednn

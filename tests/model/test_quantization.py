@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 import torch
-from architectures import architecture_named
 
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.benchmark.roofline import num_bytes
+from streamingvlm.cli.architectures import architecture_named
 from streamingvlm.errors import ConfigError
 from streamingvlm.model import quantization
 from streamingvlm.model.loading import load_model

@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import merge as merge_script
 import pytest
 import torch
-from command_line import run
 from safetensors.torch import load_file, save_file
 
 from streamingvlm.errors import CheckpointError, ConfigError
@@ -309,7 +307,7 @@ def test_qlora_trains_and_its_adapter_merges_into_the_full_base(tmp_path, mean_l
 def test_one_command_merges(trained, tmp_path, monkeypatch):
     model, _ = trained(name="my adapter")
     result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "merge.py", "my adapter", "target=a model", "dtype=float32"],
+        [sys.executable, "-m", "streamingvlm", "merge", "my adapter", "target=a model", "dtype=float32"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
@@ -322,16 +320,11 @@ def test_one_command_merges(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, message", [([], "no adapter given"), (["my adapter", "target=."], "give another")])
-def test_the_command_reports_bad_input_in_one_line(trained, tmp_path, monkeypatch, capsys, words, message):
+def test_the_command_reports_bad_input_in_one_line(trained, run_command, words, message):
     trained(name="my adapter")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr("sys.argv", ["merge.py", *words])
-    with pytest.raises(SystemExit) as exit_:
-        run(merge_script.main, merge_script.COMMAND_LINE)
-    output = capsys.readouterr()
-    assert (exit_.value.code, output.out) == (2, "")
-    assert len(output.err.splitlines()) == 1 and message in output.err
+    code, output, error = run_command("merge", *words)
+    assert (code, output) == (2, "")
+    assert len(error.splitlines()) == 1 and message in error
 
 
 def test_saving_asks_no_hub_and_what_is_merged_is_whole(tiny_checkpoint, tmp_path, monkeypatch, capfd):

@@ -96,7 +96,7 @@ def _started(words, folder: Path, entries: list[dict], others: list[str]) -> tup
     """Run the command until it serves. Ray gives up on its own parts after 15 s, busy machine or not: three goes."""
     for _ in range(3):
         process = subprocess.Popen(
-            [sys.executable, ROOT / "scripts" / "serve.py", *words],
+            [sys.executable, "-m", "streamingvlm", "serve", *words],
             cwd=folder,
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,

@@ -1,0 +1,85 @@
+"""Looks at paths before torch is imported, so that a wrong one is reported at once."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from streamingvlm.cli.configurations import choices
+from streamingvlm.data.manifest import read_manifest
+from streamingvlm.data.sources import resolve_sources
+from streamingvlm.errors import CheckpointError, ConfigError
+from streamingvlm.model.checkpoint import find_local_checkpoint
+from streamingvlm.video.address import check_video_file, parse_address
+
+_QUESTIONS = ("transcripts", "segments", "events", "questions")
+
+
+def check_stream(options: dict[str, Any]):
+    """Check the source and the model."""
+    if options["source"]:
+        address = parse_address(os.path.expanduser(options["source"]))
+        if address.kind == "file":
+            check_video_file(address.target)
+    check_model(options)
+
+
+def check_model(options: dict[str, Any]):
+    """Check that the model is a folder or can be a name on the hub."""
+    find_local_checkpoint(options["model"]["name"])
+
+
+def check_train(options: dict[str, Any]):
+    """Check the data and the model."""
+    check_model(options)
+    if not options["recipe"] and not options["restyling"]:
+        read_manifest(options["data"])
+
+
+def check_prepare(options: dict[str, Any]):
+    """Check the sources."""
+    resolve_sources(source_paths(options), options["video_root"])
+
+
+def source_paths(options: dict[str, Any]) -> list[str]:
+    """Return the sources of the options."""
+    return [path for path in (options["source"], *options["more_sources"]) if path]
+
+
+def check_merge(options: dict[str, Any]):
+    """Check that the adapter is a folder."""
+    if options["adapter"] is None:
+        raise ConfigError("no adapter given; run: streamingvlm merge ADAPTER_FOLDER target=FOLDER")
+    if not Path(options["adapter"]).is_dir():
+        raise CheckpointError(f"adapter={options['adapter']} is no folder; give the folder that training wrote")
+
+
+def check_evaluate(options: dict[str, Any]):
+    """Check the files of the benchmark, and the model unless each side has its own."""
+    if "candidate" not in options:
+        check_model(options)
+    for name in _QUESTIONS:
+        if name in options:
+            existing_file(options[name], name)
+
+
+def existing_file(path: str | None, option: str) -> Path:
+    """Return the file that an option names. Raises ConfigError if it names none, or one that does not exist."""
+    if path is None:
+        raise ConfigError(f"{option} is not given; name a file: {option}=PATH")
+    if not Path(path).expanduser().is_file():
+        raise ConfigError(f"{option}={path} is no file; check the path")
+    return Path(path).expanduser()
+
+
+def check_bench(options: dict[str, Any]):
+    """Check the model and the footage."""
+    if not options.get("architecture"):
+        check_model(options)
+    if options["footage"]["source"] not in ("match", "noise"):
+        check_video_file(options["footage"]["source"])
+
+
+def check_info(options: dict[str, Any]):
+    """Check that the model is an architecture, a folder, or can be a name on the hub."""
+    if options["model"]["name"] not in choices("architecture"):
+        check_model(options)

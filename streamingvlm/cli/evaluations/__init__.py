@@ -1,0 +1,1 @@
+"""The benchmarks of ``streamingvlm evaluate``, a file each."""

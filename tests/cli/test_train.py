@@ -1,0 +1,92 @@
+"""``streamingvlm train`` fine-tunes a checkpoint on prepared data, and reports bad input before it trains."""
+
+import json
+
+import pytest
+from prepared_pitch import write_prepared
+
+from streamingvlm import StreamingSession
+from streamingvlm.cli.main import run
+from streamingvlm.cli.verbs import VERBS
+from streamingvlm.pitch import Match, render
+from streamingvlm.training.checkpoints import checkpoints
+
+FEW = [
+    "device=cpu",
+    "fit.num_epochs=null",
+    "fit.num_steps=2",
+    "fit.batch_size=2",
+    "fit.save_every_steps=1",
+    "fit.evaluate_every_steps=2",
+    "fit.log_every_steps=1",
+    "fit.num_workers=1",
+    "fit.pack_tokens=900",
+    "fit.bf16=false",
+    "video.min_pixels=3136",
+    "video.max_pixels=7056",
+    "text_window_tokens=64",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("data"), num_matches=2, duration_s=12)
+
+
+def call(*words):
+    """Run the verb with these words."""
+    run(VERBS["train"], [*map(str, words)])
+
+
+def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_checkpoint, tmp_path):
+    words = [data, f"model={tiny_checkpoint()}", f"folder={tmp_path / 'run'}", *FEW]
+    call(*words, f"vision.cache_folder={tmp_path / 'cache'}")
+    history = json.loads((checkpoints(tmp_path / "run")[-1] / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2]
+    session = StreamingSession.from_pretrained(tmp_path / "run" / "model", device="cpu")
+    assert (session.cache_config.text_sink_tokens, session.cache_config.text_window_tokens) == (512, 64)
+    assert (session.video_config.max_pixels, session.video_config.turn_format) == (7056, "time-range-1")
+    assert session.step(render(next(Match(0).seconds()))).num_tokens > 0
+    call(*words, "resume=true")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["give data=FOLDER"]),
+        (["data=nowhere"], ["nowhere", "streamingvlm prepare"]),
+        (["model=nowhere/at/all"], ["no model folder nowhere/at/all"]),
+        (["model=MODEL_OF_ANOTHER_KIND"], ["llama", "give one of qwen2_vl"]),
+        (["folder=FULL"], ["FULL is not empty", "resume=true"]),
+        (["video_root=FULL"], ["2 of 2 videos", "0.mp4", "video_root=FOLDER"]),
+        (["device=zz"], ["device=zz is unknown", "cpu"]),
+        (["fit.lr=1"], ["fit.lr is unknown", "learning_rate"]),
+        (["fit.batch_size=0"], ["batch_size=0"]),
+        (["experiment=stage3"], ["experiment=stage3 is unknown", "stage1"]),
+        (["fit.fsdp=full_shard"], ["fsdp=full_shard needs two or more processes"]),
+        (["fit.pack_tokens=50"], ["longer than pack_tokens=50"]),
+        (["fit.keep_checkpoints=1000000000000"], ["GB free", "free some space"]),
+        (["fit.liger=true"], ["streamingvlm[liger]"]),
+        (["experiment=pitch", "device=zz"], ["device=zz is unknown"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_input_is_reported_in_one_line(data, tiny_checkpoint, tmp_path, monkeypatch, capsys, words, parts):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "notes.txt").touch()
+    (tmp_path / "MODEL_OF_ANOTHER_KIND").mkdir()
+    (tmp_path / "MODEL_OF_ANOTHER_KIND" / "config.json").write_text('{"model_type": "llama"}')
+    given = {"data": str(data), "model": str(tiny_checkpoint()), "folder": "run"} if words else {}
+    given.update(dict(word.split("=", 1) for word in words))
+    with pytest.raises(SystemExit) as exit_:
+        call(
+            *[f"{name}={value}" for name, value in given.items()],
+            *[few for few in FEW if few.split("=")[0] not in given],
+        )
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert error.startswith("streamingvlm train: ") and error.count("\n") == 1
+    assert [part for part in parts if part not in error] == []
+    assert not (tmp_path / "run" / "model").exists()

@@ -1,0 +1,75 @@
+"""What `sizing` computes from a config.json is what an engine allocates for the loaded model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from streamingvlm.inference.engine import Engine
+from streamingvlm.inference.sizing import StreamSizing, tokens_per_s
+from streamingvlm.inference.stream_config import StreamConfig
+from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.loading import load_model, load_without_weights
+from streamingvlm.pitch.tokenizer import build_tokenizer
+
+NUM_STREAMS = 3
+SMALL = {"cache": {"vision_window_s": 8.0}, "video": {"max_pixels": 100_000}}
+
+
+def allocated_bytes(model, settings, **texts):
+    """The key/value pool of an engine with NUM_STREAMS streams."""
+    with Engine(model, num_slots=NUM_STREAMS, cache_dtype=settings["cache"].get("dtype")) as engine:
+        streams = [engine.add_stream(StreamConfig.resolve(model, **settings), **texts) for _ in range(NUM_STREAMS)]
+        pool = engine.runner.pool
+        assert len(streams) == NUM_STREAMS
+        return sum(buffer.untyped_storage().nbytes() for buffer in (pool.keys, pool.values, pool.rotated))
+
+
+@pytest.mark.parametrize("cache_dtype", [None, "fp8"])
+@pytest.mark.parametrize("name", [*FAMILIES, "pitch"])
+def test_the_sizes_are_those_that_an_engine_allocates(tiny_checkpoint, name, cache_dtype):
+    folder = name if name == "pitch" else tiny_checkpoint(name)
+    settings = {**SMALL, "cache": {**SMALL["cache"], "dtype": cache_dtype}}
+    texts = {"query": "Who has the ball?", "previous_text": "kick-off"}
+    model = load_model(folder, device="cpu", cpu_kernels=False)
+    structure = load_without_weights(folder, device="cpu")
+    sizing = StreamSizing.of(StreamConfig.resolve(structure, **settings), *texts.values())
+    assert sizing.cache_bytes(NUM_STREAMS) == pytest.approx(allocated_bytes(model, settings, **texts), rel=0.01)
+    assert sizing.weight_bytes == sum(weight.nbytes for weight in model.hf.parameters())
+    assert sizing.num_parameters == sum(weight.numel() for weight in model.hf.parameters())
+
+
+def test_as_many_streams_fit_as_an_engine_with_that_memory_opens(tiny_checkpoint):
+    model = load_model(tiny_checkpoint(), device="cpu")
+    config = StreamConfig.resolve(model, **SMALL)
+    sizing = StreamSizing.of(config)
+    memory_bytes = sizing.weight_bytes + sizing.cache_bytes(NUM_STREAMS)
+    assert sizing.num_fitting(memory_bytes) == NUM_STREAMS
+    assert sizing.num_fitting(memory_bytes - 1) == NUM_STREAMS - 1
+    assert sizing.num_fitting(0) == 0
+
+
+def test_a_cache_without_a_bound_has_no_size(tiny_checkpoint):
+    config = StreamConfig.resolve(load_without_weights(tiny_checkpoint(), device="cpu"), cache={"policy": "full"})
+    sizing = StreamSizing.of(config)
+    assert (sizing.tokens, sizing.cache_bytes(2), sizing.num_fitting(10**12)) == (None, None, None)
+
+
+def test_a_config_json_is_enough(tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint() / "config.json", tmp_path)
+    model = load_without_weights(tmp_path, device="cpu", tokenizer=build_tokenizer())
+    whole = load_without_weights(tiny_checkpoint(), device="cpu")
+    assert {weight.device.type for weight in model.hf.parameters()} == {"meta"}
+    alone, of_checkpoint = (StreamSizing.of(StreamConfig.resolve(one)) for one in (model, whole))
+    assert alone.num_parameters == of_checkpoint.num_parameters
+    assert alone.tokens == pytest.approx(of_checkpoint.tokens, rel=0.03)  # another tokenizer
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == model.family.model_type
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_tokens_of_a_second_are_those_of_its_frames(tiny_checkpoint, model_type):
+    model = load_model(tiny_checkpoint(model_type), device="cpu")
+    config = StreamConfig.resolve(model)
+    frames = torch.zeros(config.video.num_frames, 3, 360, 640, dtype=torch.uint8)
+    assert tokens_per_s(config, 360, 640) == len(config.vision_encoder.features(frames).embeddings)
