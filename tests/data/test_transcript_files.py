@@ -77,6 +77,9 @@ def test_live_captions_are_not_read_twice(words_of):
     text = """WEBVTT
 Kind: captions
 
+00:00:00.000 --> 00:00:01.000 align:start position:0%
+so
+
 00:00:01.000 --> 00:00:03.000 align:start position:0%
 so
 the<00:00:01.500><c> ball</c><00:00:02.000><c> is</c>
@@ -89,6 +92,7 @@ the ball is
 in<00:00:04.000><c> play</c>
 """
     assert words_of(text) == [
+        Word(0.0, 1.0, "so"),
         Word(1.0, 1.5, "the"),
         Word(1.5, 2.0, "ball"),
         Word(2.0, 3.0, "is"),
