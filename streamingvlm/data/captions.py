@@ -120,7 +120,7 @@ def _grows(captions: Sequence[_Caption]) -> bool:
 
 def _grown(before: _Caption, caption: _Caption) -> bool:
     old, new = (" ".join(c.lines) for c in (before, caption))
-    is_next = caption.start_s - before.end_s <= MAX_ROLL_GAP_S
+    is_next = caption.start_s - before.end_s <= MAX_ROLL_GAP_S and not _num_repeated_lines(before, caption)
     return is_next and bool(old) and len(new) > len(old) and new.startswith(old)
 
 

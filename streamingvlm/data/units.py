@@ -4,6 +4,7 @@ A recogniser's pieces keep their blanks: a piece without a leading blank continu
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import regex
 
@@ -50,9 +51,7 @@ def with_blanks(words: Sequence[str], text: str | None) -> list[str]:
         return list(words)
     if text and (cuts := _cuts(words, text)):
         return [text[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-    num_blanks = sum(
-        word[:1].isspace() or before[-1:].isspace() for before, word in zip(["", *words[:-1]], words, strict=True)
-    )
+    num_blanks = sum(word[:1].isspace() or before[-1:].isspace() for before, word in pairwise(["", *words]))
     return list(words) if 2 * num_blanks >= len(words) else _separated(words)
 
 
