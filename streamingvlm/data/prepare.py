@@ -14,10 +14,11 @@ from streamingvlm.data.cleaning import Cleaner
 from streamingvlm.data.conversations import Conversation
 from streamingvlm.data.prepared_tables import PreparedDataWriter, check_target
 from streamingvlm.data.scan import RecordingSpan, SourceScan, scan_sources, span_of
-from streamingvlm.data.selection import SelectionConfig, num_words, select, split_of
+from streamingvlm.data.selection import SelectionConfig, select, split_of
 from streamingvlm.data.sources import DroppedEntry, Entry, common_root, resolve_sources
 from streamingvlm.data.transcript import RULES, Cue, Transcript, clean_text, repair, turn_of
 from streamingvlm.data.transcript_files import read_cues
+from streamingvlm.data.units import count_units
 from streamingvlm.endpoint import CostEstimate
 from streamingvlm.errors import ConfigError, DataError, VideoError
 from streamingvlm.video.probe import VideoProbe
@@ -209,7 +210,7 @@ class _Preparation:
         span = span_of(entry, probe, turn_s=self.config.turn_s)
         transcript, repaired = repair(self._cues(entry), start_s=span.start_s, end_s=span.end_s)
         if not transcript.words:
-            raise DataError("has a transcript without words")
+            raise DataError(_why_empty(repaired, span))
         return _Recording(entry, probe, span, transcript, repaired)
 
     def _cues(self, entry: Entry) -> Sequence[Cue]:
@@ -271,24 +272,28 @@ class _Preparation:
         )
         self.dropped_chunks[reason] += num_dropped
         split = split_of(row["video"], held_out_fraction=self.config.held_out_fraction, seed=self.config.seed)
+        counts = [count_units(" ".join(lines[turns.start : turns.stop])) for turns in kept]
         return [
             {
                 "recording": row["id"],
                 "first_turn": turns.start,
                 "num_turns": len(turns),
-                "num_words": num_words(lines, turns),
+                "num_words": num_words,
+                "num_characters": num_characters,
                 "split": split,
             }
-            for turns in kept
+            for turns, (num_words, num_characters) in zip(kept, counts, strict=True)
         ]
 
     def _count(self, row: dict[str, Any], chunks: Sequence[dict[str, Any]]):
         split = chunks[0]["split"]
         chunks_s = sum(chunk["num_turns"] for chunk in chunks) * self.config.turn_s
+        num_words, num_characters = count_units(" ".join(row["lines"]))
         self.counts.update(
             recordings=1,
             chunks=len(chunks),
-            words=sum(len(line.split()) for line in row["lines"]),
+            words=num_words,
+            characters=num_characters,
             **{f"chunks_{split}": len(chunks)},
         )
         self.hours["recordings"] += row["num_turns"] * self.config.turn_s / 3600
@@ -298,6 +303,18 @@ class _Preparation:
         if self.cleaner is None:
             return {}
         return {**self.cleaner.counts, **asdict(self.cleaner.usage)}
+
+
+def _why_empty(repaired: Counter[str], span: RecordingSpan) -> str:
+    """Return the reason why nothing of a transcript is left."""
+    lost = [(num, RULES[name]) for name, num in repaired.items() if num and RULES[name].startswith("dropped: ")]
+    if not lost:
+        return "has a transcript without words"
+    listed = "; ".join(f"{num} {rule.removeprefix('dropped: ')}" for num, rule in lost)
+    return (
+        f"has no words from {span.start_s:g} to {span.end_s:g} s of the video ({listed}); give the transcript of this "
+        "video, with times in seconds"
+    )
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -301,7 +301,7 @@ def test_an_empty_target_is_filled(tmp_path, videos, prepared):
         (["silent"], "the sources are empty"),
         (["broken"], r"1 reasons, the first: .*0 bytes"),
         (["bare"], "has no transcript"),
-        (["sparse"], "fewer than 2 words a second"),
+        (["sparse"], "fewer than 2 words or 3 characters a second"),
     ],
 )
 def test_without_usable_data_the_error_has_the_first_reason(tmp_path, videos, minute, prepared, sources, reason):
