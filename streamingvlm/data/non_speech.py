@@ -2,14 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import regex
-
-if TYPE_CHECKING:
-    from streamingvlm.data.transcript import TimedText
 
 NON_SPEECH = {
     "sound": "dropped: a sound or a name in brackets, such as [Music] or (applause)",
@@ -26,15 +21,12 @@ _PATTERNS = {
 }
 
 
-def without_non_speech(texts: "Sequence[TimedText]", counts: Counter[str]) -> "Sequence[TimedText]":
-    """Return the texts of a cue without non-speech, which may extend over several; each pattern found is counted."""
-    joined = "".join(text.text for text in texts)
-    kept = joined
+def without_non_speech(texts: Sequence[str], counts: Counter[str]) -> list[str]:
+    """Replace non-speech in the texts of a cue by blanks; it may extend over several, and each one found is counted."""
+    kept = "".join(texts)
     for name, pattern in _PATTERNS.items():
         # A blank for each character keeps the rest in its place.
         kept, num_found = pattern.subn(lambda match: " " * len(match[0]), kept)
         counts[name] += num_found
-    if kept == joined:
-        return texts
-    starts = accumulate((len(text.text) for text in texts), initial=0)
-    return [replace(text, text=kept[a:b]) for text, (a, b) in zip(texts, pairwise(starts), strict=True)]
+    bounds = pairwise(accumulate(map(len, texts), initial=0))
+    return [kept[start:stop] for start, stop in bounds]

@@ -148,7 +148,9 @@ def _timed(cue: Cue, counts: Counter[str]) -> Iterator[TimedText]:
     """Yield the non-empty texts of a cue, each with both times and its start not after its end."""
     counts["repeated"] += cue.num_repeated
     counts["empty"] += sum(not text.text.strip() for text in cue.words)
-    texts = _whole_words([_checked(text, counts) for text in without_non_speech(cue.words, counts)])
+    speech = without_non_speech([text.text for text in cue.words], counts)
+    pieces = (replace(text, text=said) for text, said in zip(cue.words, speech, strict=True))
+    texts = _whole_words([_checked(piece, counts) for piece in pieces])
     bounds = _checked(TimedText("", cue.start_s, cue.end_s), Counter())
     left_s, index = bounds.start_s, 0
     while index < len(texts):

@@ -93,7 +93,7 @@ def test_turns_count_from_the_start_of_the_span():
     "text, num_words, num_characters",
     [
         ("the ball, it's in - 3.5", 6, 0),
-        ("红队进球，领先比赛。", 0, 9),
+        ("红队进球，领先比赛。", 0, 8),
         ("红队2比0 OK", 3, 3),
         ("ゴール！レッド", 0, 6),
         ("แดงได้ประตู", 0, 7),
@@ -107,7 +107,7 @@ def test_scripts_without_blanks_and_hangul_are_counted_in_characters(text, num_w
     assert count_units(text) == (num_words, num_characters)
 
 
-@pytest.mark.parametrize("text", ["红队进", "ゴール", "แดงได้", "ທີມແ", "ក្រុមក្រ", "레드팀", "红 goal", "one word"])
+@pytest.mark.parametrize("text", ["红队进", "ゴール", "แดงได้", "ທີມແ", "ក្រុមក្រ", "레드팀", "红队 goal", "one word"])
 def test_each_script_is_dense_enough_at_its_own_pace(text):
     config = SelectionConfig()
     assert select([], [text] * 24, config, start_s=0.0, turn_s=1.0)[0] == [range(24)]

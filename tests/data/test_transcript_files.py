@@ -101,6 +101,22 @@ in<00:00:04.000><c> play</c>
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("text", [webvtt(CUES), subrip(CUES), json.dumps(whisperx(steady_words(4)))])
+def test_unicode_of_windows_is_read(words_of, encoding, text):
+    assert words_of(text.encode(encoding)) == words_of(text)
+
+
+@pytest.mark.parametrize(
+    "written", [str, "{}s".format, "00:00:{:06.3f}".format, lambda at_s: f"00:00:{at_s:06.3f}".replace(".", ",")]
+)
+def test_times_may_be_text(words_of, written):
+    document = whisperx(steady_words(20))
+    for item in [*document["segments"], *(word for segment in document["segments"] for word in segment["words"])]:
+        item["start"], item["end"] = written(item["start"]), written(item["end"])
+    assert words_of(json.dumps(document)) == steady_words(20)
+
+
 def test_skipped_cues_are_logged(words_of, caplog):
     words = words_of(webvtt(CUES) + "\n\n00:07 --> soon\nlost\n")
     assert len(words) == 4
