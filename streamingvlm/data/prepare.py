@@ -344,8 +344,8 @@ def _check_unit(cues: Sequence[Cue], video_s: float):
     ends_s = [word.end_s for word in words.words]
     if ends_s and median(ends_s) > MAX_TIMES_LONGER * video_s:
         raise DataError(
-            f"has a transcript with times up to {max(ends_s):,.0f} for a video of {video_s:g} s, probably milliseconds; "
-            "write its times in seconds"
+            f"has a transcript with times up to {max(ends_s):,.0f} for a video of {video_s:g} s, "
+            "probably milliseconds; write its times in seconds"
         )
 
 
