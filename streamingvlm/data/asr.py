@@ -5,6 +5,7 @@ does not transcribe a video twice. Audio is read in pieces, so memory does not g
 """
 
 import hashlib
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,7 @@ from streamingvlm.atomic import write_json
 from streamingvlm.config import at_least
 from streamingvlm.data.transcript import Cue
 from streamingvlm.data.transcript_files import read_cues, segment_cue
-from streamingvlm.errors import ConfigError, DataError
-from streamingvlm.video.audio import read_audio
+from streamingvlm.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +47,22 @@ class AsrConfig:
         at_least("asr.beam_size", self.beam_size, 1, "1 is greedy search")
 
 
+def check_installed():
+    """Raise ConfigError if faster-whisper is not installed."""
+    if importlib.util.find_spec("faster_whisper") is None:
+        raise ConfigError('asr.enabled=true needs faster-whisper; run: pip install "streamingvlm[asr]"')
+
+
 def load_transcriber(config: AsrConfig) -> Transcriber:
-    """Load faster-whisper. Raises DataError if it is not installed or the model cannot be loaded."""
-    try:
-        from faster_whisper import WhisperModel
-    except ImportError as error:
-        raise DataError('faster-whisper is not installed; run: pip install "streamingvlm[asr]"') from error
+    """Load faster-whisper. Raises ConfigError if it is not installed or the model cannot be loaded."""
+    check_installed()
+    from faster_whisper import WhisperModel
+
     try:
         model = WhisperModel(config.model, device=config.device, compute_type=config.compute_type)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
+        raise ConfigError(
             f"asr.model={config.model} cannot be loaded ({reason}); give a size (large-v3) or a folder"
         ) from error
 
@@ -74,15 +79,23 @@ class SpeechRecogniser:
     """Transcribes videos and caches the transcripts in a folder.
 
     transcriber: None loads faster-whisper when the first video is transcribed.
+
+    Raises ConfigError if faster-whisper is needed and not installed.
     """
 
     def __init__(self, config: AsrConfig, folder: str | Path, transcriber: Transcriber | None = None):
         self._config = config
         self._folder = Path(folder)
         self._transcriber = transcriber
+        if transcriber is None:
+            check_installed()
 
     def transcribe(self, video: Path) -> list[Cue]:
-        """Return the transcript of a video, from the cache if it is there. Raises VideoError if it has no audio."""
+        """Return the transcript of a video, from the cache if it is there.
+
+        Raises VideoError if it has no audio, and ConfigError for what would fail with every video: the model cannot be
+        loaded, or the folder cannot be written.
+        """
         path = self._cache_path(video)
         if not path.exists():
             log.info("transcribing %s", video)
@@ -90,6 +103,8 @@ class SpeechRecogniser:
         return read_cues(path)
 
     def _segments(self, video: Path) -> Iterator[dict[str, Any]]:
+        from streamingvlm.video.audio import read_audio  # imports torch, which a check of the settings does not need
+
         if self._transcriber is None:
             self._transcriber = load_transcriber(self._config)
         for offset_s, samples in read_audio(video):
@@ -100,8 +115,9 @@ class SpeechRecogniser:
         try:
             write_json(path, document)
         except OSError as error:
-            raise DataError(
-                f"cannot write a transcript to {self._folder} ({error.strerror}); free disk space there"
+            raise ConfigError(
+                f"transcripts cannot be written to {self._folder} ({error.strerror}); free disk space there, or give "
+                "another work_folder"
             ) from error
 
     def _cache_path(self, video: Path) -> Path:

@@ -13,7 +13,7 @@ from itertools import chain, tee
 
 from streamingvlm.config import above
 from streamingvlm.data.parallel import map_in_threads
-from streamingvlm.data.transcript import Transcript, Word, spread
+from streamingvlm.data.transcript import Transcript, Word, join, spread
 from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, ChatRequest, CostEstimate, Usage
 
 MAX_SENTENCE_WORDS = 40
@@ -89,7 +89,7 @@ class Cleaner:
         return group_sentences(split_sentences(transcript.words), self._config.segment_s)
 
     def _request(self, segment: Sequence[Sentence]) -> ChatRequest:
-        numbered = "\n".join(f"{number}. {_text(sentence)}" for number, sentence in enumerate(segment, 1))
+        numbered = "\n".join(f"{number}. {join(sentence)}" for number, sentence in enumerate(segment, 1))
         instructions = self._config.instructions or INSTRUCTIONS
         # Edited text is about as long as the original; the JSON of the verdicts comes on top.
         max_tokens = 256 + 2 * len(numbered) // CHARACTERS_PER_TOKEN + 2 * _TOKENS_PER_VERDICT * len(segment)
@@ -107,7 +107,7 @@ class Cleaner:
             if action == KEEP:
                 yield from sentence
             elif action == EDIT:
-                yield from spread(text, sentence[0].start_s, sentence[-1].end_s)
+                yield from spread(text, sentence[0].start_s, sentence[-1].end_s, continues=sentence[0].continues)
 
 
 def split_sentences(words: Sequence[Word]) -> Iterator[Sentence]:
@@ -159,9 +159,5 @@ def _verdict(entry: object, number: int) -> tuple[str, str]:
 
 def _answer_tokens(segment: Sequence[Sentence]) -> int:
     """Estimate the number of tokens in the answer for a segment."""
-    num_edited = _EDITED_SHARE * sum(len(_text(sentence)) for sentence in segment) / CHARACTERS_PER_TOKEN
+    num_edited = _EDITED_SHARE * sum(len(join(sentence)) for sentence in segment) / CHARACTERS_PER_TOKEN
     return round(len(segment) * _TOKENS_PER_VERDICT + num_edited)
-
-
-def _text(sentence: Sentence) -> str:
-    return " ".join(word.text for word in sentence)

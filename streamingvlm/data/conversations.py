@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from streamingvlm.data.transcript import Cue, TimedText
+from streamingvlm.data.units import with_blanks
 from streamingvlm.errors import DataError
 
 _INDEX = re.compile(rb"\s*\[\s*(\d|\]\s*$)")
@@ -194,7 +195,9 @@ def _cues(stream: Any, name: str) -> tuple[Cue, ...]:
         if not (isinstance(item, list) and len(item) == 3 and isinstance(item[2], str)):
             raise DataError(f"{name} has {item!r:.40} where [start, end, word] is expected")
     # A single cue, so that a word without times can be interpolated between its neighbours.
-    return (Cue(tuple(TimedText(text, start_s, end_s) for start_s, end_s, text in stream)),)
+    pieces = with_blanks([text for _, _, text in stream], None)
+    words = (TimedText(piece, start_s, end_s) for piece, (start_s, end_s, _) in zip(pieces, stream, strict=True))
+    return (Cue(tuple(words)),)
 
 
 def _questions(stream: Any) -> tuple[tuple[TimedQuestion, ...], int]:

@@ -4,9 +4,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import tee
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
 
 from streamingvlm.config import above, at_least, one_of
 from streamingvlm.data.asr import SpeechRecogniser
@@ -14,18 +16,24 @@ from streamingvlm.data.cleaning import Cleaner
 from streamingvlm.data.conversations import Conversation
 from streamingvlm.data.prepared_tables import PreparedDataWriter, check_target
 from streamingvlm.data.scan import RecordingSpan, SourceScan, scan_sources, span_of
-from streamingvlm.data.selection import SelectionConfig, num_words, select, split_of
+from streamingvlm.data.selection import SelectionConfig, select, split_of
 from streamingvlm.data.sources import DroppedEntry, Entry, common_root, resolve_sources
 from streamingvlm.data.transcript import RULES, Cue, Transcript, clean_text, repair, turn_of
 from streamingvlm.data.transcript_files import read_cues
+from streamingvlm.data.units import count_units
 from streamingvlm.endpoint import CostEstimate
 from streamingvlm.errors import ConfigError, DataError, VideoError
-from streamingvlm.video.probe import VideoProbe
+
+if TYPE_CHECKING:
+    from streamingvlm.video.probe import VideoProbe
 
 log = logging.getLogger(__name__)
 
 MAX_LISTED = 1000
 """Dropped entries that the manifest lists; all are counted. Videos are always listed."""
+
+MAX_TIMES_LONGER = 50
+"""A transcript whose median time is this many times the video's length is not in seconds."""
 
 SPARE_BYTES = 16_000_000
 """Free disk space required beyond the estimated size of the text."""
@@ -103,8 +111,7 @@ def prepare(
     with PreparedDataWriter(target) as writer:
         for row, chunks in preparation.rows():
             writer.add(row, chunks)
-        if not preparation.counts["recordings"]:
-            raise preparation.no_data_error()
+        preparation.check_not_empty()
         manifest = preparation.manifest()
         writer.finish(manifest)
     return manifest
@@ -115,7 +122,7 @@ class _Recording:
     """A recording with its transcript."""
 
     entry: Entry
-    probe: VideoProbe
+    probe: "VideoProbe"
     span: RecordingSpan
     transcript: Transcript
     repaired: Counter[str]
@@ -161,7 +168,17 @@ class _Preparation:
             else:
                 self.counts["recordings_without_a_chunk"] += 1
 
-    def no_data_error(self) -> DataError:
+    def check_not_empty(self):
+        """Raise DataError if nothing is left to train on, unless everything was to be held out."""
+        if not self.counts["recordings"]:
+            raise self._no_data_error()
+        if not self.counts["chunks_train"] and self.config.held_out_fraction < 1:
+            raise DataError(
+                f"all {self.counts['recordings']} recordings are held out, so nothing is left to train on; give "
+                "held_out_fraction=0 to hold none out, or another seed"
+            )
+
+    def _no_data_error(self) -> DataError:
         """Return an error with the first reason why no recording can be used."""
         reasons = [f"{entry.origin}: {entry.reason}" for entry in self.dropped]
         reasons += self.scan.unusable.values()
@@ -204,12 +221,14 @@ class _Preparation:
             except (DataError, VideoError) as error:
                 self.dropped.append(DroppedEntry(entry.origin, str(error)))
 
-    def _transcribe(self, entry: Entry, probe: VideoProbe) -> _Recording:
+    def _transcribe(self, entry: Entry, probe: "VideoProbe") -> _Recording:
         """Get the transcript of an entry. Raises DataError or VideoError if there is none or it is empty."""
         span = span_of(entry, probe, turn_s=self.config.turn_s)
-        transcript, repaired = repair(self._cues(entry), start_s=span.start_s, end_s=span.end_s)
+        cues = self._cues(entry)
+        transcript, repaired = repair(cues, start_s=span.start_s, end_s=span.end_s)
+        _check_unit(cues, probe.num_turns * self.config.turn_s)
         if not transcript.words:
-            raise DataError("has a transcript without words")
+            raise DataError(_why_empty(repaired, span))
         return _Recording(entry, probe, span, transcript, repaired)
 
     def _cues(self, entry: Entry) -> Sequence[Cue]:
@@ -270,25 +289,44 @@ class _Preparation:
             transcript.words, lines, self.selection, start_s=span.start_s, turn_s=span.turn_s
         )
         self.dropped_chunks[reason] += num_dropped
-        split = split_of(row["video"], held_out_fraction=self.config.held_out_fraction, seed=self.config.seed)
+        split = self._split(row["video"])
+        counts = [count_units(" ".join(lines[turns.start : turns.stop])) for turns in kept]
         return [
             {
                 "recording": row["id"],
                 "first_turn": turns.start,
                 "num_turns": len(turns),
-                "num_words": num_words(lines, turns),
+                "num_words": num_words,
+                "num_characters": num_characters,
                 "split": split,
             }
-            for turns in kept
+            for turns, (num_words, num_characters) in zip(kept, counts, strict=True)
         ]
+
+    def _split(self, video: str) -> str:
+        return "train" if self._holds_all_out else self._planned_split(video)
+
+    def _planned_split(self, video: str) -> str:
+        return split_of(video, held_out_fraction=self.config.held_out_fraction, seed=self.config.seed)
+
+    @cached_property
+    def _holds_all_out(self) -> bool:
+        """True if the hash of a small set holds every video out, although only a fraction was to be held out."""
+        videos = [str(video.relative_to(self.root)) for video in self.scan.probes]
+        holds_all_out = self.config.held_out_fraction < 1 and {"held_out"} == set(map(self._planned_split, videos))
+        if holds_all_out:
+            log.warning("the set has %d videos, too few to hold out a part: none is held out", len(videos))
+        return holds_all_out
 
     def _count(self, row: dict[str, Any], chunks: Sequence[dict[str, Any]]):
         split = chunks[0]["split"]
         chunks_s = sum(chunk["num_turns"] for chunk in chunks) * self.config.turn_s
+        num_words, num_characters = count_units(" ".join(row["lines"]))
         self.counts.update(
             recordings=1,
             chunks=len(chunks),
-            words=sum(len(line.split()) for line in row["lines"]),
+            words=num_words,
+            characters=num_characters,
             **{f"chunks_{split}": len(chunks)},
         )
         self.hours["recordings"] += row["num_turns"] * self.config.turn_s / 3600
@@ -298,6 +336,29 @@ class _Preparation:
         if self.cleaner is None:
             return {}
         return {**self.cleaner.counts, **asdict(self.cleaner.usage)}
+
+
+def _check_unit(cues: Sequence[Cue], video_s: float):
+    """Raise DataError if the times of a transcript are milliseconds; some of them may lie inside the video."""
+    words, _ = repair(cues)
+    ends_s = [word.end_s for word in words.words]
+    if ends_s and median(ends_s) > MAX_TIMES_LONGER * video_s:
+        raise DataError(
+            f"has a transcript with times up to {max(ends_s):,.0f} for a video of {video_s:g} s, "
+            "probably milliseconds; write its times in seconds"
+        )
+
+
+def _why_empty(repaired: Counter[str], span: RecordingSpan) -> str:
+    """Return the reason why nothing of a transcript is left."""
+    lost = [(num, RULES[name]) for name, num in repaired.items() if num and RULES[name].startswith("dropped: ")]
+    if not lost:
+        return "has a transcript without words"
+    listed = "; ".join(f"{num} {rule.removeprefix('dropped: ')}" for num, rule in lost)
+    return (
+        f"has no words from {span.start_s:g} to {span.end_s:g} s of the video ({listed}); give the transcript of this "
+        "video, with times in seconds"
+    )
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -42,7 +42,8 @@ CHUNK_SCHEMA = pa.schema(
         "recording": pa.string(),
         "first_turn": pa.int32(),
         "num_turns": pa.int32(),
-        "num_words": pa.int32(),
+        "num_words": pa.int32(),  # `streamingvlm.data.units` defines what is a word and what is a character
+        "num_characters": pa.int32(),
         "split": pa.string(),  # train or held_out
     }
 )

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from streamingvlm.config import TIME_SLACK_S
 from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.data.sources import DroppedEntry, Entry, RecordingSource, read_entries
 from streamingvlm.errors import DataError, VideoError
-from streamingvlm.video.probe import VideoProbe, probe_video
+
+if TYPE_CHECKING:
+    from streamingvlm.video.probe import VideoProbe
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +49,13 @@ class SourceScan:
     """
 
     sources: Sequence[RecordingSource]
-    probes: dict[Path, VideoProbe] = field(default_factory=dict)
+    probes: dict[Path, "VideoProbe"] = field(default_factory=dict)
     unusable: dict[Path, str] = field(default_factory=dict)
     num_recordings: Counter[Path] = field(default_factory=Counter)
     dropped: list[DroppedEntry] = field(default_factory=list)
     num_text_bytes: int = 0
 
-    def entries(self) -> Iterator[tuple[Entry, VideoProbe]]:
+    def entries(self) -> Iterator[tuple[Entry, "VideoProbe"]]:
         """Yield the distinct entries with a usable video."""
         for entry in distinct_entries(self.sources):
             if isinstance(entry, Entry) and entry.video in self.probes:
@@ -105,7 +108,7 @@ def distinct_entries(sources: Iterable[RecordingSource]) -> Iterator[Entry | Dro
             yield entry
 
 
-def span_of(entry: Entry, probe: VideoProbe, *, turn_s: float) -> RecordingSpan:
+def span_of(entry: Entry, probe: "VideoProbe", *, turn_s: float) -> RecordingSpan:
     """Return the span of the video that an entry covers. Raises DataError if it is shorter than a turn."""
     video_s = probe.num_turns * turn_s
     start_s, end_s = entry.conversation.start_s, entry.conversation.end_s
@@ -123,8 +126,10 @@ def _fingerprint(entry: Entry) -> int:
     return int.from_bytes(blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
-def _probe_or_reason(video: Path, *, fps: float, turn_s: float, min_video_s: float) -> VideoProbe | str:
+def _probe_or_reason(video: Path, *, fps: float, turn_s: float, min_video_s: float) -> "VideoProbe | str":
     """Probe a video; return the reason instead if it cannot be used."""
+    from streamingvlm.video.probe import probe_video  # imports torch, which a check of the settings does not need
+
     try:
         probe = probe_video(video, fps=fps, turn_s=turn_s)
     except VideoError as error:

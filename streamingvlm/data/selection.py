@@ -9,6 +9,7 @@ from typing import Literal
 from streamingvlm.config import TIME_SLACK_S, at_least, one_of
 from streamingvlm.data.chunks import plan_chunks
 from streamingvlm.data.transcript import Word, turn_of
+from streamingvlm.data.units import count_units
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class SelectionConfig:
     kind: ``training`` cuts chunks of equal length and keeps those with enough words; ``annealing`` finds spans of
         continuous speech.
     chunk_turns, overlap_turns, min_words_per_s: for training chunks.
+    min_characters_per_s: the same for text counted in characters: scripts without blanks (Chinese, Japanese, Thai, Lao,
+        Khmer, ...) and Hangul. A chunk with both has to fill its time with the two together.
     min_turns, max_turns, max_silence_s: for annealing chunks.
     """
 
@@ -25,6 +28,7 @@ class SelectionConfig:
     chunk_turns: int = 24
     overlap_turns: int = 12
     min_words_per_s: float = 2.0
+    min_characters_per_s: float = 3.0
     min_turns: int = 16
     max_turns: int = 64
     max_silence_s: float = 3.0
@@ -34,7 +38,8 @@ class SelectionConfig:
         for name in ("chunk_turns", "min_turns"):
             at_least(f"selection.{name}", getattr(self, name), 1, "turns per chunk")
         at_least("selection.max_turns", self.max_turns, self.min_turns, "not below selection.min_turns")
-        at_least("selection.min_words_per_s", self.min_words_per_s, 0, "0 keeps silent chunks")
+        for name in ("min_words_per_s", "min_characters_per_s"):
+            at_least(f"selection.{name}", getattr(self, name), 0, "0 keeps silent chunks")
         at_least("selection.max_silence_s", self.max_silence_s, 0, "seconds")
         plan_chunks(1, chunk_turns=self.chunk_turns, overlap_turns=self.overlap_turns)
 
@@ -46,18 +51,18 @@ def select(
     if config.kind == "annealing":
         return _annealing(words, len(lines), config, start_s=start_s, turn_s=turn_s)
     planned = plan_chunks(len(lines), chunk_turns=config.chunk_turns, overlap_turns=config.overlap_turns)
-    kept = [turns for turns in planned if is_dense(lines, turns, config.min_words_per_s * turn_s)]
-    return kept, f"fewer than {config.min_words_per_s:g} words a second", len(planned) - len(kept)
+    kept = [turns for turns in planned if is_dense(lines, turns, config, turn_s=turn_s)]
+    reason = f"fewer than {config.min_words_per_s:g} words or {config.min_characters_per_s:g} characters a second"
+    return kept, reason, len(planned) - len(kept)
 
 
-def is_dense(lines: Sequence[str], turns: range, min_words_per_turn: float) -> bool:
-    """Return True if the turns have at least this many words on average."""
-    return num_words(lines, turns) >= min_words_per_turn * len(turns) - TIME_SLACK_S
-
-
-def num_words(lines: Sequence[str], turns: range) -> int:
-    """Count the words of the turns."""
-    return sum(len(lines[turn].split()) for turn in turns)
+def is_dense(lines: Sequence[str], turns: range, config: SelectionConfig, *, turn_s: float) -> bool:
+    """Return True if the text, said at the slowest pace that is allowed, fills the time of the turns."""
+    if 0 in (config.min_words_per_s, config.min_characters_per_s):
+        return True
+    num_words, num_characters = count_units(" ".join(lines[turns.start : turns.stop]))
+    filled_s = num_words / config.min_words_per_s + num_characters / config.min_characters_per_s
+    return filled_s >= len(turns) * turn_s - TIME_SLACK_S
 
 
 def runs_without_silence(words: Sequence[Word], max_silence_s: float) -> Iterator[Sequence[Word]]:

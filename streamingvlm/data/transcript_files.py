@@ -3,30 +3,28 @@
 Every reader returns `Cue`s with the times of the file; `streamingvlm.data.transcript.repair` makes them consistent.
 """
 
-import html
-import io
+import codecs
 import json
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import webvtt
-from webvtt.errors import MalformedCaptionError, MalformedFileError
-
+from streamingvlm.data.captions import caption_cues
 from streamingvlm.data.transcript import Cue, TimedText
+from streamingvlm.data.units import with_blanks
 from streamingvlm.errors import DataError
-
-log = logging.getLogger(__name__)
 
 TRANSCRIPT_SUFFIXES = (".json", ".vtt", ".srt")
 """Suffixes of a transcript beside its video, in order of preference: JSON has times for each word."""
 
 _SUBRIP_TIMING = re.compile(r"^\s*\d+:\d{1,2}:\d{1,2}[,.]\d+\s*-->", re.MULTILINE)
-_INLINE_TIME = re.compile(r"<((?:\d+:)?\d{2}:\d{2}\.\d{3})>")
-_TAG = re.compile(r"</?[^>]*>|\{\\[^}]*\}")
+_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def read_cues(path: str | Path) -> list[Cue]:
@@ -36,9 +34,9 @@ def read_cues(path: str | Path) -> list[Cue]:
     if start and start in "{[":
         return _whisper_cues(_json(text, path), path)
     if text.startswith("WEBVTT"):
-        return _caption_cues(text, "vtt", path)
+        return caption_cues(text, "vtt", path)
     if _SUBRIP_TIMING.search(text):
-        return _caption_cues(text, "srt", path)
+        return caption_cues(text, "srt", path)
     raise DataError(f"{path} is not a transcript; give WhisperX or faster-whisper JSON, WebVTT or SubRip")
 
 
@@ -47,30 +45,50 @@ def segment_cue(segment: Any, where: str) -> Cue:
 
     segment: a dict from JSON, or an object with the same fields. where: names the segment in a DataError.
     """
-    field = segment.get if isinstance(segment, Mapping) else lambda name: getattr(segment, name, None)
+    field = _fields(segment)
     words, text = field("words"), field("text")
     start_s, end_s = field("start"), field("end")
     if isinstance(words, Sequence) and not isinstance(words, str) and words:
-        return Cue(tuple(_timed_word(word, where) for word in words), start_s, end_s)
+        return _cue_of_words(words, text, start_s, end_s, where)
     if not isinstance(text, str):
         raise DataError(f"{where} has neither words nor text; give WhisperX or faster-whisper JSON")
     return Cue.from_text(text, start_s, end_s)
 
 
-def _timed_word(word: Any, where: str) -> TimedText:
-    field = word.get if isinstance(word, Mapping) else lambda name: getattr(word, name, None)
-    if not isinstance(text := field("word"), str):
+def _cue_of_words(words: Sequence[Any], text: Any, start_s: Any, end_s: Any, where: str) -> Cue:
+    fields = [_fields(word) for word in words]
+    texts = [field("word") for field in fields]
+    if not all(isinstance(word, str) for word in texts):
         raise DataError(f"{where} has a word without text; give WhisperX or faster-whisper JSON")
-    return TimedText(text, field("start"), field("end"))
+    pieces = with_blanks(texts, text if isinstance(text, str) else None)
+    timed = (TimedText(piece, field("start"), field("end")) for piece, field in zip(pieces, fields, strict=True))
+    return Cue(tuple(timed), start_s, end_s)
+
+
+def _fields(item: Any) -> Callable[[str], Any]:
+    """Return a function from the name of a field to its value, None if it is missing."""
+    return item.get if isinstance(item, Mapping) else lambda name: getattr(item, name, None)
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        data = path.read_bytes()
+        return data.decode(_encoding(data))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW") from error
+        raise DataError(
+            f"{path} is not UTF-8 text; convert it from its encoding, such as CP1252 (Western), CP1251 (Cyrillic), "
+            "GB18030 (Chinese) or SHIFT_JIS (Japanese): iconv -f ENCODING -t UTF-8 FILE > NEW"
+        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path to the transcript") from error
+
+
+def _encoding(data: bytes) -> str:
+    """Return the encoding that the first bytes show: Windows writes UTF-16, with a mark or without."""
+    if found := next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), None):
+        return found
+    zeros = data[:2].find(0)
+    return "utf-8-sig" if zeros < 0 else ("utf-16-be", "utf-16-le")[zeros]
 
 
 def _json(text: str, path: str | Path) -> Any:
@@ -83,52 +101,14 @@ def _json(text: str, path: str | Path) -> Any:
 
 
 def _whisper_cues(document: Any, path: str | Path) -> list[Cue]:
-    segments = document.get("segments") if isinstance(document, dict) else document
+    segments, text, words = document, None, None
+    if isinstance(document, dict):
+        segments, text, words = (document.get(name) for name in ("segments", "text", "words"))
+    has_segments = isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments)
+    if isinstance(words, list) and words and not (has_segments and any(s.get("words") for s in segments)):
+        # OpenAI's verbose_json: words beside the segments. WhisperX repeats those of the segments there.
+        whole = text or "".join(str(s.get("text") or "") for s in (segments if has_segments else []))
+        return [_cue_of_words(words, whole, None, None, str(path))]
     if not isinstance(segments, list):
         raise DataError(f"{path} has no list of segments; give WhisperX or faster-whisper JSON")
     return [segment_cue(segment, f"{path}: segment {number}") for number, segment in enumerate(segments)]
-
-
-def _caption_cues(text: str, kind: str, path: str | Path) -> list[Cue]:
-    try:
-        captions = webvtt.from_buffer(io.StringIO(text), format=kind).captions
-    except (MalformedFileError, MalformedCaptionError) as error:
-        raise DataError(f"{path} is damaged ({error}); write the file again") from error
-    if (num_skipped := text.count("-->") - len(captions)) > 0:
-        log.warning("%s: skipped %d cues that are empty or cannot be parsed", path, num_skipped)
-    has_inline_times = any(_INLINE_TIME.search(caption.raw_text) for caption in captions)
-    # Live captions put a time on each word of the new line and repeat the previous line without times.
-    read = _inline_timed_words if has_inline_times else _whole_text
-    return [cue for caption in captions for cue in read(caption)]
-
-
-def _whole_text(caption: webvtt.Caption) -> Iterator[Cue]:
-    yield Cue.from_text(_plain(caption.raw_text), *_span_s(caption))
-
-
-def _inline_timed_words(caption: webvtt.Caption) -> Iterator[Cue]:
-    start_s, end_s = _span_s(caption)
-    for line in caption.lines:
-        first, *rest = _INLINE_TIME.split(line)
-        if not rest:
-            continue
-        times_s = [start_s, *map(_seconds, rest[::2]), end_s]
-        texts = map(_plain, [first, *rest[1::2]])
-        words = (TimedText(text, *span) for text, span in zip(texts, pairwise(times_s), strict=True) if text.strip())
-        yield Cue(tuple(words), start_s, end_s)
-
-
-def _span_s(caption: webvtt.Caption) -> tuple[float, float]:
-    return _seconds(caption.start), _seconds(caption.end)
-
-
-def _seconds(timestamp: str) -> float:
-    total = 0.0
-    for part in timestamp.split(":"):
-        total = total * 60 + float(part)
-    return total
-
-
-def _plain(text: str) -> str:
-    """Remove the tags of both formats and decode HTML entities."""
-    return html.unescape(_TAG.sub("", text))

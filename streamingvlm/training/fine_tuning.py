@@ -1,5 +1,6 @@
 """Fine-tuning of a checkpoint on prepared data; both are checked before training begins."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from streamingvlm.training.throughput import ThroughputMeter
 from streamingvlm.training.trainer import fit_
 from streamingvlm.training.vision_cache import CachedVision, VisionReader
 from streamingvlm.turns import TurnFormat
+
+log = logging.getLogger(__name__)
 
 _ADAM_BYTES_PER_WEIGHT = 8
 _PAD = "<|endoftext|>"
@@ -222,9 +225,14 @@ class FineTuning:
 
     @cached_property
     def held_out(self) -> ChunkDataset | None:
-        """Chunks of the held-out loss; None if it is disabled."""
+        """Chunks of the held-out loss; None if it is disabled or nothing is held out."""
         every, limit = self.settings.fit.evaluate_every_steps, self.settings.max_held_out
-        return self.dataset("held_out", limit) if every and limit else None
+        if not (every and limit):
+            return None
+        if "held_out" not in self.prepared.chunks.unique("split"):
+            log.warning("%s has no held-out chunk: training runs without a held-out loss", self.prepared.folder)
+            return None
+        return self.dataset("held_out", limit)
 
     def fit(
         self, *, callbacks: Sequence[TrainerCallback] = (), meter: ThroughputMeter | None = None

@@ -25,7 +25,7 @@ _CHOICES = {"attention": (None, "sdpa", "flash_attention_2"), "fsdp": ("off", "f
 class FitSettings:
     """Optimization settings: AdamW with linear warm-up and cosine decay to 0.
 
-    num_steps: optimizer steps; or num_epochs: passes over the data. Give one of the two.
+    num_steps: optimizer steps; None: as many as num_epochs, passes over the data, takes.
     batch_size: examples per optimizer step, over all processes and micro-batches. It alone determines the loss of a
         step; accumulation_steps, pack_tokens and the number of processes only change how it is computed.
     accumulation_steps: micro-batches into which each process splits its share of a step.
@@ -85,10 +85,12 @@ class FitSettings:
         self._check_together()
 
     def _check_length(self):
-        given = [name for name in ("num_steps", "num_epochs") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ConfigError(f"{' and '.join(given) or 'neither num_steps nor num_epochs'} given; give one of the two")
-        _at_least(given[0], getattr(self, given[0]), 1 if given[0] == "num_steps" else math.ulp(0.0))
+        if self.num_steps is not None:
+            _at_least("num_steps", self.num_steps, 1)
+        elif self.num_epochs is not None:
+            _at_least("num_epochs", self.num_epochs, math.ulp(0.0))
+        else:
+            raise ConfigError("neither num_steps nor num_epochs given; give one of the two")
 
     def _check_together(self):
         if self.pack_tokens and self.accumulation_steps > 1:

@@ -9,7 +9,7 @@ from published_layouts import write_video
 
 from streamingvlm.data.asr import AsrConfig, SpeechRecogniser, load_transcriber
 from streamingvlm.data.transcript import repair
-from streamingvlm.errors import ConfigError, DataError, VideoError
+from streamingvlm.errors import ConfigError, VideoError
 from streamingvlm.video.audio import SAMPLE_RATE
 
 
@@ -101,12 +101,34 @@ def test_a_video_without_audio_is_an_error(tmp_path, recogniser):
         recogniser.transcribe(write_video(tmp_path / "clip.mp4", 2))
 
 
-def test_without_faster_whisper_the_error_names_the_remedy(monkeypatch):
+def test_without_faster_whisper_the_error_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(DataError, match=r"pip install \"streamingvlm\[asr\]\""):
+    with pytest.raises(ConfigError, match=r"pip install \"streamingvlm\[asr\]\""):
         load_transcriber(AsrConfig())
+    with pytest.raises(ConfigError, match=r"pip install \"streamingvlm\[asr\]\""):
+        SpeechRecogniser(AsrConfig(), tmp_path)
 
 
 def test_a_model_must_be_named():
     with pytest.raises(ConfigError, match=r"asr\.model"):
         AsrConfig(model="")
+
+
+def test_a_recogniser_that_writes_pieces_gives_whole_words_from_the_cache_too(tmp_path):
+    def pieces(samples):
+        texts = [" It's", " 3", ".5", " at", " 50", "%"]
+        words = [AsrWord(n * 0.4, n * 0.4 + 0.4, text) for n, text in enumerate(texts)]
+        yield AsrSegment(0.0, 2.4, "".join(texts), words)
+
+    video = write_video(tmp_path / "clip.mp4", 3, tone_at_s=[1])
+    recogniser = SpeechRecogniser(AsrConfig(), tmp_path / "kept", pieces)
+    first, second = (repair(recogniser.transcribe(video))[0] for _ in range(2))
+    assert first == second
+    assert first.lines(start_s=0.0, num_turns=3) == ["It's", "3.5 at", "50%"]
+
+
+def test_what_fails_for_every_video_is_not_an_error_of_one(tmp_path):
+    (tmp_path / "kept").touch()
+    video = write_video(tmp_path / "clip.mp4", 2, tone_at_s=[1])
+    with pytest.raises(ConfigError, match="give another work_folder"):
+        SpeechRecogniser(AsrConfig(), tmp_path / "kept", ToneTranscriber()).transcribe(video)

@@ -19,7 +19,7 @@ from streamingvlm.data.chunks import plan_chunks
 from streamingvlm.data.cleaning import Cleaner, CleaningConfig
 from streamingvlm.data.prepare import PrepareConfig, prepare, summary
 from streamingvlm.data.prepared import PreparedData
-from streamingvlm.data.selection import SelectionConfig
+from streamingvlm.data.selection import SelectionConfig, split_of
 from streamingvlm.data.transcript import Word
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError, DataError
@@ -261,6 +261,63 @@ def test_words_are_repaired_and_counted(videos, prepared):
     assert all(entry["rule"] for entry in repaired.values())
 
 
+@pytest.mark.parametrize(
+    "times, reason",
+    [
+        (lambda time_s: round(time_s * 1000), "times up to 59,800 for a video of 60 s, probably milliseconds"),
+        (lambda time_s: "soon", r"150 it has no times, and no neighbour has any"),
+        (lambda time_s: time_s + 70, r"150 it ends after the used span of the video"),
+    ],
+)
+def test_the_reason_says_what_is_wrong_with_the_times(videos, prepared, times, reason):
+    document = whisperx(steady_words(60))
+    for item in [*document["segments"], *(w for s in document["segments"] for w in s["words"])]:
+        item["start"], item["end"] = times(item["start"]), times(item["end"])
+    (videos / "a.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=reason):
+        prepared(videos / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["红队进球领先比赛", "レッドチームゴール", "แดงได้ประตูแล้ว", "ທີມແດງໄດ້ປະຕູ", "ក្រុមក្រហមរកបាន", "레드 팀이 골을"],
+)
+def test_subtitles_without_blanks_are_dense_enough(tmp_path, minute, prepared, text):
+    shutil.copy(minute, tmp_path / "x.mp4")
+    (tmp_path / "x.srt").write_text(subrip([(2.0 * n, 2.0 * n + 2, text) for n in range(15)]))
+    data = prepared(tmp_path / "x.mp4")
+    assert [(chunk["first_turn"], chunk["num_words"]) for chunk in data.chunks] == [(0, 0)]
+    assert "".join(data.recordings[0]["lines"]).replace(" ", "") == text.replace(" ", "") * 15
+
+
+def test_a_recogniser_that_cannot_run_ends_the_run(tmp_path, minute, videos, prepared, monkeypatch):
+    shutil.copy(minute, videos / "bare.mp4")
+    (tmp_path / "kept").touch()
+    recogniser = SpeechRecogniser(AsrConfig(), tmp_path / "kept", lambda samples: [])
+    write_video(videos / "spoken.mp4", 20, tone_at_s=[1])
+    with pytest.raises(ConfigError, match="give another work_folder"):
+        prepared(videos, recogniser=recogniser)
+    assert left_over(tmp_path) == []
+
+
+def test_something_is_left_to_train_on(tmp_path, videos, prepared, caplog):
+    def split(name, seed):
+        return split_of(name, held_out_fraction=0.02, seed=seed)
+
+    seed = next(n for n in range(999) if split("a.mp4", n) == "held_out" and split("cup/b.mp4", n) == "train")
+    assert prepared(videos / "a.mp4", seed=seed).manifest["counts"]["chunks_train"] == 4
+    assert "none is held out" in caplog.text
+    assert prepared(videos / "a.mp4", target="all", held_out_fraction=1.0).manifest["counts"]["chunks_held_out"] == 4
+    (videos / "cup" / "b.vtt").unlink()
+    with pytest.raises(DataError, match="held_out_fraction=0 to hold none out"):
+        prepared(videos, target="left", seed=seed)
+
+
+def test_settings_are_checked_without_loading_torch():
+    code = "import sys, streamingvlm.data.prepare, streamingvlm.data.asr; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_questions_are_dropped_or_kept_and_counted(videos, prepared):
     asked = [[None, 5.5, "Who?", "The red side."], [None, 99.0, "Late?", "Yes."], ["bad"]]
     path = write_lines(videos / "list.jsonl", [conversation("a.mp4", steady_words(60), questions=asked)])
@@ -301,7 +358,7 @@ def test_an_empty_target_is_filled(tmp_path, videos, prepared):
         (["silent"], "the sources are empty"),
         (["broken"], r"1 reasons, the first: .*0 bytes"),
         (["bare"], "has no transcript"),
-        (["sparse"], "fewer than 2 words a second"),
+        (["sparse"], "fewer than 2 words or 3 characters a second"),
     ],
 )
 def test_without_usable_data_the_error_has_the_first_reason(tmp_path, videos, minute, prepared, sources, reason):

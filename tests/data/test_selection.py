@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_layouts import steady_words
 
-from streamingvlm.data.selection import SelectionConfig, num_words, select, split_evenly, split_of
+from streamingvlm.data.selection import SelectionConfig, select, split_evenly, split_of
 from streamingvlm.data.transcript import Transcript, Word
+from streamingvlm.data.units import count_units
 from streamingvlm.errors import ConfigError
 
 ANNEALING = SelectionConfig(kind="annealing")
@@ -40,7 +41,7 @@ def test_two_words_a_second_are_enough_and_less_is_not():
     assert len(words.words) == 48
     assert selected(words, 24, SelectionConfig())[0] == [range(24)]
     chunks, reason, num_dropped = selected(Transcript(words.words[1:]), 24, SelectionConfig())
-    assert (chunks, reason, num_dropped) == ([], "fewer than 2 words a second", 1)
+    assert (chunks, reason, num_dropped) == ([], "fewer than 2 words or 3 characters a second", 1)
 
 
 def test_a_quiet_span_drops_its_chunks():
@@ -88,8 +89,31 @@ def test_turns_count_from_the_start_of_the_span():
     assert selected(words, 24, ANNEALING, start_s=100.5)[0] == [range(24)]
 
 
-def test_words_are_counted_by_the_turns_in_which_they_end():
-    assert num_words(["a b", "", "c"], range(1, 3)) == 1
+@pytest.mark.parametrize(
+    "text, num_words, num_characters",
+    [
+        ("the ball, it's in - 3.5", 6, 0),
+        ("红队进球，领先比赛。", 0, 8),
+        ("红队2比0 OK", 3, 3),
+        ("ゴール！レッド", 0, 6),
+        ("แดงได้ประตู", 0, 7),
+        ("ທີມແດງ", 0, 4),
+        ("ក្រុមក្រហម", 0, 5),
+        ("레드 팀이 골을 넣었다", 0, 9),
+        ("", 0, 0),
+    ],
+)
+def test_scripts_without_blanks_and_hangul_are_counted_in_characters(text, num_words, num_characters):
+    assert count_units(text) == (num_words, num_characters)
+
+
+@pytest.mark.parametrize("text", ["红队进", "ゴール", "แดงได้", "ທີມແ", "ក្រុមក្រ", "레드팀", "红队 goal", "one word"])
+def test_each_script_is_dense_enough_at_its_own_pace(text):
+    config = SelectionConfig()
+    assert select([], [text] * 24, config, start_s=0.0, turn_s=1.0)[0] == [range(24)]
+    half = [text, ""] * 12
+    assert select([], half, config, start_s=0.0, turn_s=1.0)[0] == []
+    assert select([], half, SelectionConfig(min_characters_per_s=0), start_s=0.0, turn_s=1.0)[0] == [range(24)]
 
 
 def test_held_out_videos_are_a_fraction_and_stay_when_others_are_added():

@@ -77,6 +77,9 @@ def test_live_captions_are_not_read_twice(words_of):
     text = """WEBVTT
 Kind: captions
 
+00:00:00.000 --> 00:00:01.000 align:start position:0%
+so
+
 00:00:01.000 --> 00:00:03.000 align:start position:0%
 so
 the<00:00:01.500><c> ball</c><00:00:02.000><c> is</c>
@@ -89,12 +92,29 @@ the ball is
 in<00:00:04.000><c> play</c>
 """
     assert words_of(text) == [
+        Word(0.0, 1.0, "so"),
         Word(1.0, 1.5, "the"),
         Word(1.5, 2.0, "ball"),
         Word(2.0, 3.0, "is"),
         Word(3.01, 4.0, "in"),
         Word(4.0, 5.0, "play"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("text", [webvtt(CUES), subrip(CUES), json.dumps(whisperx(steady_words(4)))])
+def test_unicode_of_windows_is_read(words_of, encoding, text):
+    assert words_of(text.encode(encoding)) == words_of(text)
+
+
+@pytest.mark.parametrize(
+    "written", [str, "{}s".format, "00:00:{:06.3f}".format, lambda at_s: f"00:00:{at_s:06.3f}".replace(".", ",")]
+)
+def test_times_may_be_text(words_of, written):
+    document = whisperx(steady_words(20))
+    for item in [*document["segments"], *(word for segment in document["segments"] for word in segment["words"])]:
+        item["start"], item["end"] = written(item["start"]), written(item["end"])
+    assert words_of(json.dumps(document)) == steady_words(20)
 
 
 def test_skipped_cues_are_logged(words_of, caplog):

@@ -13,7 +13,6 @@ GIVEN = {"num_steps": 10, "batch_size": 4, "learning_rate": 1e-3}
     [
         ({"num_steps": 0}, "num_steps=0 is below 1"),
         ({"num_steps": None}, "neither num_steps nor num_epochs"),
-        ({"num_epochs": 1}, "num_steps and num_epochs given"),
         ({"num_steps": None, "num_epochs": 0}, "num_epochs=0 is below"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": "8"}, "batch_size='8' is not a number"),
@@ -45,3 +44,8 @@ def test_epochs_become_steps_and_a_ratio_becomes_a_warm_up():
     assert paper.warmup_of(29) == 1
     assert FitSettings(**GIVEN, warmup_steps=3).warmup_of(10) == 3
     assert FitSettings(**GIVEN).steps_for(3) == 10
+
+
+def test_steps_that_are_given_replace_the_epochs():
+    settings = FitSettings(num_steps=4, num_epochs=1, batch_size=2, learning_rate=1e-5)
+    assert settings.steps_for(1000) == 4
