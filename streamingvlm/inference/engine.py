@@ -33,7 +33,7 @@ from streamingvlm.inference.slots import Slots
 from streamingvlm.inference.stream import Stream
 from streamingvlm.inference.stream_config import StreamConfig
 from streamingvlm.inference.vision_runner import AsyncVisionRunner, VisionRunner
-from streamingvlm.model.loading import StreamingModel
+from streamingvlm.model.loading import StreamingModel, check_is_loaded
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Engine:
         on_progress: OnProgress | None = None,
         sample: SampleTokens | None = None,
     ):
+        check_is_loaded(model, "Engine(load_model({!r}), ...)")
         _check_settings(model, num_slots, memory_bytes, max_prefill_tokens, graphs)
         self.model = model
         self.num_slots = num_slots or _MAX_SLOTS
@@ -247,6 +248,10 @@ class Engine:
             self._finish(self._scheduler.requests, CancelledError())
         self._scheduler.notify()
         self._vision.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"{self.num_waiting} requests waiting"
+        return f"Engine({self.model.name}, {self.num_streams} of {self.num_slots} streams, {state})"
 
     def __enter__(self) -> "Engine":
         return self.start()

@@ -153,6 +153,15 @@ def load_model(
     )
 
 
+def check_is_loaded(model: object, remedy: str):
+    """Raise ConfigError unless ``model`` is a StreamingModel. remedy: the call to write, with {!r} for the name."""
+    if not isinstance(model, StreamingModel):
+        name = model if isinstance(model, str | Path) else "pitch"
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, expected a loaded StreamingModel; write {remedy.format(str(name))}"
+        )
+
+
 def device_named(device: str | torch.device | None) -> torch.device:
     """Return the device with this name; by default CUDA if available, else the CPU. Raises ConfigError."""
     if device is None:
