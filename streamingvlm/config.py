@@ -113,7 +113,9 @@ class CacheConfig:
 
     @property
     def text_limits(self) -> tuple[int, int, int]:
-        """Sink, window and step of the previous text, in tokens."""
+        """Sink, window and step of the previous text, in tokens. Raises ConfigError if there are no limits."""
+        if self.text_sink_tokens is None or self.text_window_tokens is None:
+            raise ConfigError("cache.text_sink_tokens and cache.text_window_tokens are null; give numbers for a limit")
         return self.text_sink_tokens, self.text_window_tokens, self.text_step_tokens
 
     @property

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +84,9 @@ class Engine:
         self.runner: ModelRunner | None = None  # created for the first stream, whose capacity sizes the pool
         self._memory_bytes = memory_bytes
         graphs = can_capture(model) if graphs is None else graphs
-        self._runner_settings = {"graphs": graphs, "static_decode": static_decode, "sample": sample}
+        self._new_runner_on = partial(
+            ModelRunner, model, num_slots=self.num_slots, graphs=graphs, static_decode=static_decode, sample=sample
+        )
         self._on_progress = on_progress
         self._slots = Slots(self.num_slots)
         self._scheduler = Scheduler(max_prefill_tokens)
@@ -186,7 +189,7 @@ class Engine:
             num_tokens = self._memory_bytes // bytes_per_token(text_config, dtype, self.cache_dtype)
         settings = {"cache_dtype": self.cache_dtype, "is_elastic": self._memory_bytes is None}
         pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, **settings)
-        return ModelRunner(self.model, pool, num_slots=self.num_slots, **self._runner_settings)
+        return self._new_runner_on(pool)
 
     # --- requests
 

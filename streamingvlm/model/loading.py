@@ -78,7 +78,7 @@ class StreamingModel:
     @cached_property
     def _head_columns(self) -> torch.Tensor:
         # Each decode step reads the whole head; a CPU reads a transposed copy 1.1 to 1.6 times as fast.
-        return self.lm_head.weight.detach().t().contiguous()
+        return self.lm_head.get_parameter("weight").detach().t().contiguous()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,7 +142,8 @@ def load_model(
     choose_kernels_(hf, attention, device, dtype, cpu_kernels=cpu_kernels)
     return StreamingModel(
         name=str(name),
-        hf=(hf.to(device) if quantization is None else hf).eval(),  # quantised weights were made on the device
+        # Quantised weights were made on the device. transformers' wrapper of `to` hides its signature.
+        hf=(hf.to(device) if quantization is None else hf).eval(),  # type: ignore[arg-type]
         tokenizer=tokenizer,
         family=family.with_vision_config(config.vision_config.to_dict()).with_turn_format(
             stream_defaults.get("turn_format")
@@ -303,11 +304,10 @@ def dtype_named(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     """Return the dtype with this name; by default bfloat16 on CUDA and float32 elsewhere. Raises ConfigError."""
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype in _DTYPES.values():
-        return dtype
-    if dtype not in _DTYPES:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
         raise ConfigError(f"dtype={dtype} is unknown; choose one of {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
+    return _DTYPES[name]
 
 
 @contextmanager
