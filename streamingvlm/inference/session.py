@@ -39,7 +39,8 @@ ResultT = TypeVar("ResultT")
 class StreamingSession:
     """Watches one stream with one model, from a cache of bounded size.
 
-    cache, video, sampling: settings, or a part of them; the checkpoint's own and then the defaults fill the rest.
+    cache, video, sampling: settings, or a part of them; the checkpoint's own and then the defaults fill the rest. The
+        name of a policy, such as cache="window", is short for {"policy": "window"}.
     query: the standing instruction. It may be set at any time, from any thread: it enters the cache with the next turn,
         and the one before leaves.
     previous_text: what was said before the stream began.
@@ -54,7 +55,7 @@ class StreamingSession:
         self,
         model: StreamingModel,
         *,
-        cache: CacheConfig | Mapping[str, Any] | None = None,
+        cache: CacheConfig | Mapping[str, Any] | str | None = None,
         video: VideoConfig | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         query: str = "",
@@ -253,7 +254,7 @@ class StreamingSession:
         source: str | Path | int | PushedFrames | Iterable[VideoTurn | Frames],
         *,
         start_s: float = 0.0,
-        live: LiveConfig | Mapping[str, Any] | None = None,
+        live: LiveConfig | Mapping[str, Any] | str | None = None,
         step: Callable[[VideoTurn | Frames], Commentary] | None = None,
     ) -> Iterator[Commentary]:
         """Watch a source and yield a Commentary for each turn, silent ones included.
