@@ -244,7 +244,7 @@ def _check_num_frames(num_frames: int, video: VideoConfig, detail: float):
     """Raise VideoError unless a turn has as many frames as the settings say; with less detail, it may have fewer."""
     if num_frames != video.num_frames and not (detail < 1 and num_frames < video.num_frames):
         raise VideoError(
-            f"a turn has {num_frames} frames, expected {video.num_frames}: video.fps={video.fps:g} times "
+            f"the frames of a turn are {num_frames}, expected {video.num_frames}: video.fps={video.fps:g} times "
             f"video.turn_s={video.turn_s:g}; give that many, or set video.fps"
         )
 
