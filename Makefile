@@ -1,7 +1,8 @@
 # make demo    create .venv if needed, then stream the embedded match with the embedded model to the terminal
 # make test    create .venv if needed, then run the tests, except the slow ones
 # make test-slow  run the slow tests, which stream for minutes
-# make lint    run ruff, as pre-commit does
+# make lint    run ruff, as pre-commit does, and mypy on the public modules
+# make types   run mypy on the public modules
 # make clean   remove .venv
 #
 # Settings, given as `make demo NAME=value`:
@@ -30,7 +31,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 PIP = $(PYTHON) -m pip --python $(VENV) --disable-pip-version-check install
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint types clean
 
 demo: $(READY)
 	@$(BIN)/python scripts/stream.py $(ARGS)
@@ -41,9 +42,12 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(TESTS)
 
-lint: $(READY)
+lint: $(READY) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV)

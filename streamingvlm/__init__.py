@@ -46,9 +46,14 @@ _MODULES = {
     "load_model": "streamingvlm.model.loading",
 }
 
+if not TYPE_CHECKING:  # to a type checker, any name would exist
 
-def __getattr__(name: str):
-    # torch and transformers take seconds to import, and a config or an error needs neither.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    def __getattr__(name: str):
+        # torch and transformers take seconds to import, and a config or an error needs neither.
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -113,7 +113,9 @@ class CacheConfig:
 
     @property
     def text_limits(self) -> tuple[int, int, int]:
-        """Sink, window and step of the previous text, in tokens."""
+        """Sink, window and step of the previous text, in tokens. Raises ConfigError if there are no limits."""
+        if self.text_sink_tokens is None or self.text_window_tokens is None:
+            raise ConfigError("cache.text_sink_tokens and cache.text_window_tokens are null; give numbers for a limit")
         return self.text_sink_tokens, self.text_window_tokens, self.text_step_tokens
 
     @property
@@ -268,22 +270,30 @@ class SamplingConfig:
 Config = TypeVar("Config", CacheConfig, VideoConfig, LiveConfig, SamplingConfig)
 
 
-def resolve(kind: type[Config], given: Config | Mapping[str, Any] | None, checkpoint: Mapping[str, Any]) -> Config:
+def resolve(
+    kind: type[Config], given: Config | Mapping[str, Any] | str | None, checkpoint: Mapping[str, Any]
+) -> Config:
     """Build a config from the given settings, then the checkpoint's, then the defaults.
 
-    given: a config, which is returned as it is, or settings by name; None and null values count as not given.
+    given: a config, which is returned as it is; settings by name, where None and null values count as not given; or the
+        name of a policy, if ``kind`` has policies.
     checkpoint: the checkpoint's settings by name; those of other sections are ignored.
-    Raises ConfigError for a given name that ``kind`` does not have.
+    Raises ConfigError for a given name that ``kind`` does not have, and for anything else.
     """
     if isinstance(given, kind):
         return given
     names = {field.name for field in fields(kind)}
-    given = dict(given or {})
-    if unknown := sorted(set(given) - names):
-        _refuse(kind.__name__.removesuffix("Config").lower(), unknown, names)
-    chosen = {name: checkpoint[name] for name in names & set(checkpoint)}
-    chosen.update({name: value for name, value in given.items() if value is not None})
-    return kind(**chosen)
+    section = kind.__name__.removesuffix("Config").lower()
+    if isinstance(given, str) and "policy" in names:
+        given = {"policy": given}
+    if not isinstance(given, Mapping | None):
+        raise ConfigError(
+            f"{section}={given!r} is a {type(given).__name__}, expected settings by name or {kind.__name__}"
+        )
+    settings = {name: value for name, value in (given or {}).items() if value is not None}
+    if unknown := sorted(set(given or {}) - names):
+        _refuse(section, unknown, names)
+    return kind(**{name: checkpoint[name] for name in names & set(checkpoint)} | settings)
 
 
 def explain_renamed(key: str, *, script: str = "") -> str | None:

@@ -5,11 +5,14 @@ ids, so that every decision about the cache is arithmetic that can be tested alo
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
+from html import escape
 from itertools import accumulate, takewhile
 from typing import NamedTuple
+
+from streamingvlm.cache.cache_bar import CacheSpan, bar_html, merged
 
 PROLOGUE_TURN = -1
 
@@ -65,9 +68,13 @@ class Segment:
 
 @dataclass(frozen=True, repr=False)
 class CacheLayout:
-    """The segments of the cache in the order of its tokens."""
+    """The segments of the cache in the order of its tokens.
+
+    sink_tokens: tokens of the previous text that always stay, for drawing alone.
+    """
 
     segments: tuple[Segment, ...] = ()
+    sink_tokens: int = field(default=0, compare=False)
 
     @property
     def num_tokens(self) -> int:
@@ -108,6 +115,14 @@ class CacheLayout:
     def __repr__(self) -> str:
         return "\n".join(_table_row(*row) for row in _table_rows(self))
 
+    def cache_spans(self) -> list[CacheSpan]:
+        """Return the contents in token order as a few spans, for drawing."""
+        return merged(_cache_spans(self.segments, self.sink_tokens))
+
+    def _repr_html_(self) -> str:
+        bar = bar_html(self.cache_spans())
+        return f"{bar}<details><summary>segments</summary><pre>{escape(repr(self))}</pre></details>"
+
 
 def _is_prologue(segment: Segment) -> bool:
     return segment.turn == PROLOGUE_TURN or segment.kind is SegmentKind.PREVIOUS
@@ -125,6 +140,31 @@ class Span(NamedTuple):
         if (start, stop) == (0, self.segment.num_tokens):
             return self
         return Span(self.segment.cut(start, stop), self.start + start, self.start + stop)
+
+
+_VISION = frozenset({SegmentKind.VISION_START, SegmentKind.VISION, SegmentKind.VISION_END})
+_QUERY = frozenset({SegmentKind.QUERY, SegmentKind.QUESTION})
+
+
+def _cache_spans(segments: Iterable[Segment], sink_left: int) -> Iterator[CacheSpan]:
+    for segment in segments:
+        if segment.kind is SegmentKind.PREVIOUS:
+            in_sink = min(sink_left, segment.num_tokens)
+            sink_left -= in_sink
+            if in_sink:
+                yield CacheSpan("sink", in_sink)
+            if in_sink < segment.num_tokens:
+                yield CacheSpan("window", segment.num_tokens - in_sink)
+        elif segment.turn == PROLOGUE_TURN:
+            yield CacheSpan("prompt", segment.num_tokens)
+        else:
+            yield CacheSpan(_span_kind(segment.kind), segment.num_tokens, segment.turn)
+
+
+def _span_kind(kind: SegmentKind) -> str:
+    if kind in _VISION:
+        return "vision"
+    return "query" if kind in _QUERY else "text"
 
 
 def _table_rows(layout: CacheLayout) -> Iterator[tuple[str, str, str, str]]:

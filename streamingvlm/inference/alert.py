@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import cast
 
 from streamingvlm.config import at_least
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.session import StreamingSession
+from streamingvlm.video.frame_tensors import Frames
+from streamingvlm.video.live import PushedFrames
 from streamingvlm.video.video_turn import VideoTurn
 
 QUESTION = "Look at the last second of the video. Is this true of it: {condition}? Answer yes or no."
@@ -28,7 +29,7 @@ DESCRIBE = "What is to be seen right now? Answer in one short sentence."
 _MIN_DECIDED = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AlertLine(Commentary):
     """A turn under an alert; its text is "" except in the turn in which the condition comes true.
 
@@ -71,11 +72,11 @@ class Alert:
         self.num_undecided = 0
         self._is_true = False
 
-    def stream(self, source: str | Path | Iterable[VideoTurn]) -> Iterator[AlertLine]:
+    def stream(self, source: str | Path | int | PushedFrames | Iterable[VideoTurn | Frames]) -> Iterator[AlertLine]:
         """Watch a source and yield a line for each turn, as ``StreamingSession.stream`` does."""
-        return self.session.stream(source, step=self.step)
+        return cast(Iterator[AlertLine], self.session.stream(source, step=self.step))
 
-    def step(self, frames: torch.Tensor | VideoTurn) -> AlertLine:
+    def step(self, frames: Frames | VideoTurn) -> AlertLine:
         """Process one turn in silence, and speak if the condition has come true."""
         started_at = time.perf_counter()
         line = self.session.step(frames, reply="")

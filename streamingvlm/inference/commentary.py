@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Commentary:
     """What the model said of one turn.
 
@@ -32,6 +32,9 @@ class Commentary:
     def is_silent(self) -> bool:
         """Whether nothing was said."""
         return not self.text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.start_s:.1f}-{self.end_s:.1f} s, {self.text!r})"
 
     def __str__(self) -> str:
         hours, rest = divmod(int(self.start_s), 3600)

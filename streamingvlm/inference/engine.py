@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from streamingvlm.inference.slots import Slots
 from streamingvlm.inference.stream import Stream
 from streamingvlm.inference.stream_config import StreamConfig
 from streamingvlm.inference.vision_runner import AsyncVisionRunner, VisionRunner
-from streamingvlm.model.loading import StreamingModel
+from streamingvlm.model.loading import StreamingModel, check_is_loaded
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Engine:
         on_progress: OnProgress | None = None,
         sample: SampleTokens | None = None,
     ):
+        check_is_loaded(model, "Engine(load_model({!r}), ...)")
         _check_settings(model, num_slots, memory_bytes, max_prefill_tokens, graphs)
         self.model = model
         self.num_slots = num_slots or _MAX_SLOTS
@@ -82,7 +84,9 @@ class Engine:
         self.runner: ModelRunner | None = None  # created for the first stream, whose capacity sizes the pool
         self._memory_bytes = memory_bytes
         graphs = can_capture(model) if graphs is None else graphs
-        self._runner_settings = {"graphs": graphs, "static_decode": static_decode, "sample": sample}
+        self._new_runner_on = partial(
+            ModelRunner, model, num_slots=self.num_slots, graphs=graphs, static_decode=static_decode, sample=sample
+        )
         self._on_progress = on_progress
         self._slots = Slots(self.num_slots)
         self._scheduler = Scheduler(max_prefill_tokens)
@@ -184,7 +188,7 @@ class Engine:
             num_tokens = self._memory_bytes // bytes_per_token(text_config, dtype, self.cache_dtype)
         settings = {"cache_dtype": self.cache_dtype, "is_elastic": self._memory_bytes is None}
         pool = KVPool.of(text_config, num_tokens, dtype, self.model.device, **settings)
-        return ModelRunner(self.model, pool, num_slots=self.num_slots, **self._runner_settings)
+        return self._new_runner_on(pool)
 
     # --- requests
 
@@ -246,6 +250,10 @@ class Engine:
             self._finish(self._scheduler.requests, CancelledError())
         self._scheduler.notify()
         self._vision.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"{self.num_waiting} requests waiting"
+        return f"Engine({self.model.name}, {self.num_streams} of {self.num_slots} streams, {state})"
 
     def __enter__(self) -> "Engine":
         return self.start()

@@ -3,19 +3,21 @@
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
-from streamingvlm.inference.requests import GenerateTurn
+from streamingvlm.inference.requests import TurnRequest
 from streamingvlm.inference.stream import Stream
-from streamingvlm.video.video_turn import VideoTurn
+
+TurnT = TypeVar("TurnT")
 
 # The turn that is decoded, and the one that is encoded meanwhile.
 _TURNS_IN_ENGINE = 2
 
 
 def pipelined(
-    turns: Iterator[VideoTurn], engine: Engine, stream: Stream, request_for: Callable[[VideoTurn], GenerateTurn]
+    turns: Iterator[TurnT], engine: Engine, stream: Stream, request_for: Callable[[TurnT], TurnRequest]
 ) -> Iterator[Commentary]:
     """Yield the line of each turn; turns are read in another thread, at most one ahead.
 
@@ -34,18 +36,18 @@ def pipelined(
         engine.abort(stream)
 
 
-class _Feeder:
+class _Feeder(Generic[TurnT]):
     """Reads turns from a source and submits them, as far as there is room."""
 
     def __init__(
         self,
-        turns: Iterator[VideoTurn],
+        turns: Iterator[TurnT],
         engine: Engine,
         stream: Stream,
-        request_for: Callable[[VideoTurn], GenerateTurn],
+        request_for: Callable[[TurnT], TurnRequest],
     ):
         self.turns, self.engine, self.stream, self.request_for = turns, engine, stream, request_for
-        self.requests: SimpleQueue[GenerateTurn | Exception | None] = SimpleQueue()
+        self.requests: SimpleQueue[TurnRequest | Exception | None] = SimpleQueue()
         self.room = threading.Semaphore(_TURNS_IN_ENGINE)
         self._lock = threading.Lock()
         self._is_stopped = False

@@ -28,11 +28,14 @@ import torch
 
 from streamingvlm.cache.eviction import plan_eviction, without_query
 from streamingvlm.cache.layout import SegmentKind
+from streamingvlm.config import VideoConfig
+from streamingvlm.errors import VideoError
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.sequence import TokenSequence
 from streamingvlm.inference.stream import Stream
 from streamingvlm.model.vision import VisionFeatures
 from streamingvlm.turns import Tokens, Turn
+from streamingvlm.video.frame_tensors import Frames, to_frames
 from streamingvlm.video.video_turn import VideoTurn
 
 # Prefills all pending tokens of one sequence now, in a pass of its own.
@@ -174,15 +177,20 @@ class RunBetweenTurns(Request):
 
 
 class TurnRequest(Request):
-    """A turn of video: frames, or a VideoTurn with timestamps of its own. question: for this turn only."""
+    """A turn of video: frames, or a VideoTurn with timestamps of its own. question: for this turn only.
 
-    def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str):
+    Raises VideoError for frames of another number or kind.
+    """
+
+    def __init__(self, stream: Stream, frames: Frames | VideoTurn, question: str):
         super().__init__(stream)
-        self.frames, self.video_turn = frames, None
+        self.video_turn = None
         if isinstance(frames, VideoTurn):
-            self.frames, self.detail = frames.frames, frames.detail
             # Without the frames, so that `self.frames = None` frees them.
-            self.video_turn = replace(frames, frames=_NO_FRAMES)
+            self.video_turn, self.detail = replace(frames, frames=_NO_FRAMES), frames.detail
+            frames = frames.frames
+        self.frames = to_frames(frames)
+        _check_num_frames(len(self.frames), stream.config.video, self.detail)
         self.question = question
         self.turn: Turn | None = None
 
@@ -232,6 +240,15 @@ class TurnRequest(Request):
         sequence.append(turn_format.open_turn(self.turn, query, self.question))
 
 
+def _check_num_frames(num_frames: int, video: VideoConfig, detail: float):
+    """Raise VideoError unless a turn has as many frames as the settings say; with less detail, it may have fewer."""
+    if num_frames != video.num_frames and not (detail < 1 and num_frames < video.num_frames):
+        raise VideoError(
+            f"the frames of a turn are {num_frames}, expected {video.num_frames}: video.fps={video.fps:g} times "
+            f"video.turn_s={video.turn_s:g}; give that many, or set video.fps"
+        )
+
+
 class GenerateTurn(TurnRequest):
     """A turn with a generated reply, or a forced silent one if P(silence) is at least ``silence_threshold``.
 
@@ -239,7 +256,7 @@ class GenerateTurn(TurnRequest):
     VideoLLM-online (arXiv 2406.11816) uses such a threshold to adjust how often the model speaks.
     """
 
-    def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str, max_new_tokens: int):
+    def __init__(self, stream: Stream, frames: Frames | VideoTurn, question: str, max_new_tokens: int):
         super().__init__(stream, frames, question)
         self.max_new_tokens = max_new_tokens
         self.score_token_ids = (stream.config.turn_format.silent_ids,)
@@ -297,7 +314,7 @@ class ForcedTurn(TurnRequest):
     Its last tokens stay pending until the next turn, as those of a generated reply do.
     """
 
-    def __init__(self, stream: Stream, frames: torch.Tensor | VideoTurn, question: str, reply: str):
+    def __init__(self, stream: Stream, frames: Frames | VideoTurn, question: str, reply: str):
         super().__init__(stream, frames, question)
         self.text = reply
 

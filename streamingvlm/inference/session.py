@@ -7,6 +7,7 @@ Weights and stream are two objects: a StreamingModel may serve many sessions. A 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,21 +25,22 @@ from streamingvlm.inference.snapshot import SnapshotWriter, read_settings, resto
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.inference.stream import Stream, StreamView
 from streamingvlm.inference.stream_config import StreamConfig
-from streamingvlm.model.loading import StreamingModel, load_model
+from streamingvlm.model.loading import StreamingModel, check_is_loaded, load_model
 from streamingvlm.model.vision import VisionEncoder
 from streamingvlm.turns import TurnFormat
+from streamingvlm.video.frame_tensors import Frames, group_frames
 from streamingvlm.video.live import LiveReader, PushedFrames, open_source
 from streamingvlm.video.reader import VideoReader
 from streamingvlm.video.video_turn import VideoTurn
 
-LineT = TypeVar("LineT", bound=Commentary)
 ResultT = TypeVar("ResultT")
 
 
 class StreamingSession:
     """Watches one stream with one model, from a cache of bounded size.
 
-    cache, video, sampling: settings, or a part of them; the checkpoint's own and then the defaults fill the rest.
+    cache, video, sampling: settings, or a part of them; the checkpoint's own and then the defaults fill the rest. The
+        name of a policy, such as cache="window", is short for {"policy": "window"}.
     query: the standing instruction. It may be set at any time, from any thread: it enters the cache with the next turn,
         and the one before leaves.
     previous_text: what was said before the stream began.
@@ -53,7 +55,7 @@ class StreamingSession:
         self,
         model: StreamingModel,
         *,
-        cache: CacheConfig | Mapping[str, Any] | None = None,
+        cache: CacheConfig | Mapping[str, Any] | str | None = None,
         video: VideoConfig | Mapping[str, Any] | None = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         query: str = "",
@@ -62,6 +64,7 @@ class StreamingSession:
         autosave: str | Path | None = None,
         engine: Engine | None = None,
     ):
+        check_is_loaded(model, "StreamingSession.from_pretrained({!r}, ...)")
         if engine is not None and engine.model is not model:
             raise ConfigError("the engine runs another model than the session's; give engine.model as the model")
         config = StreamConfig.resolve(model, cache=cache, video=video, sampling=sampling)
@@ -71,7 +74,7 @@ class StreamingSession:
         self.engine = Engine(model, num_slots=1, cache_dtype=config.cache.dtype) if engine is None else engine
         self._stream = self.engine.add_stream(config, query=query, previous_text=previous_text, on_token=on_token)
         if self._autosave is not None:
-            self._stream.on_turn_end.append(_autosave_with(self._autosave))
+            self._stream.on_turn_end.append(self._autosave.autosave)  # holds the writer, not the session
 
     @classmethod
     def from_pretrained(
@@ -90,8 +93,8 @@ class StreamingSession:
 
         Raises CheckpointError and ConfigError, each with its remedy.
         """
-        weights = {"device": device, "dtype": dtype, "quantization": quantization, "cpu_kernels": cpu_kernels}
-        return cls(load_model(name, **weights), **settings)
+        model = load_model(name, device=device, dtype=dtype, quantization=quantization, cpu_kernels=cpu_kernels)
+        return cls(model, **settings)
 
     @classmethod
     def load(cls, path: str | Path, *, model: StreamingModel, **settings) -> "StreamingSession":
@@ -100,6 +103,7 @@ class StreamingSession:
         ``settings`` are those of the constructor that a snapshot does not hold: on_token, engine, and autosave, which
         may be the same folder. Raises SnapshotError for a snapshot of another model or version, or a damaged one.
         """
+        check_is_loaded(model, "StreamingSession.load(path, model=load_model({!r}))")
         session = cls(model, **read_settings(path, model), **settings)
         try:
             with session.engine.exclusive(session._stream):
@@ -114,8 +118,9 @@ class StreamingSession:
 
         From any thread, between two turns. Raises SnapshotError if it cannot be written.
         """
-        is_autosave = self._autosave is not None and self._autosave.path.resolve() == Path(path).resolve()
-        writer = self._autosave if is_autosave else SnapshotWriter(path)
+        writer = self._autosave
+        if writer is None or writer.path.resolve() != Path(path).resolve():
+            writer = SnapshotWriter(path)
         self.run_between_turns(writer.save)
 
     # --- settings and state
@@ -189,8 +194,8 @@ class StreamingSession:
 
     @property
     def layout(self) -> CacheLayout:
-        """What the cache holds; printed, it is a table."""
-        return self._stream.sequence.layout
+        """What the cache holds; printed, it is a table, and in a notebook a drawing."""
+        return replace(self._stream.sequence.layout, sink_tokens=self.cache_config.text_sink_tokens or 0)
 
     @property
     def cache_bytes(self) -> int:
@@ -232,6 +237,10 @@ class StreamingSession:
         """Leave the engine and free the memory. Requests that are not done are cancelled."""
         self.engine.remove_stream(self._stream)
 
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else f"{self._stream.sequence.num_tokens} tokens cached"
+        return f"StreamingSession({self.model.name}, {self.cache_config.policy}, {self.num_turns} turns, {state})"
+
     def __enter__(self) -> "StreamingSession":
         return self
 
@@ -242,24 +251,24 @@ class StreamingSession:
 
     def stream(
         self,
-        source: str | Path | PushedFrames | Iterable[VideoTurn],
+        source: str | Path | int | PushedFrames | Iterable[VideoTurn | Frames],
         *,
         start_s: float = 0.0,
-        live: LiveConfig | Mapping[str, Any] | None = None,
-        step: Callable[[VideoTurn], LineT] | None = None,
-    ) -> Iterator[LineT]:
+        live: LiveConfig | Mapping[str, Any] | str | None = None,
+        step: Callable[[VideoTurn | Frames], Commentary] | None = None,
+    ) -> Iterator[Commentary]:
         """Watch a source and yield a Commentary for each turn, silent ones included.
 
-        source: a file; an address (rtsp, rtsps, rtmp, http, https); "webcam"; "-", a pipe on standard input; pushed
-            frames; or turns from any iterable.
+        source: a file; an address (rtsp, rtsps, rtmp, http, https); "webcam" or a camera's number; "-", a pipe on
+            standard input; PushedFrames; or any iterable of frames (a video tensor, a generator of images) or of turns.
         start_s: where in a file to start; ``end_s`` to continue a stream.
         live: how a live source is received, and what happens when the model is late.
         step: called for each turn instead of the session's own ``step``; what it returns is yielded.
 
         Raises VideoError before the first turn if the source cannot be watched.
         """
-        if not isinstance(source, str | Path | PushedFrames):
-            yield from self._run_turns(iter(source), step)
+        if not isinstance(source, str | Path | int | PushedFrames):
+            yield from self._run_turns(group_frames(source, self.video_config.num_frames), step)
             return
         config = self.video_config
         with open_source(
@@ -273,7 +282,9 @@ class StreamingSession:
         ) as self.reader:
             yield from self._run_turns(self.reader, step)
 
-    def _run_turns(self, turns: Iterator[VideoTurn], step: Callable[[VideoTurn], LineT] | None) -> Iterator[LineT]:
+    def _run_turns(
+        self, turns: Iterator[VideoTurn | Frames], step: Callable[[VideoTurn | Frames], Commentary] | None
+    ) -> Iterator[Commentary]:
         if step is None and self.engine.async_vision:
             yield from pipelined(turns, self.engine, self._stream, self.turn_request)
             return
@@ -287,7 +298,7 @@ class StreamingSession:
 
     def step(
         self,
-        frames: torch.Tensor | VideoTurn,
+        frames: Frames | VideoTurn,
         *,
         question: str = "",
         max_new_tokens: int | None = None,
@@ -295,21 +306,21 @@ class StreamingSession:
     ) -> Commentary:
         """Process one turn of video and generate its line.
 
-        frames: uint8 [F, 3, H, W], RGB, ``fps * turn_s`` of them, which follow the turn before; or a VideoTurn, which
-            has its own times.
+        frames: RGB, ``fps * turn_s`` of them, which follow the turn before: a uint8 tensor or array [F, 3, H, W] or
+            [F, H, W, 3], or a list of such frames or of PIL images; or a VideoTurn, which has its own times.
         question: of this turn, after the video. It leaves the cache with the turn, unlike the query; the answer becomes
             previous text like every reply. The cache grows if the question does not fit.
         max_new_tokens: the most tokens of this reply, instead of the sampling setting.
         reply: the reply's words, "" for silence: they are prefilled and nothing is generated or drawn. The cache then
             holds what it would hold if the model had said them.
 
-        Raises VideoError for frames of another shape.
+        Raises VideoError for frames of another kind or number.
         """
         return self.engine.submit_and_wait(self.turn_request(frames, question, max_new_tokens, reply))
 
     def submit(
         self,
-        frames: torch.Tensor | VideoTurn,
+        frames: Frames | VideoTurn,
         *,
         question: str = "",
         max_new_tokens: int | None = None,
@@ -323,7 +334,7 @@ class StreamingSession:
 
     def turn_request(
         self,
-        frames: torch.Tensor | VideoTurn,
+        frames: Frames | VideoTurn,
         question: str = "",
         max_new_tokens: int | None = None,
         reply: str | None = None,
@@ -367,13 +378,3 @@ class StreamingSession:
         limit = self.sampling_config.max_new_tokens if max_new_tokens is None else max_new_tokens
         at_least("max_new_tokens", limit, 1, "tokens an answer")
         return ForkQuestion(self._stream, question, limit)
-
-
-def _autosave_with(writer: SnapshotWriter) -> Callable[[Stream], None]:
-    """Return the hook that saves after each turn. It holds the writer, not the session, which can be collected."""
-
-    def autosave(stream: Stream):
-        with stream.stats.stage("autosave"):
-            writer.save(stream)
-
-    return autosave

@@ -77,6 +77,11 @@ class SnapshotWriter:
         self._folder.publish(body, [*parts, part])
         self._locations, self._files = locations, files
 
+    def autosave(self, stream: Stream):
+        """Save as one stage of a turn: the hook of a stream that is saved after each turn."""
+        with stream.stats.stage("autosave"):
+            self.save(stream)
+
     def _write_new_tokens(
         self, uids: Sequence[int], tensors: Mapping[str, torch.Tensor]
     ) -> tuple[dict[int, TokenLocation], dict[str, _TokenFile]]:

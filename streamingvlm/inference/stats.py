@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 
 # Percentiles cover the last ten minutes of one-second turns, so that the memory of a week-long stream stays flat.
 _NUM_RECENT_TURNS = 600
@@ -115,5 +116,11 @@ class SessionStats:
         p50, p95 = ages_s
         lag = f"{self.dropped_s:.0f} s dropped, {self.coalesced_s:.0f} s coalesced"
         yield f"live: {lag}, frames {p50:.1f} s old when the line was finished (p95 {p95:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        head, *rest = self.summary().splitlines()
+        most = self.capacity_tokens or max(self.cache_tokens, 1)
+        meter = f'<meter style="width:100%" max="{most}" value="{self.cache_tokens}"></meter>'
+        return f"<div>{escape(head)}</div>{meter}<pre>{escape(chr(10).join(rest))}</pre>"
 
     __str__ = summary

@@ -36,7 +36,7 @@ class StreamConfig:
         cls,
         model: StreamingModel,
         *,
-        cache: CacheConfig | Given = None,
+        cache: CacheConfig | Given | str = None,
         video: VideoConfig | Given = None,
         sampling: SamplingConfig | Given = None,
     ) -> Self:

@@ -87,7 +87,7 @@ class StreamingModel:
     @cached_property
     def _head_columns(self) -> torch.Tensor:
         # Each decode step reads the whole head; a CPU reads a transposed copy 1.1 to 1.6 times as fast.
-        return self.lm_head.weight.detach().t().contiguous()
+        return self.lm_head.get_parameter("weight").detach().t().contiguous()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,7 +156,8 @@ def load_model(
     choose_kernels_(hf, attention, device, dtype, cpu_kernels=cpu_kernels)
     return StreamingModel(
         name=str(name),
-        hf=(hf.to(device) if quantization is stored is None else hf).eval(),  # quantised weights are on the device
+        # Quantised weights were made on the device. transformers' wrapper of `to` hides its signature.
+        hf=(hf.to(device) if quantization is stored is None else hf).eval(),  # type: ignore[arg-type]
         tokenizer=tokenizer,
         family=family.with_turn_format(own.get("turn_format")),
         stream_defaults=recommended | own,
@@ -190,6 +191,15 @@ def load_without_weights(
     family = family.with_vision_config(config.vision_config.to_dict())
     family = family.with_turn_format(stream_defaults.get("turn_format"))
     return StreamingModel(str(name), hf.eval(), tokenizer, family, stream_defaults, torch.device("meta"), dtype)
+
+
+def check_is_loaded(model: object, remedy: str):
+    """Raise ConfigError unless ``model`` is a StreamingModel. remedy: the call to write, with {!r} for the name."""
+    if not isinstance(model, StreamingModel):
+        name = model if isinstance(model, str | Path) else "pitch"
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, expected a loaded StreamingModel; write {remedy.format(str(name))}"
+        )
 
 
 def device_named(device: str | torch.device | None) -> torch.device:
@@ -348,11 +358,10 @@ def dtype_named(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     """Return the dtype with this name; by default bfloat16 on CUDA and float32 elsewhere. Raises ConfigError."""
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype in _DTYPES.values():
-        return dtype
-    if dtype not in _DTYPES:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
         raise ConfigError(f"dtype={dtype} is unknown; choose one of {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
+    return _DTYPES[name]
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from streamingvlm.cache.cache_bar import CacheSpan
 from streamingvlm.errors import ClosedError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
 from streamingvlm.inference.snapshot import SnapshotWriter
 from streamingvlm.model.loading import StreamingModel
-from streamingvlm.serving.cache_spans import CacheSpan, cache_spans
 from streamingvlm.video.video_turn import VideoTurn
 
 Result = TypeVar("Result")
@@ -105,7 +105,7 @@ class StreamStatus:
             dropped_s=stats.dropped_s,
             cache_tokens=stats.cache_tokens,
             capacity_tokens=stats.capacity_tokens,
-            spans=tuple(cache_spans(session.layout, session.cache_config)),
+            spans=tuple(session.layout.cache_spans()),
         )
 
 

@@ -51,14 +51,14 @@ class Address:
         return f"Address({self.shown})"
 
 
-def parse_address(source: str | Path) -> Address:
+def parse_address(source: str | Path | int) -> Address:
     """Parse a source that a user has named.
 
-    "-" is standard input. "webcam" is the first camera, "webcam:2" or "webcam:/dev/video2" another. An address has the
-    scheme file, rtsp, rtsps, rtmp, http or https. Anything else is a path. Raises VideoError for another scheme and for
-    a malformed address.
+    "-" is standard input. "webcam" or 0 is the first camera, "webcam:2", 2 or "webcam:/dev/video2" another. An address
+    has the scheme file, rtsp, rtsps, rtmp, http or https. Anything else is a path. Raises VideoError for another scheme
+    and for a malformed address.
     """
-    text = str(source)
+    text = f"webcam:{source}" if isinstance(source, int) else str(source)
     if isinstance(source, Path):
         return Address("file", text, repr(text), source.stem)
     if text == "-":

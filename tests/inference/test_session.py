@@ -215,7 +215,7 @@ def test_frames_of_changing_size_are_taken_in_their_own_grid(model):
     "wrong",
     [
         torch.zeros(2, 3, 56, 56),
-        torch.zeros(3, 56, 56, dtype=torch.uint8),
+        torch.zeros(2, 4, 56, 56, dtype=torch.uint8),
         [[1, 2]],
         torch.zeros(0, 3, 8, 8, dtype=torch.uint8),
     ],

@@ -53,3 +53,13 @@ def test_what_two_threads_record_is_counted_once_each(switching_often):
     for thread in threads:
         thread.join()
     assert (stats.busy_s, stats.stream_s, stats.num_turns) == (40_000.0, 20_000.0, 20_000)
+
+
+@pytest.mark.parametrize("capacity_tokens, most", [(200, 200), (None, 50)])
+def test_in_a_notebook_stats_show_the_fill_of_the_cache_and_each_stage(capacity_tokens, most):
+    stats = SessionStats(capacity_tokens=capacity_tokens)
+    stats.record_stage("<prefill>", 0.5)
+    stats.record_turn(stream_s=1.0, latency_s=0.5, num_tokens=3, cache_tokens=50)
+    html = stats._repr_html_()
+    assert f'max="{most}" value="50"' in html
+    assert "&lt;prefill&gt;" in html and "<prefill>" not in html

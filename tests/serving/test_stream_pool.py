@@ -9,7 +9,6 @@ from running_server import MATCH, PATIENCE_S, Hold
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ClosedError, ConfigError, EngineFull, VideoError
-from streamingvlm.serving.cache_spans import cache_spans
 from streamingvlm.serving.stream_pool import StreamPool
 from streamingvlm.video.reader import open_video
 from streamingvlm.video.video_turn import VideoTurn
@@ -170,7 +169,7 @@ def test_the_cache_spans_match_the_layout(streams, turns):
     for turn in turns:
         stream.submit(turn).result(PATIENCE_S)
     session, status = stream.session, stream.status
-    assert status.spans == tuple(cache_spans(session.layout, session.cache_config))
+    assert status.spans == tuple(session.layout.cache_spans())
     assert sum(span.num_tokens for span in status.spans) == session.layout.num_tokens
     by_kind = {
         kind: [span for span in status.spans if span.kind == kind] for kind in {span.kind for span in status.spans}

@@ -35,7 +35,7 @@ JOIN_TIMEOUT_S = 1.0
 
 
 def open_source(
-    source: str | Path | PushedFrames,
+    source: str | Path | int | PushedFrames,
     *,
     fps: float = 2.0,
     turn_s: float = 1.0,
@@ -46,9 +46,10 @@ def open_source(
 ) -> "VideoReader | LiveReader":
     """Open any source that is read in turns of `turn_s` seconds with `fps` frames per second.
 
-    source: the path of a file, an address (rtsp, rtsps, rtmp, http, https, file), "webcam" or "webcam:1", "-" for a
-    pipe on standard input, or PushedFrames. `decoder`, `prefetch` and `start_s`, the time at which to begin, are for
-    files. A file is read by `open_video`; under a policy other than "wait" it plays in real time as if it were live.
+    source: the path of a file, an address (rtsp, rtsps, rtmp, http, https, file), "webcam", "webcam:1" or a camera's
+    number, "-" for a pipe on standard input, or PushedFrames. `decoder`, `prefetch` and `start_s`, the time at which to
+    begin, are for files. A file is read by `open_video`; under a policy other than "wait" it plays in real time as if
+    it were live.
 
     Raises VideoError if the source cannot be opened, ConfigError if a setting is out of range.
     """

@@ -5,15 +5,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.video.frame_tensors import Frame, to_frame
 from streamingvlm.video.source import DecodedFrame
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class PushedFrames:
@@ -44,28 +41,28 @@ class PushedFrames:
         with self._changed:
             return self._num_dropped
 
-    def push(self, frame: "torch.Tensor | np.ndarray", *, captured_s: float | None = None, wait: bool = False) -> None:
-        """Push one frame, uint8 RGB: a tensor [3, H, W] or an array [H, W, 3]. Do not write to it afterwards.
+    def push(self, frame: Frame, *, captured_s: float | None = None, wait: bool = False) -> None:
+        """Push one RGB frame: a uint8 tensor or array [3, H, W] or [H, W, 3], or a PIL image. It is copied.
 
         captured_s: its capture time by `time.monotonic()`; now by default. wait: block until there is room.
         Raises VideoError for another shape or dtype, for a frame larger than `max_bytes`, and after `close`.
         """
-        frame = _channels_first(frame)
-        if frame.nbytes > self.max_bytes:
+        pushed = to_frame(frame).clone()
+        if pushed.nbytes > self.max_bytes:
             raise VideoError(
-                f"a frame has {frame.nbytes:,} bytes, more than max_bytes = {self.max_bytes:,}; raise max_bytes"
+                f"a frame has {pushed.nbytes:,} bytes, more than max_bytes = {self.max_bytes:,}; raise max_bytes"
             )
         captured_s = time.monotonic() if captured_s is None else captured_s
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._is_closed or self._fits(frame))
+                self._changed.wait_for(lambda: self._is_closed or self._fits(pushed))
             if self._is_closed:
                 raise VideoError("a frame was pushed after close(); open another PushedFrames")
-            while not self._fits(frame):
+            while not self._fits(pushed):
                 self._pop()
                 self._num_dropped += 1
-            self._frames.append((frame, captured_s))
-            self._num_bytes += frame.nbytes
+            self._frames.append((pushed, captured_s))
+            self._num_bytes += pushed.nbytes
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -116,15 +113,3 @@ def decoded_frames(frames: PushedFrames, idle_s: float) -> Iterator[tuple[Decode
 
 def _identity(frame: torch.Tensor) -> torch.Tensor:
     return frame
-
-
-def _channels_first(frame: "torch.Tensor | np.ndarray") -> torch.Tensor:
-    if not isinstance(frame, torch.Tensor):
-        frame = torch.as_tensor(frame)
-        frame = frame.permute(2, 0, 1) if frame.ndim == 3 else frame
-    if frame.dtype != torch.uint8 or frame.ndim != 3 or frame.shape[0] != 3 or 0 in frame.shape:
-        raise VideoError(
-            f"a frame is {str(frame.dtype).removeprefix('torch.')} {list(frame.shape)} (channels first), but must be "
-            "uint8 [3, H, W] as a tensor or [H, W, 3] as an array; push RGB frames with values from 0 to 255"
-        )
-    return frame.contiguous()

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.errors import ConfigError, VideoError
@@ -94,18 +95,21 @@ def test_push_can_wait_for_room_until_close():
     assert ended.is_set() and frames.num_dropped == 0
 
 
-def test_an_array_has_its_channels_last():
+def test_a_frame_may_have_any_form_and_is_copied():
     frames = PushedFrames()
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    frames.push(image)
-    assert torch.equal(frames.take(0)[0], torch.from_numpy(image).permute(2, 0, 1))
+    expected = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    for form in (Image.fromarray(image), expected.clone(), image.transpose(2, 0, 1), image):
+        frames.push(form)
+    image[:] = 0
+    assert all(torch.equal(frames.take(0)[0], expected) for _ in range(4))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         torch.zeros(3, 4, 6),
-        torch.zeros(4, 6, 3, dtype=torch.uint8),
+        torch.zeros(4, 6, 5, dtype=torch.uint8),
         torch.zeros(1, 3, 4, 6, dtype=torch.uint8),
         torch.zeros(3, 0, 6, dtype=torch.uint8),
         np.zeros((4, 6), np.uint8),
@@ -114,7 +118,7 @@ def test_an_array_has_its_channels_last():
 )
 def test_an_invalid_frame_is_rejected_by_push(wrong):
     frames = PushedFrames()
-    with pytest.raises(VideoError, match=r"uint8 \[3, H, W\]"):
+    with pytest.raises(VideoError, match="expected uint8"):
         frames.push(wrong)
     assert frames.take(0) is None
 
