@@ -21,6 +21,7 @@ pool = partial(ThreadPoolExecutor, initializer=device.enter_thread)
 t0 = time.time()
 with device.installed(), mock.patch.object(vision_runner, "ThreadPoolExecutor", pool):
     model = random_model(arch, device=torch.device("cuda"), dtype=torch.bfloat16)
+    torch.cuda.synchronize()
     print("model", time.time() - t0)
     engine = Engine(model, num_slots=1)
     session = StreamingSession(model, engine=engine)

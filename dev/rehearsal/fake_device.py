@@ -13,7 +13,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -75,15 +80,21 @@ class FakeCuda:
             },
         )
         yield torch, {"tensor": _tensor, "Generator": _Generator}
-        yield torch.Tensor, {"tolist": self._tolist(), "record_stream": _record_stream}
-        yield FakeTensor, {"data_ptr": lambda tensor: tensor.untyped_storage()._cdata}
+        yield (
+            FakeTensor,
+            {
+                "data_ptr": lambda tensor: tensor.untyped_storage()._cdata,
+                "record_stream": _record_stream,
+                "tolist": lambda tensor: self._read(tensor, "tolist").tolist(),
+            },
+        )
 
     # --- operators
 
     def run(self, func, args, kwargs):
         """Run an operator that has to do with the device."""
         with self._lock:
-            if func is aten._local_scalar_dense.default:
+            if func in (aten._local_scalar_dense.default, aten.item.default):
                 return self._read(args[0], "item").item()
             if func is aten._to_copy.default:
                 return self._copy(func, args, kwargs, _device_of(kwargs.get("device")) or args[0].device)
@@ -96,9 +107,22 @@ class FakeCuda:
             args = (args[0], self._indices(args[0], args[1]), *args[2:])
         kwargs = dict(kwargs)
         self._check_generator(func, kwargs.pop("generator", None))
-        out = self._fake(func, args, kwargs)
+        try:
+            out = self._fake(func, args, kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return self._of_known_values(func, args, kwargs)
         self._order(func, args, kwargs, out)
         self._update_twins(func, args, kwargs, out)
+        return out
+
+    def _of_known_values(self, func, args, kwargs):
+        """Run an operator whose result has a size that depends on values; the host waits for the size."""
+        self._wait(f"the size of {func.overloadpacket}")
+        twins = _run_twins(func, args, kwargs, ())
+        if twins is None:
+            raise RehearsalError(f"{func} has a result of unknown size, and only the device knows it")
+        out = tree_map(lambda x: _on_cuda(self, x), twins)
+        self._order(func, args, kwargs, out)
         return out
 
     def _fake(self, func, args, kwargs):
@@ -209,11 +233,9 @@ class FakeCuda:
     def _wait(self, reason: str):
         if self.streams.graph is not None:
             raise RehearsalError(f"the host waits ({reason}) inside a graph")
+        stream = self.streams.current()
+        stream.num_awaited = stream.num_done
         self.traffic.add_wait(reason)
-
-    def _tolist(self):
-        real = torch.Tensor.tolist
-        return lambda tensor: real(self._read(tensor, "tolist") if isinstance(tensor, FakeTensor) else tensor)
 
     # --- twins
 
@@ -304,7 +326,7 @@ def _is_host(x: Any) -> bool:
 
 def _on_cuda(device: FakeCuda, tensor: torch.Tensor) -> torch.Tensor:
     """Return a fake copy with a twin, without counting it."""
-    out = device._fake(aten._to_copy.default, (tensor,), {"device": _CUDA})
+    out = device._fake(aten.empty.memory_format, (tensor.shape,), {"dtype": tensor.dtype, "device": _CUDA})
     out.twin = tensor
     return out
 

@@ -22,7 +22,7 @@ class FakeStream:
 
     def __init__(self, device=None):
         self.number = next(self._numbers)
-        self.num_done = 0
+        self.num_done = self.num_awaited = 0  # operators launched, and those that the host has waited for
         self.seen: dict[FakeStream, int] = {}
 
     def wait_event(self, event: "FakeEvent"):
@@ -40,7 +40,7 @@ class FakeStream:
 
     def has_seen(self, stream: "FakeStream", num_done: int) -> bool:
         """Return True if the other stream's operator is ordered before this stream's next one."""
-        return stream is self or self.seen.get(stream, 0) >= num_done
+        return stream is self or max(stream.num_awaited, self.seen.get(stream, 0)) >= num_done
 
 
 class FakeEvent:
