@@ -79,7 +79,7 @@ class FakeCuda:
                 "graph_pool_handle": object,
             },
         )
-        yield torch, {"tensor": _tensor, "Generator": _Generator}
+        yield torch, {"tensor": _tensor, "Generator": lambda device=None: _real_generator()}
         yield (
             FakeTensor,
             {
@@ -146,12 +146,8 @@ class FakeCuda:
         return found
 
     def _check_generator(self, func, generator):
-        """A graph knows the default generator alone; another must be on the device."""
-        if generator is None:
-            return
-        if not isinstance(generator, _Generator):
-            raise RehearsalError(f"{func} on cuda draws from a generator on the CPU")
-        if self.streams.graph is not None:
+        """Raise RehearsalError inside a graph, which knows the default generator alone."""
+        if generator is not None and self.streams.graph is not None:
             raise RehearsalError(f"{func} draws from a generator that the graph does not know")
 
     # --- order
@@ -263,7 +259,7 @@ class _Dispatch(TorchDispatchMode):
             return self.device.run(func, args, kwargs)
         if func is aten.is_pinned.default:
             return hasattr(args[0].untyped_storage(), "pinned")
-        if func is aten._pin_memory.default:
+        if func in (aten._pin_memory.default, aten.pin_memory.default):
             return _pinned(args[0].clone())
         return func(*args, **kwargs)
 
@@ -281,17 +277,7 @@ class _Graph(FakeGraph):
         self._device.traffic.operators["graph"] += 1
 
 
-class _Generator(torch.Generator):
-    """A generator on the device; its numbers are the CPU's."""
-
-    def __new__(cls, device=None):
-        return super().__new__(cls) if _is_cuda(torch.device(device or "cpu")) else torch.default_generator.__class__()
-
-    def __init__(self, device=None):
-        pass
-
-
-_real_tensor = torch.tensor
+_real_tensor, _real_generator = torch.tensor, torch.Generator
 
 
 def _tensor(data, *, dtype=None, device=None, pin_memory=False, requires_grad=False):
