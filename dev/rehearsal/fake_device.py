@@ -166,7 +166,8 @@ class FakeCuda:
         for storage in written:
             storage.written = (stream, stream.num_done)
             if not hasattr(storage, "allocated_on"):
-                storage.allocated_on, storage.used_on = stream, {stream}
+                is_captured = self.streams.graph is not None  # a graph's memory lives as long as the graph
+                storage.allocated_on, storage.used_on = self.streams.default if is_captured else stream, {stream}
         if self.streams.graph is not None:
             self.streams.graph.add_operator(read, written)
 

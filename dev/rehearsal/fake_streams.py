@@ -63,7 +63,8 @@ class FakeGraph:
         """Record one captured operator: the storages that it reads and writes."""
         self.num_operators += 1
         for storage in read:
-            if storage._cdata not in self._own_addresses:
+            # Without a writer, it is a scalar that torch made inside of an operator.
+            if storage._cdata not in self._own_addresses and hasattr(storage, "written"):
                 self._outside.setdefault(storage._cdata, StorageWeakRef(storage))
         for storage in written:
             if storage._cdata not in self._outside and storage._cdata not in self._own_addresses:
