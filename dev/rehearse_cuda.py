@@ -1,16 +1,18 @@
-import contextlib, sys, time
-import scripts_path  # noqa: F401
-import torch
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from unittest import mock
-from rehearsal.fake_device import FakeCuda
+
+import scripts_path  # noqa: F401
+import torch
 from architectures import architecture_named
+from rehearsal.fake_device import FakeCuda
+
 from streamingvlm.benchmark.random_weights import random_model
 from streamingvlm.inference import vision_runner
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
-from collections import Counter
 
 device = FakeCuda()
 arch = architecture_named("7b")
@@ -31,6 +33,8 @@ with device.installed(), mock.patch.object(vision_runner, "ThreadPoolExecutor", 
         line = session.step(torch.zeros(2, 3, 720, 1280, dtype=torch.uint8))
         if turn in (0, 1, 19):
             print(turn, line.num_tokens, session.layout.num_tokens, sum(device.traffic.operators.values()))
-            for k, v in Counter(device.traffic.waits).most_common(): print("   ", v, k)
-            for k, v in Counter(device.traffic.uploads).most_common(): print("   ", v, k)
+            for k, v in Counter(device.traffic.waits).most_common():
+                print("   ", v, k)
+            for k, v in Counter(device.traffic.uploads).most_common():
+                print("   ", v, k)
 print(time.time() - t0)
