@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from streamingvlm.device import on_device
 from streamingvlm.inference.batch import PrefillSlice
 from streamingvlm.inference.model_runner import ModelRunner
 from streamingvlm.inference.requests import Request
@@ -80,14 +81,14 @@ class Executor:
         complete = [row for row, request in enumerate(requests) if not request.sequence.num_pending]
         if not complete:  # the first one used the whole budget
             self.scheduler.defer_first_prefill()
-        requests, logits = self._score([requests[row] for row in complete], logits[complete])
+        requests, logits = self._score([requests[row] for row in complete], _select_rows(logits, complete))
         for request in requests:
             self.scheduler.start_decoding(request)
             request.start_decoding()
             if not request.max_new_tokens:  # a forced or scored reply
                 self.finish(request)
         started = [row for row, request in enumerate(requests) if request.max_new_tokens]
-        return [requests[row] for row in started], logits[started]
+        return [requests[row] for row in started], _select_rows(logits, started)
 
     def _score(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[Sequence[Request], torch.Tensor]:
         """Call `on_first_logits`; drop the requests that appended more tokens to prefill."""
@@ -99,7 +100,7 @@ class Executor:
             with self._failing([request]):
                 if not request.on_first_logits(probabilities, logits[row]):
                     ready.append(row)
-        return [requests[row] for row in ready], logits[ready]
+        return [requests[row] for row in ready], _select_rows(logits, ready)
 
     def _append(self, requests: Sequence[Request], tokens: Sequence[int]):
         for request, token in zip(requests, tokens, strict=True):
@@ -118,3 +119,8 @@ class Executor:
             for request in requests:
                 if not request.future.done():
                     self.finish(request, error)
+
+
+def _select_rows(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Return these rows, in ascending order. Indexing by a list would copy it to CUDA and wait for the copy."""
+    return logits if len(rows) == len(logits) else logits[on_device(rows, torch.long, logits.device)]

@@ -29,6 +29,7 @@ import torch
 from streamingvlm.cache.eviction import plan_eviction, without_query
 from streamingvlm.cache.layout import SegmentKind
 from streamingvlm.config import VideoConfig
+from streamingvlm.device import on_device
 from streamingvlm.errors import VideoError
 from streamingvlm.inference.sampling import Sampler
 from streamingvlm.inference.sequence import TokenSequence
@@ -276,7 +277,8 @@ class GenerateTurn(TurnRequest):
         if self.silence >= threshold:
             self._force_silence()
             return True
-        logits[list(self.stream.config.turn_format.silent_ids)] = -torch.inf
+        silent_ids = on_device(self.stream.config.turn_format.silent_ids, torch.long, logits.device)
+        logits.index_fill_(0, silent_ids, -torch.inf)
         return False
 
     def _force_silence(self):
