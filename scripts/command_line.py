@@ -54,12 +54,14 @@ class CommandLine:
     plain: the option that a plain word, one that is not ``name=value``, sets.
     text: options with free text as their value.
     checkpoints: the group whose choices are checkpoints; any other value is a folder or a name on the hub.
+    takes_several: several plain words make a list.
     """
 
     config_name: str
     plain: str
     text: tuple[str, ...] = ()
     checkpoints: str = "model"
+    takes_several: bool = False
 
     def overrides(self, words: Sequence[str]) -> list[str]:
         """Return the words as Hydra overrides. Raises ConfigError for a second plain word or an unknown flag."""
@@ -77,6 +79,8 @@ class CommandLine:
                 kept.append(self._override(word))
             else:
                 plain.append(word)
+        if len(plain) > 1 and self.takes_several:
+            return [*kept, f"{self.plain}=[{','.join(map(quote, plain))}]"]
         if len(plain) > 1:
             from streamingvlm.video.address import redacted  # only errors need it, and its import takes a second
 

@@ -18,6 +18,7 @@ from webvtt.errors import MalformedCaptionError, MalformedFileError
 
 from streamingvlm.data.transcript import Cue, TimedText
 from streamingvlm.errors import DataError
+from streamingvlm.provenance import is_generated_text
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,11 @@ _TAG = re.compile(r"</?[^>]*>|\{\\[^}]*\}")
 def read_cues(path: str | Path) -> list[Cue]:
     """Read a transcript of any of these formats. Raises DataError with the file and the fault."""
     text = _read_text(Path(path))
+    if is_generated_text(text):
+        raise DataError(
+            f"{path} was written by a model, not by people (it bears the mark of streamingvlm); delete or move it, or "
+            "give another transcript"
+        )
     start = text.lstrip()[:1]
     if start and start in "{[":
         return _whisper_cues(_json(text, path), path)

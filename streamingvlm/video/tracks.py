@@ -1,4 +1,4 @@
-"""The tracks of a captioned video: packets of the file that are copied, or pictures and sound that are encoded again."""
+"""The tracks of a captioned video: packets of the file that are copied, or picture and sound that are encoded again."""
 
 import os
 from collections.abc import Iterable, Iterator
