@@ -19,7 +19,7 @@ MARK = "streamingvlm"
 CAPTIONED_SUFFIX = ".captioned.mp4"
 
 _GENERATED = re.compile(
-    rf"""\s*(?:\{{\s*"{MARK}":|WEBVTT[^\n]*\n\s*NOTE\s{MARK}\b|\d+\s*\n[^\n]*-->[^\n]*\s{MARK}\s*\n)"""
+    rf"""\s*(?:\{{\s*"{MARK}":|WEBVTT[^\n]*\n\s*NOTE\s{MARK}\b|\d+\s*\n[^\n]*-->[^\n]*[ ]{MARK}\n)"""
 )
 _HEAD_CHARS = 400  # the mark is in the first lines
 
