@@ -137,12 +137,13 @@ def stream_one(
         view.note(f"{source.address.shown} is finished: it was streamed to {progress.end_s:g} s")
         return model
     with open_output(source.address, options, progress) as output:
-        if model is None:
-            model = load(options)
-            view.note(description(model))
-        if source.warning:
-            view.note(source.warning)
+        is_new = model is None
+        model = model or load(options)
         with open_session(options, model) as session:
+            if is_new:
+                view.note(description(model))
+            if source.warning:
+                view.note(source.warning)
             output.origin = provenance(session, source.address, options)
             run_session(session, source.address, options, limit_s, view, output)
     return model
