@@ -15,10 +15,11 @@ _QUESTIONS = ("transcripts", "segments", "events", "questions")
 
 
 def check_stream(options: dict[str, Any]):
-    """Check the source and the model."""
-    if options["source"]:
-        address = parse_address(os.path.expanduser(options["source"]))
-        if address.kind == "file":
+    """Check the sources and the model."""
+    source = options["source"] or []
+    for name in [source] if isinstance(source, str) else source:
+        address = parse_address(os.path.expanduser(name))
+        if address.kind == "file" and not Path(address.target).is_dir():
             check_video_file(address.target)
     check_model(options)
 

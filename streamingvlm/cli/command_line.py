@@ -36,6 +36,7 @@ class Command:
     check: looks at the options before the task is imported, which takes seconds.
     text: options with free text as their value.
     checkpoints: the group whose choices are checkpoints; any other value is a folder or a name on the hub.
+    takes_several: several plain words make a list.
     architectures: whether that option also takes the name of an architecture, for random weights.
     summary, examples: for ``--help``; examples are the words after the program.
     """
@@ -47,6 +48,7 @@ class Command:
     check: Callable[[dict[str, Any]], None] | None = None
     text: tuple[str, ...] = ()
     checkpoints: str = "model"
+    takes_several: bool = False
     architectures: bool = False
     summary: str = ""
     examples: tuple[str, ...] = ()
@@ -67,15 +69,16 @@ class Command:
                 kept.append(word)
             else:
                 plain.append(word)
-        if len(plain) > 1:
+        if len(plain) > 1 and not self.takes_several:
             first, second = (redacted(word) for word in plain[:2])
             raise ConfigError(
                 f"{second} is a second {self.plain} after {first}; give one, in quotes if it contains spaces"
             )
         chosen = [self._override(word) for word in kept if word.partition("=")[0] in GROUPS]
-        return [self._override(self._spelled_out(word, chosen)) for word in kept] + [
-            f"{self.plain}={quote(word)}" for word in plain
-        ]
+        overrides = [self._override(self._spelled_out(word, chosen)) for word in kept]
+        if len(plain) > 1:
+            return [*overrides, f"{self.plain}=[{','.join(map(quote, plain))}]"]
+        return overrides + [f"{self.plain}={quote(word)}" for word in plain]
 
     def _is_override(self, word: str) -> bool:
         """Return True for ``name=value``, unless a file has that name and no option does, and for ``~name``."""

@@ -4,16 +4,18 @@ If standard output is a pipe or a file, each line of commentary is printed as pl
 """
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from streamingvlm.inference.commentary import Commentary
-from streamingvlm.inference.session import StreamingSession
-from streamingvlm.inference.stats import SessionStats
+if TYPE_CHECKING:  # their import takes seconds, during which the spinner turns
+    from streamingvlm.inference.commentary import Commentary
+    from streamingvlm.inference.session import StreamingSession
+    from streamingvlm.inference.stats import SessionStats
 
 
 class PlainView:
@@ -25,7 +27,7 @@ class PlainView:
     def __exit__(self, *_):
         pass
 
-    def show(self, line: Commentary, session: StreamingSession):
+    def show(self, line: "Commentary", session: "StreamingSession"):
         """Print the commentary of a turn, unless it is silent."""
         if line.text:
             print(_one_line(line), flush=True)
@@ -62,7 +64,7 @@ class LiveView:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._bar.stop()
 
-    def show(self, line: Commentary, session: StreamingSession):
+    def show(self, line: "Commentary", session: "StreamingSession"):
         """Update the bar and print the commentary of a turn, unless it is silent."""
         stats = session.stats
         self._bar.update(
@@ -88,7 +90,13 @@ def open_view(duration_s: float | None) -> LiveView | PlainView:
     return LiveView(console, duration_s) if console.is_terminal else PlainView()
 
 
-def _one_line(line: Commentary) -> str:
+def spinner(text: str) -> AbstractContextManager:
+    """Return a context that shows what is being waited for, on a terminal."""
+    console = Console(highlight=False)
+    return console.status(text, spinner="dots") if console.is_terminal else nullcontext()
+
+
+def _one_line(line: "Commentary") -> str:
     """Return the line without control characters and line breaks."""
     return " ".join("".join(char if char.isprintable() else " " for char in str(line)).split())
 
@@ -99,7 +107,7 @@ def _clock(time_s: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
 
 
-def _lag(line: Commentary, stats: SessionStats) -> str:
+def _lag(line: "Commentary", stats: "SessionStats") -> str:
     """Return the age of the newest frame of a live stream and the seconds it dropped; "" for a file."""
     if line.age_s is None:
         return ""

@@ -9,9 +9,10 @@ VERBS = {
         "stream",
         plain="source",
         text=("query", "previous_text", "alert", "autosave", "output.path"),
+        takes_several=True,
         task="streamingvlm.cli.stream:stream",
         check=checks.check_stream,
-        summary="Watch a video, a camera or an address, and say what happens.",
+        summary="Watch videos, a camera or an address, and say what happens.",
         examples=('match.mp4 query="Who has the ball?"', "rtsp://camera/stream live.policy=coalesce"),
     ),
     "serve": Command(

@@ -1,7 +1,8 @@
 """Sources of recordings: a folder of videos with transcripts beside them, one video, or a JSONL file.
 
 Paths in a JSONL file are not trusted: they are relative to a root that the user sets, and must stay below it. Only the
-JSONL files themselves are opened here.
+JSONL files themselves, and the first lines of transcripts beside a video, are opened here. What a model wrote is no
+source: captioned videos in a folder are passed over, and other transcripts are preferred.
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from streamingvlm.data.conversations import Conversation, is_conversation_file, read_conversations
 from streamingvlm.data.transcript_files import TRANSCRIPT_SUFFIXES
 from streamingvlm.errors import DataError
+from streamingvlm.provenance import CAPTIONED_SUFFIX, is_generated_file
 
 VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
@@ -70,7 +72,8 @@ def resolve_sources(
 def read_entries(source: RecordingSource) -> Iterator[Entry | DroppedEntry]:
     """Yield the entries of a source in the order of the file, or of the names in a folder."""
     if source.path.is_dir():
-        yield from map(_video_entry, sorted(path for path in source.path.rglob("*") if _is_video(path)))
+        videos = (path for path in source.path.rglob("*") if _is_video(path))
+        yield from map(_video_entry, sorted(path for path in videos if not path.name.endswith(CAPTIONED_SUFFIX)))
     elif source.is_list:
         yield from _listed_entries(source)
     else:
@@ -106,6 +109,8 @@ def _source(path: Path, video_root: str | Path | None) -> RecordingSource:
     source = RecordingSource(path, path if path.is_dir() else path.parent)
     if not source.is_list:
         return source
+    if is_generated_file(path):
+        raise DataError(f"{path} was written by a model, not by people; give a JSONL file of conversations")
     if not is_conversation_file(path):
         raise DataError(f"{path} is not a list of recordings; give a folder of videos, a video, or a JSONL file")
     return RecordingSource(path, _absolute(video_root)) if video_root else source
@@ -122,7 +127,15 @@ def _video_entry(video: Path) -> Entry:
 def _transcript_beside(video: Path) -> Path | None:
     """Return ``match.json`` or ``match.mp4.json`` beside ``match.mp4``, or the same with ``.vtt`` or ``.srt``."""
     names = (name for suffix in TRANSCRIPT_SUFFIXES for name in (video.stem + suffix, video.name + suffix))
-    return next((path for path in map(video.with_name, names) if path.is_file()), None)
+    found = [path for path in map(video.with_name, names) if path.is_file()]
+    return next((path for path in found if not _is_generated(path)), found[0] if found else None)
+
+
+def _is_generated(path: Path) -> bool:
+    try:
+        return is_generated_file(path)
+    except OSError:  # reported when it is read
+        return False
 
 
 def _listed_entries(source: RecordingSource) -> Iterator[Entry | DroppedEntry]:

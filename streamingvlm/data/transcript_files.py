@@ -14,6 +14,7 @@ from streamingvlm.data.captions import caption_cues
 from streamingvlm.data.transcript import Cue, TimedText
 from streamingvlm.data.units import with_blanks
 from streamingvlm.errors import DataError
+from streamingvlm.provenance import is_generated_text
 
 TRANSCRIPT_SUFFIXES = (".json", ".vtt", ".srt")
 """Suffixes of a transcript beside its video, in order of preference: JSON has times for each word."""
@@ -30,6 +31,11 @@ _ENCODINGS = {
 def read_cues(path: str | Path) -> list[Cue]:
     """Read a transcript of any of these formats. Raises DataError with the file and the fault."""
     text = _read_text(Path(path))
+    if is_generated_text(text):
+        raise DataError(
+            f"{path} was written by a model, not by people (it bears the mark of streamingvlm); delete or move it, or "
+            "give another transcript"
+        )
     start = text.lstrip()[:1]
     if start and start in "{[":
         return _whisper_cues(_json(text, path), path)

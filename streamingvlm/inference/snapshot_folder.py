@@ -2,6 +2,7 @@
 
     snapshot.json           the content in JSON, with its checksum; replaced atomically, after all files that it names
     run-<hex>/<part>        tensors in safetensors, each with its checksum in snapshot.json
+    output.json             how far the stream's output files had come, if it has any (output_files.py)
 
 Each writer has its own run with a random name, and removes other runs only after its own first snapshot is published.
 Nothing in a snapshot can be executed. A snapshot survives the death of the process, not of the machine: no file is
@@ -26,6 +27,8 @@ from streamingvlm.atomic import write_json
 from streamingvlm.errors import SnapshotError
 
 FORMAT, VERSION = "streamingvlm snapshot", 2
+
+OUTPUT_JOURNAL = "output.json"
 
 _MANIFEST = "snapshot.json"
 _RUN = re.compile(r"run-[0-9a-f]{32}")
@@ -86,7 +89,7 @@ class SnapshotFolder:
 
     def _remove_other_runs(self):
         for file in self.path.iterdir():
-            if _is_ours(file) and file.name not in (self._run, _MANIFEST):
+            if _is_ours(file) and file.name not in (self._run, _MANIFEST, OUTPUT_JOURNAL):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
 
     def _written(self, write):
@@ -154,7 +157,9 @@ def damaged(path: str | Path, what: str) -> SnapshotError:
 
 
 def _is_ours(file: Path) -> bool:
-    return bool(_RUN.fullmatch(file.name)) or file.name == _MANIFEST or file.name.startswith(f".{_MANIFEST}.")
+    names = (_MANIFEST, OUTPUT_JOURNAL)
+    partial = tuple(f".{name}." for name in names)
+    return bool(_RUN.fullmatch(file.name)) or file.name in names or file.name.startswith(partial)
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:

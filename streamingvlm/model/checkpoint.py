@@ -144,3 +144,9 @@ def _download(name: str, patterns: list[str]) -> Path:
             f"{name} is not a folder and cannot be downloaded from the hub ({first_line(error)}); check the name and "
             "the network, or give the folder of a copy"
         ) from error
+
+
+def weights_bytes(name: str | Path) -> int | None:
+    """Return the size of a checkpoint's weights; None if they are not on this machine."""
+    folder = EMBEDDED.get(str(name)) or Path(name).expanduser()
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

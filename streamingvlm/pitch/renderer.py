@@ -28,7 +28,7 @@ from streamingvlm.pitch.script import EventKind
 from streamingvlm.pitch.sprites import NUM_TRAIL_DOTS, RGB, TRAIL_STEP, WHITE, sprite
 from streamingvlm.pitch.world import Match, PitchSecond
 
-_GRASS: tuple[RGB, RGB] = ((52, 132, 66), (58, 141, 72))
+GRASS: tuple[RGB, RGB] = ((52, 132, 66), (58, 141, 72))
 _STRIP: RGB = (139, 190, 130)
 _LINE: RGB = (120, 182, 128)
 _NET: RGB = (206, 212, 214)
@@ -156,7 +156,7 @@ def _paint_grass_(fine: np.ndarray) -> None:
     fine[...] = _STRIP
     stripe = px(12)
     for index, left in enumerate(range(END, FIELD_UNITS - END, stripe)):
-        fine[MARGIN:-MARGIN, left : left + stripe] = _GRASS[index % 2]
+        fine[MARGIN:-MARGIN, left : left + stripe] = GRASS[index % 2]
 
 
 def _paint_lines_(fine: np.ndarray, kick_off: bool) -> None:

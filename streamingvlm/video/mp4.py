@@ -1,5 +1,6 @@
-"""Parse the outermost boxes of MP4 files (ISO 14496-12)."""
+"""The outermost boxes of MP4 files (ISO 14496-12)."""
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,35 @@ def _boxes(path: Path) -> Iterator[bytes]:
             if size < 8:  # 0: the box reaches to the end of the file
                 return
             start += size
+
+
+def outer_boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name of each outermost box of a whole file, and the box."""
+    start = 0
+    while start < len(content):
+        size = int.from_bytes(content[start : start + 4], "big")
+        yield content[start + 4 : start + 8], content[start : start + size]
+        start += size
+
+
+def text_fragment(text: str, start: int, end: int, *, track_id: int, number: int) -> bytes:
+    """Return moof and mdat with one sample of a text track (3GPP TS 26.245), shown between two ticks of its clock.
+
+    FFmpeg's muxer ends each run of text with an empty sample, at which the text would flicker.
+    """
+    words = text.encode()[: 2**16 - 1]
+    sample = len(words).to_bytes(2, "big") + words
+    sizes = struct.pack(">II", end - start, len(sample))
+
+    def moof(offset: int) -> bytes:
+        tfhd = _box(b"tfhd", struct.pack(">II", 0x020000, track_id))  # offsets count from the moof
+        tfdt = _box(b"tfdt", struct.pack(">IQ", 1 << 24, start))
+        trun = _box(b"trun", struct.pack(">III", 0x000301, 1, offset) + sizes)  # offset, durations and sizes follow
+        return _box(b"moof", _box(b"mfhd", struct.pack(">II", 0, number)) + _box(b"traf", tfhd + tfdt + trun))
+
+    header_bytes = 8
+    return moof(len(moof(0)) + header_bytes) + _box(b"mdat", sample)
+
+
+def _box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content) + 8) + name + content

@@ -49,7 +49,7 @@ TEXT_DEMUXERS = frozenset({"tty"})
 
 def open_pyav(path: Path, *, start_s: float = 0.0) -> "PyAVSource":
     """Open a file for reading from `start_s`; VideoError if it holds no decodable video."""
-    source = PyAVSource(_open_container(path), repr(str(path)))
+    source = PyAVSource(open_container(path), repr(str(path)))
     if start_s > 0:
         source.seek(start_s)
     return source
@@ -64,7 +64,7 @@ class PyAVSource:
         """`shown` names the source in messages. The container is closed with this object, or if this call fails."""
         self._container = container
         try:
-            self._stream = _main_stream(container, shown)
+            self._stream = main_stream(container, shown)
             self._start(shown)
         except BaseException:
             self.close()
@@ -97,6 +97,15 @@ class PyAVSource:
             yield first
         del first
         yield from self._frames
+
+    @property
+    def orientation(self) -> Orientation:
+        """How stored frames are displayed."""
+        return self._orientation
+
+    def to_file_time(self, stream_s: float) -> float:
+        """Return the file's own timestamp of a stream time, by the frames read so far."""
+        return self._clock.to_file_time(stream_s)
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -212,7 +221,8 @@ class PyAVSource:
             self.skipped.missing_s = missing_s
 
 
-def _open_container(path: Path) -> "av.container.InputContainer":
+def open_container(path: Path) -> "av.container.InputContainer":
+    """Open a file. Raises VideoError if FFmpeg cannot read it."""
     try:
         # "file:" keeps FFmpeg from reading a name with a colon as a protocol
         return av.open(f"file:{path}", metadata_errors="replace")
@@ -233,7 +243,7 @@ def _no_video(shown: str, reason: str) -> VideoError:
     return VideoError(f"{shown} is not a video or is too damaged to open ({reason}); name a video file")
 
 
-def _main_stream(container: "av.container.InputContainer", shown: str) -> "av.VideoStream":
+def main_stream(container: "av.container.InputContainer", shown: str) -> "av.VideoStream":
     """Return FFmpeg's choice of the best video stream unless it is cover art, else the largest stream."""
     if container.format.name in TEXT_DEMUXERS:
         raise _no_video(shown, "text")

@@ -23,10 +23,13 @@ class StreamClock:
     A file may start its clock anywhere, wrap it, break it (joined recordings), or have no timestamps at all.
     """
 
-    def __init__(self, frame_s: float):
-        """`frame_s`: the usual time between two frames, used where the file has no timestamps."""
+    def __init__(self, frame_s: float, *, zero_s: float | None = None):
+        """`frame_s`: the usual time between two frames, used where the file has no timestamps.
+
+        `zero_s`: the file's own timestamp of stream time 0; by default that of the first frame.
+        """
         self._frame_s = frame_s
-        self._offset_s: float | None = None
+        self._offset_s: float | None = None if zero_s is None else -zero_s
         self._expected_s: float | None = None  # stream time at which the next frame is due
         self._newest_s = -math.inf
         self.num_jumps = 0

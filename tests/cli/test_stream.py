@@ -57,12 +57,13 @@ def start_and_wait_for(path, num_lines, *words):
 
 def assert_whole(stem):
     """Check that the three files are complete and have the same lines; return the rows of JSON."""
-    rows = [json.loads(row) for row in stem.with_suffix(".jsonl").read_text().split("\n")[:-1]]
+    header, *rows = [json.loads(row) for row in stem.with_suffix(".jsonl").read_text().split("\n")[:-1]]
+    assert header["streamingvlm"]["model"] == "pitch"
     assert [row["start_s"] for row in rows] == list(range(len(rows)))
     spoken = [row for row in rows if row["text"]]
-    cue = r"\d\d:\d\d:\d\d[.,]\d{3} --> \d\d:\d\d:\d\d[.,]\d{3}\n.+\n\n"
+    cue = r"\d\d:\d\d:\d\d[.,]\d{3} --> \d\d:\d\d:\d\d[.,]\d{3}(?:  streamingvlm)?\n.+\n\n"
     vtt, srt = (stem.with_suffix(suffix).read_text() for suffix in (".vtt", ".srt"))
-    assert re.fullmatch(rf"WEBVTT\n\n({cue})*", vtt)
+    assert re.fullmatch(rf"WEBVTT\n\nNOTE streamingvlm\n.+\n\n({cue})*", vtt)
     assert re.fullmatch(rf"(\d+\n{cue})*", srt)
     assert {abs(text.count(" --> ") - len(spoken)) for text in (vtt, srt)} <= {0, 1}
     return rows
@@ -96,16 +97,14 @@ def test_any_file_name_is_a_plain_argument(name, folder, stream_here):
     shutil.copy(MATCH, folder / name)
     code, _, err = stream_here(name, "duration_s=2")
     assert code == 0, err
-    assert (folder / name).with_suffix(".jsonl").read_text().count("\n") == 2
+    assert (folder / name).with_suffix(".jsonl").read_text().count("\n") == 1 + 2
 
 
 def test_options_reach_the_session(stream_here, folder, monkeypatch):
     shutil.copy(MATCH, folder / "match.mp4")
     opened = []
     open_session = stream_module.open_session
-    monkeypatch.setattr(
-        stream_module, "open_session", lambda options: opened.append(open_session(options)) or opened[0]
-    )
+    monkeypatch.setattr(stream_module, "open_session", lambda *given: opened.append(open_session(*given)) or opened[0])
     words = ["cache=full", "cache.positions=native", "video.prefetch=3", "sampling=greedy", "output=none"]
     code, _, err = stream_here(
         "match.mp4", *words, "query=Who's on, then?", "previous_text=Reds = home", "duration_s=2"
@@ -240,7 +239,7 @@ def test_an_unusable_model_is_named_in_one_line_and_leaves_no_files(make, folder
         "cache.no_such_option=1",
         "no_such_option=1",
         "cache=no_such_cache",
-        "output.formats=[txt]",
+        "output.formats=[ass]",
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(word, stream_here):
@@ -249,7 +248,7 @@ def test_a_wrong_option_is_named_in_one_line(word, stream_here):
 
 def test_an_unwritable_folder_is_named_before_the_model_loads(folder, stream_here, monkeypatch):
     (folder / "file").touch()
-    monkeypatch.setattr(stream_module, "open_session", lambda options: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(stream_module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     assert_one_line(*stream_here("output.path=file/below"), "file")
 
 
@@ -293,6 +292,86 @@ def test_an_alert_is_silent_and_reports_unanswered_turns(stream_here, folder):
     assert code == 0, err
     assert out == ""
     assert "the model answered neither yes nor no in 3 of 3 turns" in err
-    rows = [json.loads(row) for row in (folder / "notes.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in (folder / "notes.jsonl").read_text().splitlines()[1:]]
     assert [row["text"] for row in rows] == ["", "", ""]
     assert all(row["yes"] + row["no"] < 0.5 for row in rows)
+
+
+def rows_of(path):
+    """The rows of a JSON lines file, without the times that a run took."""
+    return [{k: v for k, v in json.loads(row).items() if k != "latency_s"} for row in path.read_text().splitlines()]
+
+
+def test_a_killed_stream_continues_its_files_with_each_line_once(folder):
+    shutil.copy(MATCH, folder / "match.mp4")
+    words = ["match.mp4", "start_s=2", "duration_s=14", "sampling.temperature=1", "output=video"]
+    whole, parts = folder / "whole", folder / "parts"
+    process = start(*words, "output.path=whole")
+    assert process.wait(timeout=300) == 0, process.communicate()
+    words += ["output.path=parts", "autosave=kept", "resume=true", "output.overwrite=true"]
+    for num_lines in (4, 9):
+        process = start_and_wait_for(parts / "match.jsonl", num_lines, *words)
+        process.kill()
+        process.communicate(timeout=120)
+        with av.open(str(parts / "match.captioned.mp4")) as container:
+            assert sum(1 for _ in container.decode(video=0)) >= 24 * (num_lines - 2)
+    for _ in range(2):
+        process = start(*words)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert (out, err) == ("", "'match.mp4' is finished: it was streamed to 16 s\n")
+    assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
+    for suffix in (".vtt", ".srt", ".captioned.mp4"):
+        assert (parts / f"match{suffix}").read_bytes() == (whole / f"match{suffix}").read_bytes()
+    assert rows_of(parts / "match.jsonl") == rows_of(whole / "match.jsonl")
+    assert [row["start_s"] for row in rows_of(parts / "match.jsonl")[1:]] == list(range(2, 16))
+
+
+def test_every_video_of_a_folder_has_its_own_files_and_a_fresh_stream(folder, stream_here):
+    (folder / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4", "a.captioned.mp4"):
+        shutil.copy(MATCH, folder / "videos" / name)
+    code, _, err = stream_here("videos", "duration_s=3", "start_s=1", "output.path=notes", "fps=2", "device=cpu")
+    assert code == 0, err
+    assert {path.name for path in (folder / "notes").iterdir()} == {
+        f"{stem}{suffix}" for stem in "ab" for suffix in (".vtt", ".srt", ".jsonl")
+    }
+    (header, *rows), (_, *others) = (rows_of(folder / "notes" / f"{stem}.jsonl") for stem in "ab")
+    assert rows == others
+    assert [row["start_s"] for row in rows] == [1.0, 2.0, 3.0]
+    settings = header["streamingvlm"]["settings"]
+    assert (settings["device"], settings["dtype"], settings["video"]["fps"]) == ("cpu", "float32", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["match.mp4", "match.mp4", "output.path=notes.vtt"], "output.path=notes.vtt is one file"),
+        (["match.mp4", "webcam"], "webcam is live"),
+        (["match.mp4", "match.mp4", "autosave=kept"], "autosave=kept"),
+        (["match.mp4", "match.mp4", "output.overwrite=true"], "output.overwrite=true"),
+        (["webcam", "start_s=3"], "start_s=3"),
+        (["webcam", "output=video"], "webcam is live"),
+        (["match.mp4", "start_s=1000"], "ends before start_s = 1000"),
+        (["match.mp4", "output=video", "output.captions=sung"], "output.captions=sung"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_loads(words, named, folder, stream_here, monkeypatch):
+    shutil.copy(MATCH, folder / "match.mp4")
+    monkeypatch.setattr(stream_module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert_one_line(*stream_here(*words), named)
+    assert [path.name for path in folder.iterdir()] == ["match.mp4"]
+
+
+def test_only_what_is_no_match_is_warned_of(folder, stream_here):
+    with av.open(str(folder / "street.mp4"), "w") as container:
+        track = container.add_stream("libx264", rate=4)
+        track.width, track.height, track.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(8):
+            container.mux(track.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 120, np.uint8))))
+        container.mux(track.encode())
+    for source, is_warned in (("street.mp4", True), (str(MATCH), False)):
+        code, _, err = stream_here(source, "duration_s=1", "output=none")
+        assert code == 0, err
+        assert ("knows the synthetic match alone" in err) == is_warned
+        assert err.startswith("model pitch (4.3 M parameters) on cpu, float32\n")

@@ -23,6 +23,8 @@ from streamingvlm.data.selection import SelectionConfig, split_of
 from streamingvlm.data.transcript import Word
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
 from streamingvlm.errors import ConfigError, DataError
+from streamingvlm.inference.commentary import Commentary
+from streamingvlm.inference.output_files import open_writers
 
 ROOT = Path(__file__).parents[2]
 
@@ -467,3 +469,21 @@ def test_settings_out_of_range_are_named(setting):
     [name] = setting
     with pytest.raises(ConfigError, match=name):
         PrepareConfig(**setting)
+
+
+def test_what_a_model_wrote_is_no_transcript(tmp_path, minute, prepared):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4", "a.captioned.mp4"):
+        shutil.copy(minute, folder / name)
+    for video in (folder / "a.mp4", folder / "b.mp4"):
+        with open_writers(video, formats=["vtt", "srt", "jsonl"]) as writer:
+            for second in range(60):
+                writer.write(Commentary(second, second + 1.0, "three more words", 3, 0.1))
+    (folder / "b.srt").write_text(subrip([(float(n), n + 1.0, "people said this") for n in range(60)]))
+    data = prepared(folder)
+    assert [row["video"] for row in data.recordings] == ["b.mp4"]
+    assert data.recordings[0]["lines"][0] == "people said this"
+    assert len(reasons(data)) == 1 and "a.vtt was written by a model" in reasons(data)[0]
+    with pytest.raises(DataError, match=r"a\.jsonl was written by a model"):
+        prepared(folder / "a.jsonl", target="other")

@@ -13,6 +13,7 @@ from streamingvlm import LiveConfig, PushedFrames, StreamingSession
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.writers import JsonlWriter
+from streamingvlm.provenance import Provenance
 from streamingvlm.turns import Turn, TurnFormat
 from streamingvlm.video.video_turn import VideoTurn
 
@@ -181,9 +182,9 @@ def turn_of(start_s, end_s):
 def test_what_was_late_is_written_with_each_line(tmp_path):
     line = Commentary(3.0, 6.0, "goal", 2, 0.5, age_s=1.25, dropped_s=4.0, coalesced_s=2.0, detail=0.5)
     writer = JsonlWriter(tmp_path / "a.jsonl")
-    writer.write(line)
+    writer.write(line, Provenance("pitch", "webcam"))
     writer.close()
-    row = json.loads((tmp_path / "a.jsonl").read_text())
+    row = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[1])
     assert (row["age_s"], row["dropped_s"], row["coalesced_s"], row["detail"]) == (1.25, 4.0, 2.0, 0.5)
     assert Commentary(**row) == line
 
