@@ -1,29 +1,38 @@
 """Sample the frames of each turn of a live stream as they arrive."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
-from streamingvlm.video.sampling_grid import SamplingGrid
+from streamingvlm.video.sampling_grid import LIVE_TOLERANCE_S, SamplingGrid
 from streamingvlm.video.source import DecodedFrame
 
-LATE_SHARE = 0.25
-"""The greatest delay of a frame after its sampling time, as a share of the frame interval.
+PACED_TOLERANCE = 0.25
+"""The greatest distance of a frame from its moment, as a share of the frame interval, if the source is paced."""
 
-Where a camera delivers exactly the requested frame rate, each frame comes just before or just after its sampling time.
+PACED_SHARE = 0.25
+"""A source is paced if its frame rate is the sampling rate within this share.
+
+Each of its frames comes just before or just after its moment. Without a tolerance its jitter would repeat some and
+drop others.
 """
+
+MAX_INTERVALS = 8
+"""The frame rate is the mean over this many intervals."""
 
 
 class LiveSampler:
     """Sample the frames of each turn as they arrive; skip a turn without a new frame.
 
-    As in a file, a sample is the newest frame at its sampling time (plus some delay). Unlike in a file, no frame is
-    repeated over a gap: the turn after a gap begins with the first frame after it.
+    As in a file, a sample is the newest frame at or before its moment. Unlike in a file, no frame is repeated over a
+    gap: the turn after a gap begins with the first frame after it.
+    start_s: stream time of the first turn; of the frames before it, the newest may be sampled.
     """
 
-    def __init__(self, grid: SamplingGrid):
+    def __init__(self, grid: SamplingGrid, start_s: float = 0.0):
         self.grid = grid
-        self._late_s = LATE_SHARE / grid.fps
-        self._index = 0
+        self._times_s: deque[float] = deque(maxlen=MAX_INTERVALS + 1)
+        self._index = round((start_s - grid.start_s) / grid.turn_s)
         self._sampled: list[DecodedFrame] = []  # of turn `_index`
         self._newest: DecodedFrame | None = None
         self._last_sampled: DecodedFrame | None = None  # of the turn before
@@ -33,11 +42,14 @@ class LiveSampler:
 
         Of two frames with the same time the second replaces the first.
         """
+        self._times_s.append(frame.time_s)
         yield from self.advance(frame.time_s)
         turn = math.floor((frame.time_s - self.grid.start_s) / self.grid.turn_s)
         before = self._newest
         if turn > self._index:
             self._index, before = turn, None
+            self._times_s.clear()
+            self._times_s.append(frame.time_s)
         yield from self._sample_until(frame.time_s, before or frame)
         self._newest = frame
 
@@ -45,6 +57,10 @@ class LiveSampler:
         """Yield the turn that is complete because no more frames from before `time_s` will come."""
         if self._newest is not None and (self._sampled or self._newest is not self._last_sampled):
             yield from self._sample_until(time_s, self._newest)
+
+    def settle(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
+        """Yield the turn that the newest frame completes, if it comes at the last moment of the turn."""
+        yield from self.advance(self._newest.time_s + 2 * self._tolerance_s())
 
     def flush(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the turn that has begun, padded with its newest frame, before a gap or the end."""
@@ -55,11 +71,18 @@ class LiveSampler:
 
     def _sample_until(self, time_s: float, frame: DecodedFrame) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Use `frame` for the samples of this turn that are due before `time_s`."""
+        tolerance_s = self._tolerance_s()
         while len(self._sampled) < self.grid.num_frames:
-            if self.grid.frame_time_s(self._index, len(self._sampled)) + self._late_s >= time_s:
+            if not self.grid.is_past(self._index, len(self._sampled), time_s, tolerance_s):
                 return
             self._sampled.append(frame)
         index, sampled, earlier = self._index, self._sampled, self._last_sampled
         self._index, self._sampled, self._last_sampled = index + 1, [], sampled[-1]
         if any(frame is not earlier for frame in sampled):
             yield index, sampled
+
+    def _tolerance_s(self) -> float:
+        intervals = (self._times_s[-1] - self._times_s[0]) * self.grid.fps
+        num_frames = len(self._times_s) - 1
+        is_paced = num_frames > 0 and abs(intervals / num_frames - 1) < PACED_SHARE
+        return PACED_TOLERANCE / self.grid.fps if is_paced else LIVE_TOLERANCE_S
