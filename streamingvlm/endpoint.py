@@ -30,6 +30,12 @@ ContentPart = Mapping[str, Any]
 CHARACTERS_PER_TOKEN = 4
 """For estimates of English text; the endpoint's own tokenizer is unknown."""
 
+_ADAPTATIONS = {
+    "max_tokens": ("max_completion_tokens", "sent as max_completion_tokens"),
+    "temperature": (None, "left to the model"),
+}
+"""Parameters that newer models refuse: the name to send in their place (None: leave it out), and what to log."""
+
 _JPEG_URL = "data:image/jpeg;base64,"
 
 
@@ -199,6 +205,7 @@ class ChatEndpoint:
         self._key = _api_key(config.api_key_env)
         self._client = _client(config, self._key)
         self._lock = threading.Lock()
+        self._refused: set[str] = set()  # parameters that the model does not accept
 
     def request(self, messages: Sequence[tuple[str, str | Sequence[ContentPart]]], *, max_tokens: int) -> ChatRequest:
         """Build a request of (role, content) messages; content is a text, or a list of parts."""
@@ -258,7 +265,7 @@ class ChatEndpoint:
 
         self._count(num_requests=1)
         try:
-            completion = self._client.chat.completions.create(**request.body)
+            completion = self._create(request.body)
         except openai.APIStatusError as error:
             raise self._error(f"answers {error.status_code}: {error.message}", error.status_code) from None
         except openai.APIConnectionError as error:
@@ -272,8 +279,31 @@ class ChatEndpoint:
         )
         return _content(completion)
 
+    def _create(self, body: Mapping[str, Any]) -> Any:
+        """Send a request; a parameter that the model refuses by name is replaced or left out from then on."""
+        import openai
+
+        while True:
+            adapted = self._adapted(body)
+            try:
+                return self._client.chat.completions.create(**adapted)
+            except openai.BadRequestError as error:
+                name = _refused_parameter(error, adapted)
+                if name is None:
+                    raise
+                log.warning("%s does not accept %s; it is %s", self.config.model, name, _ADAPTATIONS[name][1])
+                with self._lock:
+                    self._refused.add(name)
+
+    def _adapted(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        renamed = {name: _ADAPTATIONS[name][0] for name in self._refused}
+        adapted = {renamed.get(name, name): value for name, value in body.items()}
+        adapted.pop(None, None)
+        return adapted
+
     def _error(self, reason: str, status: int | None = None) -> EndpointError:
         remedies = {
+            400: "check the endpoint.* options that the message names; endpoint.temperature=null sends none",
             401: f"set the key in {self.config.api_key_env}",
             403: f"set a key in {self.config.api_key_env} that may use the model",
             404: "check endpoint.model and endpoint.base_url",
@@ -286,6 +316,13 @@ class ChatEndpoint:
         with self._lock:
             for name, number in numbers.items():
                 setattr(self.usage, name, getattr(self.usage, name) + number)
+
+
+def _refused_parameter(error: Any, body: Mapping[str, Any]) -> str | None:
+    """Return the parameter that a 400 names, if it can be replaced or left out."""
+    named = getattr(error, "param", None)
+    candidates = [named] if named else [name for name in _ADAPTATIONS if f"'{name}'" in str(error.message)]
+    return next((name for name in candidates if name in _ADAPTATIONS and name in body), None)
 
 
 def _content(completion: Any) -> str:

@@ -199,3 +199,8 @@ def test_settings_out_of_range_are_named(settings):
 def test_a_cost_needs_both_prices():
     assert EndpointConfig("m").cost_usd(1, 1) is None
     assert EndpointConfig("m", usd_per_million_in=2.0, usd_per_million_out=8.0).cost_usd(500_000, 250_000) == 3.0
+
+
+def test_a_400_names_its_own_remedy(ask):
+    with pytest.raises(EndpointError, match="check the endpoint"):
+        ask(lambda body, num_before: 400)

@@ -18,7 +18,7 @@ from streamingvlm.atomic import write_json
 from streamingvlm.cli.checks import existing_file
 from streamingvlm.cli.cost import check_cost
 from streamingvlm.endpoint import ChatEndpoint, EndpointConfig
-from streamingvlm.errors import ConfigError
+from streamingvlm.errors import ConfigError, EndpointError
 from streamingvlm.evaluation.candidates.candidate import Candidate
 from streamingvlm.evaluation.candidates.endpoint_candidate import EndpointCandidate
 from streamingvlm.evaluation.candidates.opening import candidate_from
@@ -127,6 +127,8 @@ def judge_and_report(
         print(f"by fifths of the videos: {' / '.join(f'{part.rate:.2%}' for part in win_rates_by_part(verdicts))}")
     if options["result_path"]:
         write_json(Path(options["result_path"]), as_document(result, verdicts, sides, options))
+    if verdicts and math.isnan(result.rate):
+        raise EndpointError("no vote of the judge is valid; if it thinks first, raise judge.max_tokens, such as 4096")
 
 
 def as_document(

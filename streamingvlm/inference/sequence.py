@@ -156,6 +156,11 @@ class TokenSequence:
         self.ids.extend(tokens.ids)
         self.token_uids += self.new_uids(len(tokens))
 
+    @property
+    def num_appended(self) -> int:
+        """Tokens appended so far, evicted ones included."""
+        return self._num_uids
+
     def new_uids(self, num_tokens: int) -> list[int]:
         """Return numbers that no token has had."""
         self._num_uids += num_tokens

@@ -318,6 +318,11 @@ class StreamingSession:
         """
         return self.engine.submit_and_wait(self.turn_request(frames, question, max_new_tokens, reply))
 
+    @property
+    def num_appended_tokens(self) -> int:
+        """Tokens of prompt, video and text so far, evicted ones included."""
+        return self._stream.sequence.num_appended
+
     def submit(
         self,
         frames: Frames | VideoTurn,

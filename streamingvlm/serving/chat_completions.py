@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from streamingvlm.inference.commentary import Commentary
-from streamingvlm.serving.api_errors import ApiError
-from streamingvlm.serving.chat_requests import ChatRequest, ClipTurns, clip_turns
+from streamingvlm.serving.chat_requests import ChatRequest, ChatTurn, ClipTurns, clip_turns
 from streamingvlm.serving.session_manager import SessionManager
 from streamingvlm.serving.stream_pool import StreamHandle
-from streamingvlm.video.video_turn import VideoTurn
 
 SSE_DONE = "data: [DONE]\n\n"
 
@@ -36,13 +34,19 @@ class ChatCompletion:
 
     async def text_pieces(self) -> AsyncIterator[str]:
         """Yield the text as it is generated. Raises ApiError and StreamingVLMError."""
-        question = self._request.question()
         tokens: asyncio.Queue[str | None] = asyncio.Queue()
-        async with self._open(tokens if question else None) as (stream, turns):
-            pieces = self._answer(stream, turns, question, tokens) if question else self._comment(stream, turns)
-            async for piece in pieces:
-                yield piece
-            self._num_prompt_tokens = max(0, stream.status.cache_tokens - self._num_tokens)
+        async with self._open(tokens if self._request.has_question else None) as (stream, turns):
+            separator = ""
+            while (turn := await asyncio.to_thread(next, turns, None)) is not None:
+                if turn.reply is not None:
+                    await asyncio.wrap_future(stream.submit(turn.video, question=turn.question, reply=turn.reply))
+                elif turn.question:
+                    async for piece in self._answer(stream, turn, tokens):
+                        yield piece
+                elif text := await self._comment(stream, turn):
+                    yield separator + text
+                    separator = "\n"
+            self._num_prompt_tokens = max(0, stream.num_appended - self._num_tokens)
         self._manager.metrics.clips.inc()
 
     @asynccontextmanager
@@ -60,20 +64,16 @@ class ChatCompletion:
             finally:
                 await asyncio.to_thread(_close_both, stream, turns)
 
-    async def _comment(self, stream: StreamHandle, turns: ClipTurns) -> AsyncIterator[str]:
-        separator = ""
-        while (turn := await asyncio.to_thread(next, turns, None)) is not None:
-            line = await asyncio.wrap_future(stream.submit(turn))
-            self._num_tokens += line.num_tokens
-            if line.text:
-                yield separator + line.text
-                separator = "\n"
+    async def _comment(self, stream: StreamHandle, turn: ChatTurn) -> str:
+        line = await asyncio.wrap_future(stream.submit(turn.video))
+        self._num_tokens += line.num_tokens
+        return line.text
 
     async def _answer(
-        self, stream: StreamHandle, turns: ClipTurns, question: str, tokens: asyncio.Queue[str | None]
+        self, stream: StreamHandle, turn: ChatTurn, tokens: asyncio.Queue[str | None]
     ) -> AsyncIterator[str]:
-        last_turn = await self._prefill_all_but_last(stream, turns)
-        reply = asyncio.wrap_future(stream.submit(last_turn, question=question, max_new_tokens=self._max_tokens))
+        submitted = stream.submit(turn.video, question=turn.question, max_new_tokens=self._max_tokens)
+        reply = asyncio.wrap_future(submitted)
         # on_token schedules its pieces on the loop before the future is done, so None is always the last in the queue.
         reply.add_done_callback(lambda _: tokens.put_nowait(None))
         num_sent = 0
@@ -84,15 +84,6 @@ class ChatCompletion:
         self._num_tokens, self._is_truncated = line.num_tokens, line.num_tokens >= self._max_tokens
         if len(line.text) > num_sent:
             yield line.text[num_sent:]
-
-    async def _prefill_all_but_last(self, stream: StreamHandle, turns: ClipTurns) -> VideoTurn:
-        newest = await asyncio.to_thread(next, turns, None)
-        if newest is None:
-            raise ApiError(400, "the clip has no frames; send one that has")
-        while (turn := await asyncio.to_thread(next, turns, None)) is not None:
-            await asyncio.wrap_future(stream.submit_silent(newest))
-            newest = turn
-        return newest
 
     async def as_json(self) -> dict[str, Any]:
         """Return the whole completion."""

@@ -2,35 +2,70 @@
 
 import base64
 import binascii
+import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import VideoError
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.api_requests import check_unicode
-from streamingvlm.serving.jpeg import decode_jpeg
+from streamingvlm.serving.jpeg import decode_picture
 from streamingvlm.serving.server_config import ServerLimits
 from streamingvlm.video.reader import open_video
 from streamingvlm.video.video_turn import VideoTurn
 
 _MAX_IMAGES = 1024
+_MAX_TYPE_CHARACTERS = 1000
+_FROM_URL_SAFE = str.maketrans("-_", "+/")
+
+
+_ONLY_VALUES = {
+    "n": 1,
+    "stop": [],
+    "response_format": {"type": "text"},
+    "tools": [],
+    "tool_choice": "none",
+    "functions": [],
+    "function_call": "none",
+    "logprobs": False,
+    "top_logprobs": 0,
+    "logit_bias": {},
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "modalities": ["text"],
+}
+"""Parameters that change an answer, each with the only value that this server supports."""
 
 
 class _OpenAIModel(BaseModel):
-    # OpenAI's clients send many fields that this server does not use.
+    # OpenAI's clients send fields that do not change an answer, such as user and metadata.
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: Any) -> Any:
+        """A null means that the field is absent, as at OpenAI."""
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
 
 
 class MediaUrl(_OpenAIModel):
     """A picture or a video as a data URL."""
 
     url: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_object(cls, media: Any) -> Any:
+        if isinstance(media, str):
+            raise ValueError('a string was given, an object is expected; give {"url": "data:...;base64,..."}')
+        return media
 
 
 class MessagePart(_OpenAIModel):
@@ -48,11 +83,19 @@ class ChatMessage(_OpenAIModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[MessagePart] | None = None
 
-    def texts(self) -> list[str]:
-        """Return the texts of the message."""
+    def text(self) -> str:
+        """Return the text of the message."""
         if isinstance(self.content, str):
-            return [self.content]
-        return [part.text for part in self.content or [] if part.type == "text" and part.text]
+            return check_unicode(self.content)
+        return check_unicode("\n".join(part.text for part in self.content or [] if part.type == "text" and part.text))
+
+    def urls(self, kind: str) -> list[str]:
+        """Return the URLs of all parts of type ``image_url`` or ``video_url``, in order. Raises ApiError."""
+        parts = [part for part in self.content or [] if part.type == kind] if isinstance(self.content, list) else []
+        media = [getattr(part, kind) for part in parts]
+        if any(url is None for url in media):
+            raise ApiError(400, f'a part of type {kind} has no URL; give {{"{kind}": {{"url": "data:..."}}}}')
+        return [url.url for url in media]
 
 
 class StreamOptions(_OpenAIModel):
@@ -73,31 +116,60 @@ class ChatRequest(_OpenAIModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**31)
-    n: Literal[1] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_supported(cls, fields: Any) -> Any:
+        for name, supported in _ONLY_VALUES.items():
+            value = fields.get(name) if isinstance(fields, dict) else None
+            if value is not None and value != supported:
+                raise ValueError(f"{name} is supported as {json.dumps(supported)} only; leave it out")
+        return fields
 
     def sampling(self) -> dict[str, Any]:
         """Return the sampling parameters that the client has set."""
         names = ("temperature", "top_p", "seed")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def question(self) -> str:
-        """Return the user's question, "" if commentary is wanted."""
-        return check_unicode(
-            "\n".join(text for message in self.messages if message.role == "user" for text in message.texts())
-        )
-
     def query(self) -> str:
         """Return the stream's query: the system and developer messages."""
-        roles = ("system", "developer")
-        return check_unicode("\n".join(text for m in self.messages if m.role in roles for text in m.texts()))
+        return "\n".join(m.text() for m in self.messages if m.role in ("system", "developer") and m.text())
 
-    def urls(self, kind: str) -> list[str]:
-        """Return the URLs of all parts of type ``image_url`` or ``video_url``, in order. Raises ApiError."""
-        parts = [part for m in self.messages if isinstance(m.content, list) for part in m.content if part.type == kind]
-        media = [getattr(part, kind) for part in parts]
-        if any(url is None for url in media):
-            raise ApiError(400, f'a part of type {kind} has no URL; give {{"{kind}": {{"url": "data:..."}}}}')
-        return [url.url for url in media]
+    def exchanges(self) -> list["Exchange"]:
+        """Return the user messages, each with the reply that follows it, None for the last. Raises ApiError."""
+        exchanges: list[Exchange] = []
+        for message in self.messages:
+            if message.role == "user":
+                exchanges.append(Exchange(message))
+            elif message.role == "assistant":
+                if not exchanges:
+                    raise ApiError(400, "the first message is an answer; send the question before it, too")
+                exchanges[-1].reply = "\n".join(filter(None, (exchanges[-1].reply, message.text())))
+        if not exchanges or exchanges[-1].reply is not None:
+            raise ApiError(400, "the last message is not the user's; end with the clip or the question")
+        return exchanges
+
+    @property
+    def has_question(self) -> bool:
+        """Return True if an answer is wanted, False for commentary."""
+        return bool(self.exchanges()[-1].user.text())
+
+
+@dataclass
+class Exchange:
+    """A user message and its reply, None if it is to be generated."""
+
+    user: ChatMessage
+    reply: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """A turn of video with its question and its reply, None if it is to be generated."""
+
+    video: VideoTurn
+    question: str
+    reply: str | None
 
 
 class ClipTurns:
@@ -106,14 +178,14 @@ class ClipTurns:
     A cancelled request closes its clip while a worker thread may still be decoding: ``close`` then waits for that turn.
     """
 
-    def __init__(self, turns: Iterator[VideoTurn]):
+    def __init__(self, turns: Iterator[ChatTurn]):
         self._turns = turns
         self._lock = threading.Lock()
 
-    def __iter__(self) -> Iterator[VideoTurn]:
+    def __iter__(self) -> Iterator[ChatTurn]:
         return self
 
-    def __next__(self) -> VideoTurn:
+    def __next__(self) -> ChatTurn:
         with self._lock:
             return next(self._turns)
 
@@ -124,17 +196,53 @@ class ClipTurns:
 
 
 def clip_turns(request: ChatRequest, folder: Path, video: VideoConfig, limits: ServerLimits) -> ClipTurns:
-    """Return the turns of the clip; a video is written to ``folder``. Raises ApiError and VideoError."""
-    videos, images = request.urls("video_url"), request.urls("image_url")
+    """Return the turns of the chat; videos are written to ``folder``. Raises ApiError and VideoError.
+
+    Earlier exchanges become turns with the replies that they had. A message without a clip shows the last turn again.
+    """
+    return ClipTurns(_limit_length(_chat_turns(request, folder, video, limits), limits))
+
+
+def _chat_turns(request: ChatRequest, folder: Path, video: VideoConfig, limits: ServerLimits) -> Iterator[ChatTurn]:
+    newest: VideoTurn | None = None
+    for exchange in request.exchanges():
+        for turn, is_last in _with_last(_message_turns(exchange.user, newest, folder, video, limits)):
+            index = 0 if newest is None else newest.index + 1
+            newest = replace(turn, index=index, start_s=index * video.turn_s, end_s=(index + 1) * video.turn_s)
+            question = exchange.user.text()
+            if exchange.reply is None and not question:
+                yield ChatTurn(newest, "", None)
+            elif is_last:
+                yield ChatTurn(newest, question, exchange.reply)
+            else:
+                yield ChatTurn(newest, "", "")
+
+
+def _with_last(turns: Iterator[VideoTurn]) -> Iterator[tuple[VideoTurn, bool]]:
+    newest = next(turns, None)
+    if newest is None:
+        raise ApiError(400, "the clip has no frames; send one that has")
+    for turn in turns:
+        yield newest, False
+        newest = turn
+    yield newest, True
+
+
+def _message_turns(
+    user: ChatMessage, newest: VideoTurn | None, folder: Path, video: VideoConfig, limits: ServerLimits
+) -> Iterator[VideoTurn]:
+    videos, images = user.urls("video_url"), user.urls("image_url")
+    if not videos and not images and newest is not None:
+        return iter([newest])
     if len(videos) + bool(images) != 1:
         raise ApiError(400, "give one clip: a video_url, or its frames as image_url parts")
     if videos:
         path = folder / "clip"
         path.write_bytes(_from_data_url(videos[0], "video/"))
-        return ClipTurns(_limit_length(_file_turns(path, video, limits), limits))
+        return _file_turns(path, video, limits)
     if len(images) > _MAX_IMAGES:
         raise ApiError(400, f"the clip has {len(images)} frames, at most {_MAX_IMAGES} are accepted; send fewer")
-    return ClipTurns(_limit_length(_image_turns(images, video, limits), limits))
+    return _image_turns(images, video, limits)
 
 
 def _file_turns(path: Path, video: VideoConfig, limits: ServerLimits) -> Iterator[VideoTurn]:
@@ -150,17 +258,17 @@ def _image_turns(urls: Sequence[str], video: VideoConfig, limits: ServerLimits) 
     """Yield turns of consecutive frames at the model's frame rate; the last frame fills up the last turn."""
     for index, first in enumerate(range(0, len(urls), video.num_frames)):
         data = [_from_data_url(url, "image/") for url in urls[first : first + video.num_frames]]
-        frames = [decode_jpeg(picture, max_pixels=limits.max_frame_pixels) for picture in data]
+        frames = [decode_picture(picture, max_pixels=limits.max_frame_pixels) for picture in data]
         if len({frame.shape for frame in frames}) > 1:
             raise ApiError(400, "the frames of the clip differ in size; send all in one size")
         frames += [frames[-1]] * (video.num_frames - len(frames))
         yield VideoTurn(index, index * video.turn_s, (index + 1) * video.turn_s, torch.stack(frames))
 
 
-def _limit_length(turns: Iterator[VideoTurn], limits: ServerLimits) -> Iterator[VideoTurn]:
+def _limit_length(turns: Iterator[ChatTurn], limits: ServerLimits) -> Iterator[ChatTurn]:
     """Check the length again while decoding: a file may be longer than its header says."""
     for turn in turns:
-        _check_length(turn.start_s, limits)
+        _check_length(turn.video.start_s, limits)
         yield turn
 
 
@@ -170,10 +278,18 @@ def _check_length(length_s: float, limits: ServerLimits):
 
 
 def _from_data_url(url: str, kind: str) -> bytes:
-    head, comma, payload = url.partition(",")
-    if not (url[:5].lower() == "data:" and comma and head.lower().endswith(";base64")):
+    mark, payload = _after_base64_mark(url)
+    if not (url[:5].lower() == "data:" and mark):
         raise ApiError(400, f"a clip must be sent within the request; give data:{kind}...;base64,...")
     try:
-        return base64.b64decode(payload, validate=True)
+        payload = "".join(payload.split()).translate(_FROM_URL_SAFE)
+        return base64.b64decode(payload.rstrip("=") + "=" * (-len(payload.rstrip("=")) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise ApiError(400, "the data URL is not valid base64; encode the file again") from None
+
+
+def _after_base64_mark(url: str) -> tuple[bool, str]:
+    """Return True and the payload of a base64 URL, whose type may have commas of its own."""
+    mark = ";base64,"
+    start = url[:_MAX_TYPE_CHARACTERS].lower().find(mark)
+    return start >= 0, url[start + len(mark) :]

@@ -1,18 +1,43 @@
 """Group the frames that clients push into turns, by the stream time of each frame.
 
-Slot k of the stream is at ``k / fps``, and shows the nearest frame, so a small jitter of the camera drops no frame. A
-turn is complete with its last frame; it does not wait for the first of the next turn.
+The frames are sampled as those of every live source: each moment shows the newest frame at or before it. Other frames
+are not decoded. A turn is complete with the frame at its last moment, or the first one after it.
 """
 
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-from streamingvlm.video.frame_tensors import fit
+from streamingvlm.errors import VideoError
+from streamingvlm.video.frame_tensors import make_turn
 from streamingvlm.video.live.backlog import Backlog, Policy
+from streamingvlm.video.live.live_sampler import LiveSampler
+from streamingvlm.video.sampling_grid import LIVE_TOLERANCE_S, SamplingGrid
 from streamingvlm.video.video_turn import VideoTurn
+
+Decode = Callable[[], torch.Tensor]
+"""Decodes a frame, uint8 [3, H, W]; raises VideoError if it is invalid."""
+
+
+@dataclass(eq=False)
+class PushedFrame:
+    """A frame that is decoded only if it is sampled. arrived_s: by time.monotonic()."""
+
+    time_s: float
+    decode: Decode
+    arrived_s: float
+    duration_s: float = 0.0
+    pixels: torch.Tensor | None = None
+
+    def rgb(self) -> torch.Tensor:
+        """Return the pixels. Raises VideoError."""
+        if self.pixels is None:
+            self.pixels = self.decode()
+        return self.pixels
 
 
 class PushedTurns:
@@ -37,7 +62,6 @@ class PushedTurns:
         start_s: float = 0.0,
     ):
         self.policy = policy
-        self._fps, self._turn_s = fps, turn_s
         self._num_frames = round(fps * turn_s)
         self._max_turn_bytes = self._num_frames * max_frame_bytes
         self._max_frames = max(self._num_frames, round(max_waiting_s * fps))
@@ -51,10 +75,12 @@ class PushedTurns:
             turn_s=turn_s,
         )
         self._lock = threading.RLock()  # of all below: the thread that iterates closes while another may push
-        self._frames: dict[int, torch.Tensor] = {}  # of the incomplete turn, by slot
-        self._turn = round(start_s / turn_s)
-        self._next_slot = self._turn * self._num_frames
-        self._captured_s = 0.0
+        self._grid = SamplingGrid(fps, turn_s)
+        self._sampler = LiveSampler(self._grid, start_s)
+        self._before: PushedFrame | None = None  # the last one of the turn before
+        self._valid: torch.Tensor | None = None  # the newest frame that could be decoded
+        self._failure: VideoError | None = None
+        self._newest_s = -math.inf
         self._has_ended = False
         self.pushed_s = start_s  # stream time of the newest frame
 
@@ -67,34 +93,35 @@ class PushedTurns:
         )
 
     def wants(self, time_s: float) -> bool:
-        """Return True if a frame of this time would be used; otherwise it need not be decoded."""
+        """Return True if a frame of this time may be used."""
         with self._lock:
-            return not self._has_ended and self._slot(time_s) >= self._next_slot
+            return not self._has_ended and time_s > self._newest_s
 
-    def push(self, frame: torch.Tensor, time_s: float) -> bool:
-        """Add a frame, uint8 [3, H, W], of stream time ``time_s``; return False if it is late and not used.
+    def push(self, decode: Decode, time_s: float) -> bool:
+        """Add the frame of stream time ``time_s``; return False if it is late and not used.
 
-        Under the policy ``wait`` this blocks until there is room; check ``has_room`` first.
+        Under the policy ``wait`` this blocks until there is room; check ``has_room`` first. Raises VideoError if a
+        frame is invalid: this one, which is then not used, or the one before it, in whose place an older one is shown.
         """
         with self._lock:
             if not self.wants(time_s):
                 return False
-            slot = self._slot(time_s)
-            turn, slot_in_turn = divmod(slot, self._num_frames)
-            if turn > self._turn and self._frames:
-                self._complete_turn()
-            self._turn = turn
-            self._frames[slot_in_turn] = frame
-            self._next_slot, self.pushed_s, self._captured_s = slot + 1, time_s, time.monotonic()
-            if slot_in_turn == self._num_frames - 1:
-                self._complete_turn()
+            frame = PushedFrame(time_s, decode, time.monotonic())
+            if self._valid is None or self._is_at_moment(time_s):
+                self._valid = frame.rgb()
+            self._newest_s = self.pushed_s = time_s
+            self._queue(self._sampler.add(frame))
+            self._queue(self._sampler.settle())
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
             return True
 
     def finish(self):
         """Accept no more frames; the turns that wait are still iterated."""
         with self._lock:
-            if self._frames and not self._has_ended:
-                self._complete_turn()
+            if not self._has_ended:
+                self._queue(self._sampler.flush())
             self._has_ended = True
             self._backlog.end()
 
@@ -103,7 +130,7 @@ class PushedTurns:
         self._backlog.clear()  # first, without the lock: a push that waits for room holds the lock
         with self._lock:
             self._has_ended = True
-            self._frames.clear()
+            self._sampler, self._valid = LiveSampler(self._grid), None
 
     def __iter__(self) -> Iterator[VideoTurn]:
         return self
@@ -113,21 +140,21 @@ class PushedTurns:
             raise StopIteration
         return turn
 
-    def _slot(self, time_s: float) -> int:
-        return int(max(time_s, 0.0) * self._fps + 0.5)
+    def _is_at_moment(self, time_s: float) -> bool:
+        moment_s = round(time_s * self._grid.fps) / self._grid.fps
+        return abs(time_s - moment_s) <= LIVE_TOLERANCE_S
 
-    def _complete_turn(self):
-        """Queue the incomplete turn; an empty slot repeats the frame before it, or the first frame of the turn."""
-        frames, frame = [], self._frames[min(self._frames)]
-        for slot in range(self._num_frames):
-            frame = self._frames.get(slot, frame)
-            frames.append(frame)
-        height, width = frame.shape[1:]
-        video = torch.cat([fit(frame[None], height, width) for frame in frames])
-        num_repeated = self._num_frames - len(self._frames)
-        start_s = self._turn * self._turn_s
-        end_s = start_s + self._turn_s
-        turn = VideoTurn(self._turn, start_s, end_s, video, num_repeated, captured_s=self._captured_s)
-        self._frames = {}
-        self._turn += 1
-        self._backlog.put(turn)
+    def _queue(self, turns: Iterable[tuple[int, list[PushedFrame]]]):
+        for index, sampled in turns:
+            for frame in sampled:
+                self._decode(frame)
+            turn = make_turn(index, sampled, self._before, self._grid)
+            self._before = sampled[-1]
+            self._backlog.put(replace(turn, captured_s=self._before.arrived_s))
+
+    def _decode(self, frame: PushedFrame):
+        """Decode a frame that is shown; an invalid one gets the pixels of the valid frame before it."""
+        try:
+            self._valid = frame.rgb()
+        except VideoError as error:
+            frame.pixels, self._failure = self._valid, error

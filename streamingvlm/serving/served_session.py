@@ -16,7 +16,7 @@ from streamingvlm.errors import ClosedError, StreamingVLMError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.commentary_log import CommentaryLog
-from streamingvlm.serving.jpeg import decode_jpeg, encode_jpeg
+from streamingvlm.serving.jpeg import check_jpeg, decode_jpeg, encode_jpeg
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.pushed_turns import PushedTurns
 from streamingvlm.serving.rate_limits import TokenBucket
@@ -124,10 +124,11 @@ class ServedSession:
     async def push_jpeg(self, data: bytes, time_s: float | None, *, may_wait: bool) -> bool:
         """Push a JPEG; see ``push``. Also raises VideoError if it cannot be decoded."""
         most = self._limits.max_frame_pixels
+        check_jpeg(data, max_pixels=most)
         return await self.push(lambda: decode_jpeg(data, max_pixels=most), time_s, may_wait=may_wait)
 
     async def push(self, decode: Callable[[], torch.Tensor], time_s: float | None, *, may_wait: bool) -> bool:
-        """Push a frame and return True if it is used; a frame that is not used is not decoded.
+        """Push a frame and return True unless it is late; a frame that is not sampled is not decoded.
 
         time_s: stream time; None for the time of arrival, counted from the first frame. may_wait: under the policy
         ``wait``, wait for room; otherwise ApiError is raised if there is none.
@@ -139,11 +140,11 @@ class ServedSession:
                 await self._wait_for_room(may_wait)
             elif self._frame_rate.take():
                 return self._count_frame("rate_limited")
-            at_s = self._clock_s() if time_s is None else time_s
+            at_s = self.clock_s() if time_s is None else time_s
             if not self._source.wants(at_s):
                 return self._count_frame("late")
-            frame = await self._loop.run_in_executor(self._decoders, decode)
-            return self._count_frame("accepted" if self._source.push(frame, at_s) else "late")
+            is_used = await self._loop.run_in_executor(self._decoders, self._source.push, decode, at_s)
+            return self._count_frame("accepted" if is_used else "late")
 
     async def _wait_for_room(self, may_wait: bool):
         while self.is_live and not self._source.has_room:
@@ -156,7 +157,8 @@ class ServedSession:
         self._metrics.frames.labels(outcome).inc()
         return outcome == "accepted"
 
-    def _clock_s(self) -> float:
+    def clock_s(self) -> float:
+        """Return the stream time of a frame that arrives now."""
         now_s = time.monotonic()
         self._first_frame_at_s = self._first_frame_at_s or now_s
         return now_s - self._first_frame_at_s

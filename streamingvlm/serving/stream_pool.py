@@ -120,17 +120,21 @@ class StreamHandle:
         self.session = session
         self.status = StreamStatus.of(session)
 
-    def submit(self, turn: VideoTurn, *, question: str = "", max_new_tokens: int | None = None) -> "Future[Commentary]":
-        """Process a turn and generate its line; ``status`` is updated before the future is done."""
-        return _then(self.session.submit(turn, question=question, max_new_tokens=max_new_tokens), self._update_status)
-
-    def submit_silent(self, turn: VideoTurn) -> "Future[Commentary]":
-        """Process a turn with an empty reply."""
-        return _then(self.session.submit(turn, reply=""), self._update_status)
+    def submit(
+        self, turn: VideoTurn, *, question: str = "", max_new_tokens: int | None = None, reply: str | None = None
+    ) -> "Future[Commentary]":
+        """Process a turn and generate its line, unless ``reply`` is given; ``status`` is updated before it is done."""
+        done = self.session.submit(turn, question=question, max_new_tokens=max_new_tokens, reply=reply)
+        return _then(done, self._update_status)
 
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> "Future[str]":
         """Answer a question on a fork of the stream, which itself does not change."""
         return _then(self.session.submit_question(question, max_new_tokens=max_new_tokens))
+
+    @property
+    def num_appended(self) -> int:
+        """Tokens that the stream has had so far, evicted ones included."""
+        return self.session.num_appended_tokens
 
     def set_query(self, query: str):
         """Change the query from the next turn on."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from streamingvlm.errors import StreamingVLMError
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.jpeg import frame_from_rgb
 from streamingvlm.serving.served_session import ServedSession
+from streamingvlm.video.live.live_clock import LiveClock
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +71,14 @@ class WebRTCPeers:
             task.add_done_callback(self._tasks.discard)
 
     async def _push_frames(self, session: ServedSession, peer: RTCPeerConnection, track: MediaStreamTrack):
-        """Push frames at their time of arrival: their own timestamps restart with each connection."""
+        """Push frames at their own times, which have no jitter, counted from the arrival of the first one."""
+        clock, first_s = LiveClock(), None
         try:
             while session.is_live:
                 frame = await asyncio.wait_for(track.recv(), _TRACK_TIMEOUT_S)
-                await session.push(partial(_to_tensor, frame), None, may_wait=False)
+                first_s = session.clock_s() if first_s is None else first_s
+                time_s = first_s + clock.to_stream_time(frame.time, time.monotonic())
+                await session.push(partial(_to_tensor, frame), time_s, may_wait=False)
         except (MediaStreamError, TimeoutError):
             log.info("camera disconnected", extra={"session": session.id})
         except (ApiError, StreamingVLMError) as error:

@@ -65,6 +65,13 @@ class SamplingGrid:
         """Stream time at which frame `k` of turn `index` is sampled."""
         return self.turn_start_s(index) + k / self.fps
 
+    def is_past(self, index: int, k: int, time_s: float, tolerance_s: float) -> bool:
+        """Return True if a frame of `time_s` comes after the moment of frame `k` of turn `index`.
+
+        This is the rule of every source: the frame before it, the newest at or before the moment, is the one sampled.
+        """
+        return self.frame_time_s(index, k) + tolerance_s < time_s
+
     def last_turn(self, last: Timed, tolerance_s: float) -> int:
         """Return the last turn in which the last frame begins, or which it covers for a whole frame interval."""
         reaches_s = max(last.time_s, last.time_s + last.duration_s - 1 / self.fps) + tolerance_s
@@ -88,7 +95,7 @@ def sample(frames: Iterable[TimedT], grid: SamplingGrid, *, tick_s: float) -> It
     slack_s = tolerance_s(tick_s)
     index, sampled, newest = 0, [], None
     for frame in frames:
-        while newest is not None and grid.frame_time_s(index, len(sampled)) + slack_s < frame.time_s:
+        while newest is not None and grid.is_past(index, len(sampled), frame.time_s, slack_s):
             sampled.append(newest)
             if len(sampled) == grid.num_frames:
                 yield sampled

@@ -1,12 +1,16 @@
 """One-shot clips, asked for by OpenAI's own client."""
 
 import base64
+import io
 import threading
 import time
+from dataclasses import replace
 
+import httpx
 import openai
 import pytest
-from running_server import KEY, MATCH, error_of, held
+from PIL import Image
+from running_server import KEY, MATCH, PATIENCE_S, error_of, held, turns_of
 
 from streamingvlm import StreamingSession
 from streamingvlm.video.reader import open_video
@@ -147,7 +151,7 @@ def test_a_wrong_key_and_a_wrong_model_are_errors_of_the_client(locked, client):
         ([{"type": "text", "text": "hello"}], "give one clip"),
         ([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.jpg"}}], "must be sent within the request"),
         ([{"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,***"}}], "not valid base64"),
-        ([{"type": "image_url", "image_url": {"url": data_url("image/jpeg", b"hello")}}], "no JPEG"),
+        ([{"type": "image_url", "image_url": {"url": data_url("image/jpeg", b"hello")}}], "cannot be read"),
         ([{"type": "image_url"}], "has no URL"),
         (
             [{"type": "video_url", "video_url": {"url": data_url("video/mp4", b"hello" * 100)}}],
@@ -190,3 +194,106 @@ def test_a_clip_leaves_no_files(client, clip, tmp_path, monkeypatch):
     video = {"type": "video_url", "video_url": {"url": data_url("video/mp4", clip.read_bytes())}}
     client.chat.completions.create(model="pitch", messages=user(video))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_earlier_turns_are_shown_as_they_were(client, pitch, match_jpegs):
+    history = [
+        *user(*images(match_jpegs[:2]), {"type": "text", "text": "Who has the ball?"}),
+        {"role": "assistant", "content": "blue"},
+        *user(*images(match_jpegs[2:4]), {"type": "text", "text": "pass"}),
+    ]
+    answer = client.chat.completions.create(model="pitch", messages=history, max_tokens=5)
+    session = StreamingSession(pitch)
+    first, second = turns_of(match_jpegs[:4])
+    session.step(first, question="Who has the ball?", reply="blue")
+    assert answer.choices[0].message.content == session.step(second, question="pass", max_new_tokens=5).text
+    assert answer.usage.prompt_tokens > 0
+
+
+def test_a_second_question_needs_no_second_clip(client, pitch, match_jpegs):
+    history = [
+        *user(*images(match_jpegs[:2]), {"type": "text", "text": "Who has the ball?"}),
+        {"role": "assistant", "content": "blue"},
+        {"role": "user", "content": "pass"},
+    ]
+    answer = client.chat.completions.create(model="pitch", messages=history, max_tokens=5)
+    session = StreamingSession(pitch)
+    [turn] = turns_of(match_jpegs[:2])
+    session.step(turn, question="Who has the ball?", reply="blue")
+    again = replace(turn, index=1, start_s=1, end_s=2)
+    assert answer.choices[0].message.content == session.step(again, question="pass", max_new_tokens=5).text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"stop": ["x"]},
+        {"response_format": {"type": "json_object"}},
+        {"n": 2},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"logprobs": True},
+        {"logit_bias": {"5": 1}},
+        {"presence_penalty": 1},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_a_parameter_that_is_not_supported_is_refused_by_name(client, match_jpegs, asked):
+    with pytest.raises(openai.BadRequestError, match=f"{next(iter(asked))} is supported as"):
+        client.chat.completions.create(model="pitch", messages=user(*images(match_jpegs[:2])), **asked)
+
+
+def test_a_null_means_that_the_field_is_absent(locked, match_jpegs):
+    names = ("stream", "stream_options", "n", "stop", "tools", "temperature", "max_tokens", "response_format")
+    parts = [{**part, "text": None, "video_url": None} for part in images(match_jpegs[:2])]
+    body = {"model": "pitch", "messages": user(*parts), **dict.fromkeys(names)}
+    assert locked.http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_an_image_url_as_a_string_gets_the_right_form(locked):
+    body = {"model": "pitch", "messages": user({"type": "image_url", "image_url": "data:image/jpeg;base64,AA"})}
+    assert 'give {"url"' in error_of(locked.http.post("/v1/chat/completions", json=body))
+
+
+def picture(kind, **options):
+    buffer = io.BytesIO()
+    mode = "RGB" if kind == "JPEG" else "RGBA"
+    Image.new(mode, (64, 48), "red").save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        data_url("image/png", picture("PNG")),
+        data_url("image/webp", picture("WEBP", lossless=True)),
+        data_url("image/jpeg;name=a,b", picture("JPEG")),
+        "data:image/png;base64," + base64.urlsafe_b64encode(picture("PNG")).decode().rstrip("="),
+        "data:image/png;base64," + base64.encodebytes(picture("PNG")).decode(),
+    ],
+    ids=["png", "webp", "comma", "url-safe", "line breaks"],
+)
+def test_every_form_of_data_url_is_accepted(client, url):
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    assert client.chat.completions.create(model="pitch", messages=user(*parts)).choices[0].finish_reason == "stop"
+
+
+def test_a_client_that_leaves_frees_its_place(serving, match_jpegs):
+    body = {"model": "pitch", "messages": user(*images(match_jpegs[:2]))}
+    with serving(limits={"max_clips": 1}) as server, held(server, match_jpegs[:2]):
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout):
+                server.http.post("/v1/chat/completions", json=body, timeout=0.5)
+            deadline_s = time.monotonic() + PATIENCE_S
+            while server.app.state.manager._num_clips:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+
+
+def test_a_model_is_found_by_its_name(client):
+    assert client.models.retrieve("pitch").id == "pitch"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'x' here"):
+        client.models.retrieve("x")
+
+
+def test_the_page_answers_head(locked):
+    assert locked.http.head("/").status_code == 200

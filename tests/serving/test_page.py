@@ -100,7 +100,7 @@ def test_a_file_is_played_asked_about_sought_in_and_exported(server, open_page):
 
     expect(lines(page).nth(4)).to_be_visible()
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("status")).to_contain_text("The video has ended")
+    expect(page.get_by_role("status")).to_have_text("Stopped")
     first = lines(page).first
     first.click()
     expect(first).to_have_attribute("aria-current", "true")

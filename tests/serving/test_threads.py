@@ -19,6 +19,10 @@ NUM_FRAMES = 2000
 FRAME = torch.zeros(3, 2, 2, dtype=torch.uint8)
 
 
+def frame():
+    return FRAME
+
+
 @pytest.fixture(autouse=True)
 def _switch_threads_often():
     interval = sys.getswitchinterval()
@@ -48,24 +52,23 @@ def run_together(*actions):
 
 def test_a_frame_that_is_pushed_during_a_close_is_not_kept():
     source, closing = pushed_turns("drop"), []
-    slot_of = source._slot
 
-    def close_in_between(time_s):
+    def decode_while_closing():
         closing.append(threading.Thread(target=source.close))
         closing[-1].start()
         closing[-1].join(0.1)
-        return slot_of(time_s)
+        return FRAME
 
-    source._slot = close_in_between
-    source.push(FRAME, 0)
+    source.push(decode_while_closing, 0)
     for thread in closing:
         thread.join()
-    assert not source._frames
+    assert not source.push(frame, 0.5)
+    assert list(source) == []
 
 
 def test_a_close_releases_a_push_that_waits_for_room():
     source = pushed_turns("wait", waiting_s=1)
-    pushing = threading.Thread(target=lambda: [source.push(FRAME, number / 2) for number in range(8)])
+    pushing = threading.Thread(target=lambda: [source.push(frame, number / 2) for number in range(8)])
     pushing.start()
     time.sleep(0.05)
     source.close()
@@ -80,7 +83,7 @@ def test_room_is_read_while_turns_are_taken():
         try:
             for number in range(NUM_FRAMES):
                 assert source.has_room
-                source.push(FRAME, number / 2)
+                source.push(frame, number / 2)
         finally:
             source.finish()
 
@@ -94,7 +97,7 @@ def test_every_dropped_second_is_counted_once():
 
     def push():
         for number in range(NUM_FRAMES):
-            source.push(FRAME, number / 2)
+            source.push(frame, number / 2)
         source.finish()
 
     taken = []

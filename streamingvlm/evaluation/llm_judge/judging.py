@@ -5,6 +5,7 @@ texts swapped: a judge that always answers the same letter gives 50 %, and swapp
 rate. An invalid vote is counted as invalid and for neither text.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ MAX_CHARACTERS = 8000
 NO_VOTE = "no vote"
 
 _ONE_LETTER = re.compile(r"[\W_]*([AB])[\W_]*", re.IGNORECASE)
+_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"^```(?:json)?\s*|\s*```$")
 _OTHER = {"A": "B", "B": "A", None: None}
 _LETTER_TOKENS = 1
 
@@ -100,14 +103,27 @@ class Judge:
 
 
 def read_vote(answer: str) -> str:
-    """Return the letter of an answer that is one letter, punctuation apart, and NO_VOTE for any other text.
+    """Return the letter of an answer, and NO_VOTE for any other text.
 
+    The answer is one letter, punctuation apart, or JSON with one such value; reasoning in think tags comes before it.
     Raises ValueError for an empty answer, which is worth another attempt.
     """
     if not answer.strip():
         raise ValueError("an empty answer")
-    match = _ONE_LETTER.fullmatch(answer)
+    verdict = _THOUGHTS.sub("", answer)
+    match = _ONE_LETTER.fullmatch(verdict) or _ONE_LETTER.fullmatch(_json_value(verdict))
     return match[1].upper() if match else NO_VOTE
+
+
+def _json_value(text: str) -> str:
+    """Return the only letter among the values of a JSON object; "" if there is none, or more than one."""
+    try:
+        document = json.loads(_FENCE.sub("", text.strip()))
+    except (ValueError, RecursionError):
+        return ""
+    values = document.values() if isinstance(document, dict) else ()
+    letters = [value for value in values if isinstance(value, str) and _ONE_LETTER.fullmatch(value)]
+    return letters[0] if len(letters) == 1 else ""
 
 
 def _valid(answer: str | None) -> Vote:

@@ -10,7 +10,7 @@ from streamingvlm.errors import StreamingVLMError
 from streamingvlm.serving.api_errors import ApiError, error_body, to_api_error
 from streamingvlm.serving.chat_completions import ChatCompletion, as_sse
 from streamingvlm.serving.chat_requests import ChatRequest
-from streamingvlm.serving.routes import manager_of
+from streamingvlm.serving.routes import manager_of, while_connected
 
 router = APIRouter()
 
@@ -24,10 +24,10 @@ async def complete(request: Request, body: ChatRequest) -> dict[str, Any] | Stre
         raise ApiError(404, f"there is no model {body.model[:100]!r} here; use {name!r}")
     completion = ChatCompletion(body, manager)
     if not body.stream:
-        return await completion.as_json()
+        return await while_connected(request, completion.as_json())
     events = completion.sse_events()
     # An invalid clip raises with the first text: wait for it, so that the error is a status and not a broken stream.
-    first = [await anext(events), await anext(events)]
+    first = [await anext(events), await while_connected(request, anext(events))]
     return StreamingResponse(_stream(first, events), media_type="text/event-stream")
 
 

@@ -5,19 +5,19 @@ from fastapi import APIRouter, Request, Response
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.metrics import CONTENT_TYPE
 from streamingvlm.serving.routes import manager_of
-from streamingvlm.serving.session_manager import operator_settings
+from streamingvlm.serving.session_manager import SessionManager, operator_settings
 
 router = APIRouter()
 health_router = APIRouter()
 
 
-@health_router.get("/health")
+@health_router.api_route("/health", methods=["GET", "HEAD"])
 async def health() -> dict[str, str]:
     """Succeeds while the process responds."""
     return {"status": "ok"}
 
 
-@health_router.get("/ready")
+@health_router.api_route("/ready", methods=["GET", "HEAD"])
 async def ready(request: Request) -> dict[str, str]:
     """Succeeds while new sessions are accepted, so not while the server drains."""
     if not manager_of(request).is_ready:
@@ -34,14 +34,21 @@ async def metrics(request: Request) -> Response:
 @router.get("/v1/models")
 async def models(request: Request) -> dict:
     """The served model, in OpenAI's format."""
-    manager = manager_of(request)
-    entry = {
-        "id": manager.pool.model.name,
-        "object": "model",
-        "created": manager.started_at,
-        "owned_by": "streamingvlm",
-    }
-    return {"object": "list", "data": [entry]}
+    return {"object": "list", "data": [_model(manager_of(request))]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> dict:
+    """The served model, by its name."""
+    served = _model(manager_of(request))
+    if name != served["id"]:
+        raise ApiError(404, f"there is no model {name[:100]!r} here; use {served['id']!r}")
+    return served
+
+
+def _model(manager: SessionManager) -> dict:
+    name = manager.pool.model.name
+    return {"id": name, "object": "model", "created": manager.started_at, "owned_by": "streamingvlm"}
 
 
 @router.get("/v1/settings")

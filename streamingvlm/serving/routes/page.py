@@ -32,13 +32,13 @@ router = APIRouter(include_in_schema=False)
 static = StaticFiles(directory=FOLDER)
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def page() -> FileResponse:
     """The web page."""
     return FileResponse(FOLDER / "index.html", headers=_HEADERS)
 
 
-@router.get("/favicon.ico")
+@router.api_route("/favicon.ico", methods=["GET", "HEAD"])
 async def icon() -> FileResponse:
     """The icon of the page."""
     return FileResponse(FOLDER / "icon.svg", headers={"cache-control": "max-age=86400"})

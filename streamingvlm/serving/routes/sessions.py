@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.api_requests import QueryRequest, QuestionRequest, SessionRequest, WebRTCRequest
-from streamingvlm.serving.routes import manager_of, owner_of, session_of
+from streamingvlm.serving.routes import manager_of, owner_of, session_of, while_connected
 from streamingvlm.serving.served_session import ServedSession
 
 router = APIRouter(prefix="/v1/sessions")
@@ -55,9 +55,9 @@ async def finish(session: Session) -> dict[str, Any]:
 
 
 @router.post("/{session_id}/questions")
-async def ask(session: Session, body: QuestionRequest) -> dict[str, Any]:
+async def ask(request: Request, session: Session, body: QuestionRequest) -> dict[str, Any]:
     """Answer a question about the stream, without changing it."""
-    answer = await session.ask(body.question, body.max_new_tokens)
+    answer = await while_connected(request, session.ask(body.question, body.max_new_tokens))
     return {"object": "answer", "question": body.question, "answer": answer, "time_s": session.end_s}
 
 

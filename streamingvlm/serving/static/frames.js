@@ -1,4 +1,4 @@
-// Sends the frames of a playing <video> as JPEGs at the model's frame rate, each with its time, through a WebSocket.
+// Sends the shown frames of a <video> as JPEGs, each with its time, through a WebSocket. The server samples them.
 
 import { openSocket } from "./api.js";
 
@@ -7,14 +7,13 @@ const MAX_BUFFERED_BYTES = 512 * 1024;
 const POLL_MS = 40;
 
 export class FramePusher {
-  // fps: the model's frame rate; maxPixels: larger frames are scaled down before they are sent; clock: returns the
+  // maxPixels: larger frames are scaled down before they are sent; clock: returns the
   // stream time of the current video frame, in seconds.
-  constructor(sessionId, video, { fps, maxPixels, clock }) {
+  constructor(sessionId, video, { maxPixels, clock }) {
     this.video = video;
-    this.fps = fps;
     this.maxPixels = maxPixels;
     this.clock = clock;
-    this.nextSlot = 0;
+    this.newestS = -1;
     this.isBusy = false;
     this.hasStopped = false;
     this.canvas = document.createElement("canvas");
@@ -30,7 +29,7 @@ export class FramePusher {
     await this.opened;
     this.socket.onclose = () => this.stop();
     // One callback per shown frame where the browser supports it; the timer catches the last frame of a paused video.
-    this.timer = setInterval(() => this.capture(), POLL_MS);
+    this.timer = setInterval(() => (this.video.paused || !this.video.requestVideoFrameCallback) && this.capture(), POLL_MS);
     this.#watchFrames();
   }
 
@@ -50,10 +49,9 @@ export class FramePusher {
 
   capture(timeS = this.clock()) {
     if (this.hasStopped || this.isBusy || this.video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) return;
-    const slot = Math.round(timeS * this.fps);
     // Send each moment once: seeking back in a file shows the transcript and does not process the video again.
-    if (slot < this.nextSlot || this.socket.bufferedAmount > MAX_BUFFERED_BYTES) return;
-    this.nextSlot = slot + 1;
+    if (timeS <= this.newestS || this.socket.bufferedAmount > MAX_BUFFERED_BYTES) return;
+    this.newestS = timeS;
     this.#send(timeS);
   }
 

@@ -27,6 +27,7 @@ const LAG = { file: "wait", camera: "drop", address: null };
 let settings = null;
 let source = null;
 let session = null;
+let hasStopped = false;
 let stopListening = () => {};
 
 function phase(name, status) {
@@ -37,12 +38,13 @@ function phase(name, status) {
 }
 
 async function watch(chosen, previousText) {
-  byId("trouble").textContent = "";
+  for (const id of ["trouble", "address-trouble"]) byId(id).textContent = "";
   const options = {
     query: byId("query").value.trim(),
     previous_text: byId("previous").value.trim() || previousText || "",
   };
   source = chosen;
+  hasStopped = false;
   phase("opening", "Opening …");
   try {
     await source.open();
@@ -102,13 +104,14 @@ async function abort(error) {
   session = null;
   video.hidden = true;
   phase("idle", "No video");
-  byId("trouble").textContent = error.message;
+  byId(source.kind === "address" ? "address-trouble" : "trouble").textContent = error.message;
 }
 
 function showEnd(reason) {
   source.close();
-  phase("over", reason === "finished" ? "The video has ended" : `Ended: ${reason}`);
-  transcript.addNote(reason === "finished" ? "End of video" : `Ended: ${reason}`);
+  const ended = hasStopped ? "Stopped" : reason === "finished" ? "The video has ended" : `Ended: ${reason}`;
+  phase("over", ended);
+  transcript.addNote(ended);
 }
 
 async function stop() {
@@ -116,6 +119,7 @@ async function stop() {
     reset();
     return;
   }
+  hasStopped = true;
   phase("live", "Stopping …");
   source.finish();
   try {
@@ -208,7 +212,9 @@ byId("use-address").addEventListener("click", toggleAddress);
 byId("chooser").addEventListener("submit", (event) => {
   event.preventDefault();
   const address = byId("address").value.trim();
+  byId("address-trouble").textContent = address ? "" : "Enter an address or the name of a video.";
   if (address) watch(new AddressSource(byId("preview"), address));
+  else byId("address").focus();
 });
 byId("use-sample").addEventListener("click", watchSample);
 byId("stop").addEventListener("click", stop);

@@ -25,7 +25,7 @@ export class FileSource {
     this.video.src = this.url;
     this.video.hidden = false;
     await new Promise((resolve, reject) => {
-      this.video.onloadeddata = resolve;
+      this.video.onloadeddata = () => (this.video.videoWidth ? resolve() : reject(new Error("The file has no picture; choose a video.")));
       this.video.onerror = () => reject(new Error("This browser cannot play the file; choose an MP4 or WebM."));
     });
   }
@@ -40,7 +40,7 @@ export class FileSource {
 
   async start(session, settings) {
     const clock = (mediaTime) => mediaTime ?? this.video.currentTime;
-    this.pusher = new FramePusher(session.id, this.video, { ...rate(settings), clock });
+    this.pusher = new FramePusher(session.id, this.video, { ...limits(settings), clock });
     this.waitsForModel = session.lag === "wait";
     await this.pusher.start();
     this.video.onended = () => this.finish();
@@ -109,7 +109,7 @@ export class CameraSource {
     this.startedMs = performance.now();
     if (await this.#connect(session, settings)) return;
     this.transport = "JPEG";
-    this.pusher = new FramePusher(session.id, this.video, { ...rate(settings), clock: () => this.timeS() });
+    this.pusher = new FramePusher(session.id, this.video, { ...limits(settings), clock: () => this.timeS() });
     await this.pusher.start();
   }
 
@@ -210,10 +210,10 @@ export class AddressSource {
   }
 }
 
-function rate(settings) {
+function limits(settings) {
   // Twice the model's input size per side, so that the server's resize keeps its quality.
   const maxPixels = Math.max(4 * settings.video.max_pixels, MIN_SENT_PIXELS);
-  return { fps: settings.video.fps, maxPixels };
+  return { maxPixels };
 }
 
 function gathered(peer) {

@@ -41,7 +41,7 @@ export class Transcript {
     if (!line.text) return;
     const item = document.createElement("li");
     const row = document.createElement(this.canSeek ? "button" : "div");
-    if (this.canSeek) row.type = "button";
+    if (this.canSeek) Object.assign(row, { type: "button", tabIndex: this.entries.length ? -1 : 0 });
     row.className = "line";
     row.append(time(line.start_s), span(line.text));
     item.append(row);
@@ -139,7 +139,11 @@ export class Transcript {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!step || !event.target.matches("button.line")) return;
     const rows = this.entries.map((entry) => entry.row);
-    rows[rows.indexOf(event.target) + step]?.focus();
+    const next = rows[rows.indexOf(event.target) + step];
+    if (next) {
+      for (const row of rows) row.tabIndex = row === next ? 0 : -1;
+      next.focus();
+    }
     event.preventDefault();
   }
 }

@@ -1,4 +1,4 @@
-"""Sample the frames of each turn of a live stream as they arrive."""
+"""Sample the frames of live turns as they arrive, by the rule of files: the newest frame at or before each moment."""
 
 import math
 from collections import deque
@@ -7,33 +7,38 @@ from collections.abc import Iterator
 from streamingvlm.video.sampling_grid import SamplingGrid, tolerance_s
 from streamingvlm.video.source import DecodedFrame
 
-LATE_SHARE = 0.25
-"""The greatest delay of a frame after its sampling time, as a share of the frame interval.
+PACED_TOLERANCE = 0.25
+"""The greatest delay of a frame after its moment, as a share of the sampling interval, if the source is paced."""
 
-Where a camera delivers exactly the requested frame rate, each frame comes just before or just after its sampling time.
-A faster or slower source has no such delay: its samples are those of a file.
+PACED_SHARE = 0.15
+"""A source is paced if its mean frame interval is the sampling interval within this share.
+
+Each of its frames comes just before or just after its moment. Without a tolerance its jitter would repeat some frames
+and drop others. A faster or slower source has no such delay: its samples are those of a file.
 """
 
-SAME_RATE = 0.15
-"""A source whose mean interval differs by less than this share from the requested one delivers the requested rate."""
+MAX_INTERVALS = 16
+"""The mean interval is taken over at most this many intervals."""
 
-NUM_INTERVALS = 16
+UNKNOWN_TICK_S = 2e-5
+"""For frames whose time unit is unknown: about two ticks of RTP and MPEG-TS (1/90000 s)."""
 
 
 class LiveSampler:
     """Sample the frames of each turn as they arrive; skip a turn without a new frame.
 
-    As in a file, a sample is the newest frame at its sampling time. Unlike in a file, no frame is repeated over a gap:
-    the turn after a gap begins with the first frame after it.
+    As in a file, a sample is the newest frame at or before its moment. Unlike in a file, no frame is repeated over a
+    gap: the turn after a gap begins with the first frame after it.
+    start_s: stream time of the first turn; of the frames before it, the newest may be sampled.
+    tick_s: the time unit of the source.
     """
 
-    def __init__(self, grid: SamplingGrid, *, tick_s: float):
-        """tick_s: the time unit of the source."""
+    def __init__(self, grid: SamplingGrid, start_s: float = 0.0, *, tick_s: float = UNKNOWN_TICK_S):
         self.grid = grid
-        self._late_s = LATE_SHARE / grid.fps
         self._slack_s = tolerance_s(tick_s)
-        self._intervals_s: deque[float] = deque(maxlen=NUM_INTERVALS)  # between the newest frames, without gaps
-        self._index = 0
+        self._paced_slack_s = PACED_TOLERANCE / grid.fps
+        self._times_s: deque[float] = deque(maxlen=MAX_INTERVALS + 1)  # of the newest frames, without gaps
+        self._index = round((start_s - grid.start_s) / grid.turn_s)
         self._sampled: list[DecodedFrame] = []  # of turn `_index`
         self._newest: DecodedFrame | None = None
         self._last_sampled: DecodedFrame | None = None  # of the turn before
@@ -43,21 +48,24 @@ class LiveSampler:
 
         Of two frames with the same time the second replaces the first.
         """
-        yield from self.advance(frame.time_s)
+        self._times_s.append(frame.time_s)
+        yield from self._complete_until(frame.time_s)
         turn = math.floor((frame.time_s - self.grid.start_s) / self.grid.turn_s)
         before = self._newest
         if turn > self._index:
             self._index, before = turn, None
-        elif self._newest is not None:
-            self._intervals_s.append(frame.time_s - self._newest.time_s)
-        slack_s = self._late_s if self._delivers_the_rate() else self._slack_s
-        yield from self._sample_until(frame.time_s - slack_s, before or frame)
+            self._times_s.clear()
+            self._times_s.append(frame.time_s)
+        yield from self._sample_until(frame.time_s, before or frame)
         self._newest = frame
 
     def advance(self, time_s: float) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the turn that is complete because no more frames from before `time_s` will come."""
-        if self._newest is not None and (self._sampled or self._newest is not self._last_sampled):
-            yield from self._sample_until(time_s - self._late_s, self._newest)
+        yield from self._complete_until(time_s - self._paced_slack_s)  # a frame of a paced source may be late
+
+    def settle(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
+        """Yield the turn that the newest frame completes, if it comes at the last moment of the turn."""
+        yield from self._complete_until(self._newest.time_s + 2 * self._tolerance_s())
 
     def flush(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the turn that has begun, padded with its newest frame, before a gap or the end."""
@@ -66,19 +74,25 @@ class LiveSampler:
         if self._sampled or self._newest.time_s >= self.grid.turn_start_s(self._index):
             yield from self._sample_until(math.inf, self._newest)
 
-    def _delivers_the_rate(self) -> bool:
-        if not self._intervals_s:
-            return False
-        interval_s = sum(self._intervals_s) / len(self._intervals_s)
-        return abs(interval_s * self.grid.fps - 1) < SAME_RATE
+    def _complete_until(self, time_s: float) -> Iterator[tuple[int, list[DecodedFrame]]]:
+        if self._newest is not None and (self._sampled or self._newest is not self._last_sampled):
+            yield from self._sample_until(time_s, self._newest)
 
     def _sample_until(self, time_s: float, frame: DecodedFrame) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Use `frame` for the samples of this turn that are due before `time_s`."""
+        slack_s = self._tolerance_s()
         while len(self._sampled) < self.grid.num_frames:
-            if self.grid.frame_time_s(self._index, len(self._sampled)) >= time_s:
+            if not self.grid.is_past(self._index, len(self._sampled), time_s, slack_s):
                 return
             self._sampled.append(frame)
         index, sampled, earlier = self._index, self._sampled, self._last_sampled
         self._index, self._sampled, self._last_sampled = index + 1, [], sampled[-1]
         if any(frame is not earlier for frame in sampled):
             yield index, sampled
+
+    def _tolerance_s(self) -> float:
+        num_intervals = len(self._times_s) - 1
+        if num_intervals < 1:
+            return self._slack_s
+        mean = (self._times_s[-1] - self._times_s[0]) * self.grid.fps / num_intervals
+        return self._paced_slack_s if abs(mean - 1) < PACED_SHARE else self._slack_s

@@ -269,3 +269,17 @@ def test_parts_of_the_videos_are_counted_apart_and_what_stands_nowhere_in_none()
     assert [part.num_comparisons for part in parts] == [2, 1, 0, 1, 1]
     assert [part.rate for part in parts if part.num_comparisons] == [0.5, 1.0, 0.0, 1.0]
     assert math.isnan(parts[2].rate)
+
+
+@pytest.mark.parametrize(
+    "answer, vote",
+    [
+        ('{"winner": "B"}', "B"),
+        ('```json\n{"reason": "closer", "verdict": "a"}\n```', "A"),
+        ("<think>A or B? A is closer.</think>\n\nB", "B"),
+        ('{"first": "A", "second": "B"}', "no vote"),
+        ("<think>A is", "no vote"),
+    ],
+)
+def test_a_judge_may_think_first_or_answer_in_json(answer, vote):
+    assert read_vote(answer) == vote
