@@ -83,7 +83,7 @@ def _large_goal(
         is_complete = part != "modes" or record["modes"].get("streaming", {}).get("stop_reason") == ""
         return is_complete and _is_large(record) and record["settings"]["footage"]["width"] == width
 
-    return Goal(title, target, f"python scripts/bench.py model=7b {options}", part, matches, value)
+    return Goal(title, target, f"streamingvlm bench model=7b {options}", part, matches, value)
 
 
 def _batching_goal(num_threads: int) -> Goal:
@@ -92,7 +92,7 @@ def _batching_goal(num_threads: int) -> Goal:
     return Goal(
         f"embedded model, {threads}: {_NUM_BATCHED_STREAMS} streams, speedup of one engine over sequential sessions",
         "≥ 1.8",
-        "python scripts/bench.py parts=[batching]",
+        "streamingvlm bench parts=[batching]",
         "batching",
         lambda record: _is_embedded(record) and bool(_speedups(record["batching"], num_threads)),
         lambda batching: f"{_speedups(batching, num_threads)[-1]:.2f}",
