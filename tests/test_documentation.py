@@ -4,6 +4,7 @@ Python blocks of a page run in order in one namespace, with the embedded model, 
 are checked to their last option: the configuration of a verb is composed, make plans its target, an extra exists.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -109,7 +110,9 @@ def check_launcher(*words):
 
 
 def check_make(*words):
-    planned = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    # `make test` passes its own settings on to every make that is started below it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    planned = subprocess.run(["make", "-n", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert planned.returncode == 0, planned.stderr
     tests = [path for word in words if word.startswith("TESTS=") for path in word.removeprefix("TESTS=").split()]
     assert [path for path in tests if path.startswith("tests/") and not (ROOT / path).exists()] == []
