@@ -63,7 +63,7 @@ def test_a_goal_that_was_not_measured_shows_its_command():
     assert measured([]) == ["not measured"] * len(GOALS)
     other = record(device="NVIDIA L4", **modes()), record(model={**LARGE, "quantization": "int8"}, **modes())
     assert measured(other) == ["not measured"] * len(GOALS)
-    assert goals_table([]).rows[6][4] == "`python scripts/bench.py model=7b workload=72_tokens parts=[streams]`"
+    assert goals_table([]).rows[6][4] == "`streamingvlm bench model=7b workload=72_tokens parts=[streams]`"
 
 
 def test_a_record_measures_its_own_goals_only():
