@@ -15,8 +15,8 @@ import torch
 from streamingvlm.errors import VideoError
 from streamingvlm.video.frame_tensors import make_turn
 from streamingvlm.video.live.backlog import Backlog, Policy
-from streamingvlm.video.live.live_sampler import LiveSampler
-from streamingvlm.video.sampling_grid import LIVE_TOLERANCE_S, SamplingGrid
+from streamingvlm.video.live.live_sampler import UNKNOWN_TICK_S, LiveSampler
+from streamingvlm.video.sampling_grid import SamplingGrid
 from streamingvlm.video.video_turn import VideoTurn
 
 Decode = Callable[[], torch.Tensor]
@@ -142,7 +142,7 @@ class PushedTurns:
 
     def _is_at_moment(self, time_s: float) -> bool:
         moment_s = round(time_s * self._grid.fps) / self._grid.fps
-        return abs(time_s - moment_s) <= LIVE_TOLERANCE_S
+        return abs(time_s - moment_s) <= UNKNOWN_TICK_S / 2
 
     def _queue(self, turns: Iterable[tuple[int, list[PushedFrame]]]):
         for index, sampled in turns:
