@@ -35,10 +35,8 @@ _PIPE_WIDTH = 180
 def bench(options: Options):
     """Measure the requested parts; print tables and, as the last line, the record, which is saved as well."""
     check_options(options)
-    # Benchmark settings differ from the settings of training on purpose: the warnings would repeat that in each run.
-    logging.getLogger("streamingvlm.inference.stream_config").setLevel(logging.ERROR)
     console = Console(stderr=True)
-    with torch_threads(options["num_threads"]):
+    with torch_threads(options["num_threads"]), without_warnings("streamingvlm.inference.stream_config"):
         model = open_model(options)
         record = make_record("streaming", model.device, settings=record_settings(model, options))
         for part in options["parts"]:
@@ -49,6 +47,18 @@ def bench(options: Options):
     if options["result_folder"]:
         save(record, Path(options["result_folder"]), console)
     print(json.dumps(record))
+
+
+@contextmanager
+def without_warnings(name: str) -> Iterator[None]:
+    """Log no warnings of a module: settings of a benchmark differ from those of training on purpose, in each run."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_options(options: Options):

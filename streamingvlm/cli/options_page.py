@@ -16,10 +16,10 @@ from streamingvlm.cli.meanings import (
 
 _HEAD = """# Options
 
-Every option of every verb, written `NAME=VALUE` after the verb; `streamingvlm VERB --help` shows the same in a
-terminal. The last part of a name is enough where no other option ends in it: `fps=4` is taken as `video.fps=4`, and a
-line says so. An empty default (null) leaves the choice to the checkpoint or to the program, as the meaning says. A list
-is written `[a,b]`.
+Every option of every verb, written `NAME=VALUE` after the verb; the verb's `--help` shows the same in a terminal. The
+last part of a name is enough where no other option ends in it: `fps=4` is taken as `video.fps=4`, and a line says so.
+An empty default (null) leaves the choice to the checkpoint or to the program, as the meaning says. A list is written
+`[a,b]`.
 
 This page is made by `python dev/write_options.py` from the comments in `configs/`; change those.
 """
@@ -35,8 +35,8 @@ def options_page(verbs: Mapping[str, Command]) -> str:
 
 
 def _verb_section(name: str, command: Command) -> str:
-    examples = [f"    {command.program} {example}".rstrip() for example in command.examples]
-    lines = [f"## {name}\n", command.summary, "", *examples, ""]
+    examples = [f"{command.program} {example}".rstrip() for example in command.examples]
+    lines = [f"## {name}\n", command.summary, "", "```bash", *examples, "```", ""]
     if name == "evaluate":
         lines += _table(own_options(command.config_name, {"benchmark": None}))
         for benchmark in choices("benchmark"):

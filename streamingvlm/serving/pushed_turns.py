@@ -111,7 +111,7 @@ class PushedTurns:
                 self._valid = frame.rgb()
             self._newest_s = self.pushed_s = time_s
             self._queue(self._sampler.add(frame))
-            self._queue(self._sampler.settle())
+            self._queue(self._sampler.complete())
             failure, self._failure = self._failure, None
             if failure is not None:
                 raise failure

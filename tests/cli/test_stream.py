@@ -130,7 +130,7 @@ def test_a_folder_is_a_model(folder, stream_here):
 
 def test_ctrl_c_ends_with_whole_files_and_a_summary(folder):
     shutil.copy(MATCH, folder / "match.mp4")
-    process = start_and_wait_for(folder / "match.jsonl", 3, "match.mp4")
+    process = start_and_wait_for(folder / "match.jsonl", 4, "match.mp4")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
@@ -142,7 +142,7 @@ def test_ctrl_c_ends_with_whole_files_and_a_summary(folder):
 
 def test_a_kill_leaves_whole_files(folder):
     shutil.copy(MATCH, folder / "match.mp4")
-    process = start_and_wait_for(folder / "match.jsonl", 3, "match.mp4")
+    process = start_and_wait_for(folder / "match.jsonl", 4, "match.mp4")
     process.kill()
     process.communicate(timeout=120)
     assert len(assert_whole(folder / "match")) >= 3
@@ -256,7 +256,7 @@ def assert_one_line(code, out, err, name):
     assert code == 2, err
     assert out == ""
     assert err.count("\n") == 1, err
-    assert err.startswith("stream.py: ")
+    assert err.startswith("streamingvlm stream: ")
     assert name in err
 
 

@@ -313,7 +313,7 @@ def test_an_error_fails_one_stream_alone(model):
     loud.on_token = lambda piece: 1 / 0
     good.on_token = lambda piece: None
     futures = [session.submit(frames(0)) for session in (good, loud)]
-    wrong = bad.submit(torch.zeros(2, 3, 8, 8))
+    wrong = bad.submit(torch.zeros(2, 3, 2, 800, dtype=torch.uint8))  # too long and narrow to encode
     engine.run_until_idle()
     assert isinstance(wrong.exception(), VideoError)
     assert isinstance(futures[1].exception(), ZeroDivisionError)
@@ -571,10 +571,12 @@ def test_a_source_that_fails_is_told_after_what_came_before(model):
         next(lines)
     next(session.stream(seconds(5)))
     assert session.step(frames(0)).num_tokens > 0, "what was handed over and not heard is not in the way"
-    wrong = session.turn_request(torch.zeros(2, 3, 8, 8))
+    wrong = session.turn_request(torch.zeros(2, 3, 2, 800, dtype=torch.uint8))
     engine.submit(wrong)
-    with pytest.raises(VideoError, match="uint8"):
+    with pytest.raises(VideoError, match="800"):
         engine.wait(wrong)
+    with pytest.raises(VideoError, match="uint8"):
+        session.turn_request(torch.zeros(2, 3, 8, 8))
     engine.close()
 
 

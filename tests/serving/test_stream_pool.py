@@ -54,7 +54,7 @@ def test_the_cache_dtype_applies_to_all_streams(pitch, turns):
 
 def test_a_question_and_its_limit_reach_the_turn(pitch, streams, turns):
     stream = streams.open(query="Who leads?")
-    stream.submit_silent(turns[0])
+    stream.submit(turns[0], reply="")
     line = stream.submit(turns[1], question="pass", max_new_tokens=3).result(PATIENCE_S)
     alone = StreamingSession(pitch, query="Who leads?")
     alone.step(turns[0], reply="")
@@ -91,7 +91,9 @@ def test_a_failing_stream_does_not_affect_others(pitch, streams, turns):
 
 
 def no_frames(turn):
-    return VideoTurn(turn.index, turn.start_s, turn.end_s, torch.zeros(2, 3, 8, 8))  # no uint8
+    return VideoTurn(
+        turn.index, turn.start_s, turn.end_s, torch.zeros(2, 3, 2, 800, dtype=torch.uint8)
+    )  # too long and narrow
 
 
 def test_closing_a_stream_ends_its_pending_futures_only(streams, turns):

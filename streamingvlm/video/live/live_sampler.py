@@ -11,7 +11,10 @@ PACED_TOLERANCE = 0.25
 """The greatest delay of a frame after its moment, as a share of the sampling interval, if the source is paced."""
 
 PACED_SHARE = 0.15
-"""A source is paced if its mean frame interval is the sampling interval within this share.
+JITTER_SHARE = 0.095
+"""A source is paced if its mean frame interval is the sampling interval within PACED_SHARE.
+
+JITTER_SHARE, divided by the number of intervals, is added: of the first ones, the mean still shows the jitter.
 
 Each of its frames comes just before or just after its moment. Without a tolerance its jitter would repeat some frames
 and drop others. A faster or slower source has no such delay: its samples are those of a file.
@@ -49,38 +52,39 @@ class LiveSampler:
         Of two frames with the same time the second replaces the first.
         """
         self._times_s.append(frame.time_s)
-        yield from self._complete_until(frame.time_s)
+        yield from self._complete_until(frame.time_s, self._slack())
         turn = math.floor((frame.time_s - self.grid.start_s) / self.grid.turn_s)
         before = self._newest
         if turn > self._index:
             self._index, before = turn, None
             self._times_s.clear()
             self._times_s.append(frame.time_s)
-        yield from self._sample_until(frame.time_s, before or frame)
+        yield from self._sample_until(frame.time_s, before or frame, self._slack())
         self._newest = frame
 
     def advance(self, time_s: float) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the turn that is complete because no more frames from before `time_s` will come."""
-        yield from self._complete_until(time_s - self._paced_slack_s)  # a frame of a paced source may be late
+        yield from self._complete_until(time_s, self._paced_slack_s)  # a frame of a paced source may be late
 
-    def settle(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
+    def complete(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the turn that the newest frame completes, if it comes at the last moment of the turn."""
-        yield from self._complete_until(self._newest.time_s + 2 * self._tolerance_s())
+        yield from self._complete_until(self._newest.time_s + 2 * self._slack(), self._slack())
 
     def flush(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the turn that has begun, padded with its newest frame, before a gap or the end."""
         if self._newest is None:
             return
         if self._sampled or self._newest.time_s >= self.grid.turn_start_s(self._index):
-            yield from self._sample_until(math.inf, self._newest)
+            yield from self._sample_until(math.inf, self._newest, 0.0)
 
-    def _complete_until(self, time_s: float) -> Iterator[tuple[int, list[DecodedFrame]]]:
+    def _complete_until(self, time_s: float, slack_s: float) -> Iterator[tuple[int, list[DecodedFrame]]]:
         if self._newest is not None and (self._sampled or self._newest is not self._last_sampled):
-            yield from self._sample_until(time_s, self._newest)
+            yield from self._sample_until(time_s, self._newest, slack_s)
 
-    def _sample_until(self, time_s: float, frame: DecodedFrame) -> Iterator[tuple[int, list[DecodedFrame]]]:
-        """Use `frame` for the samples of this turn that are due before `time_s`."""
-        slack_s = self._tolerance_s()
+    def _sample_until(
+        self, time_s: float, frame: DecodedFrame, slack_s: float
+    ) -> Iterator[tuple[int, list[DecodedFrame]]]:
+        """Use `frame` for the samples of this turn whose moments are past at `time_s`."""
         while len(self._sampled) < self.grid.num_frames:
             if not self.grid.is_past(self._index, len(self._sampled), time_s, slack_s):
                 return
@@ -90,9 +94,11 @@ class LiveSampler:
         if any(frame is not earlier for frame in sampled):
             yield index, sampled
 
-    def _tolerance_s(self) -> float:
+    def _slack(self) -> float:
+        """Return how much later than its moment a frame may be, in seconds."""
         num_intervals = len(self._times_s) - 1
         if num_intervals < 1:
             return self._slack_s
         mean = (self._times_s[-1] - self._times_s[0]) * self.grid.fps / num_intervals
-        return self._paced_slack_s if abs(mean - 1) < PACED_SHARE else self._slack_s
+        is_paced = abs(mean - 1) < PACED_SHARE + JITTER_SHARE / num_intervals
+        return self._paced_slack_s if is_paced else self._slack_s
