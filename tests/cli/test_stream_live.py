@@ -56,7 +56,7 @@ def test_a_camera_streams_and_its_password_is_not_shown(camera, stream_here, fol
     "words",
     [
         ["rtsp://me:secret@127.0.0.1:1/x=1"],
-        ["rtsp://me:secret@127.0.0.1:1/x", "second.mp4"],
+        ["rtsp://me:secret@127.0.0.1:1/x", "webcam"],
         ["gopher://me:secret@127.0.0.1/x"],
         ["https://me:secret@127.0.0.1:1/live.m3u8?a=1&b=${HOME}"],
         ["source=rtsp://me:secret@127.0.0.1:1/a,b"],
