@@ -90,7 +90,6 @@ class StreamingSession:
         """Load a model ("pitch", a folder or a hub name) and open a session on it.
 
         device, dtype, quantization, cpu_kernels: as in `load_model`; settings: as in the constructor.
-
         Raises CheckpointError and ConfigError, each with its remedy.
         """
         model = load_model(name, device=device, dtype=dtype, quantization=quantization, cpu_kernels=cpu_kernels)
@@ -226,10 +225,7 @@ class StreamingSession:
         return self._stream.inspect()
 
     def reset(self):
-        """Start from the beginning: an empty cache, the clock at 0, the random numbers of the seed.
-
-        Requests that are not done are cancelled.
-        """
+        """Start again with an empty cache, time 0 and the seed's random numbers; pending requests are cancelled."""
         with self.engine.exclusive(self._stream):
             self._stream.reset()
 
@@ -369,10 +365,7 @@ class StreamingSession:
         return self.engine.submit(self._question_request(question, max_new_tokens))
 
     def score_choices(self, question: str, choices: Sequence[str] = ("yes", "no")) -> list[float]:
-        """Return each choice's probability as the first token of ``ask``'s answer; no token is drawn. Thread-safe.
-
-        Raises ConfigError for choices that start with the same token.
-        """
+        """Return each choice's probability as first token of ``ask``'s answer. ConfigError for equal first tokens."""
         return self.engine.submit_and_wait(ScoreChoices(self._stream, question, choices))
 
     def run_between_turns(self, function: Callable[[Stream], ResultT]) -> ResultT:

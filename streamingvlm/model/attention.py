@@ -49,10 +49,7 @@ def attend(query: torch.Tensor, metadata: AttentionMetadata, layer: int, scaling
 
 @cache
 def has_flash_attn() -> bool:
-    """Return True if flash-attn is installed.
-
-    Training uses that package; streams use torch's built-in kernel and do not need it.
-    """
+    """Return True if flash-attn is installed. Only training uses it: streams use torch's built-in kernel."""
     return importlib.util.find_spec("flash_attn") is not None
 
 

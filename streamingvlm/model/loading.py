@@ -272,7 +272,7 @@ def _load_weights(
     stored: str | None,
 ) -> transformers.PreTrainedModel:
     # Quantised weights are made on their device; others are loaded on the CPU and moved there.
-    placement = {} if quantization is None else {"quantization_config": quantization}
+    placement: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
     if quantization is not None or stored is not None:
         placement["device_map"] = {"": device}
     if stored == "compressed-tensors" and device.type == "cpu":  # no CPU multiplies compressed weights
