@@ -11,9 +11,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from streamingvlm import __version__
 
 MARK = "streamingvlm"
 CAPTIONED_SUFFIX = ".captioned.mp4"
@@ -24,13 +25,6 @@ _GENERATED = re.compile(
 _HEAD_CHARS = 400  # the mark is in the first lines
 
 
-def _installed_version() -> str:
-    try:
-        return version(MARK)
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"
-
-
 @dataclass(frozen=True)
 class Provenance:
     """Where commentary comes from: the model, its source, its instruction and its settings, all of them JSON."""
@@ -39,7 +33,7 @@ class Provenance:
     source: str
     query: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    version: str = field(default_factory=_installed_version)
+    version: str = __version__
 
     def to_json(self) -> str:
         """Return a JSON object on one line, with ``MARK`` as its only key."""
