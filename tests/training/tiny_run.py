@@ -144,6 +144,8 @@ def main(checkpoint, folder, runs, *options):
         if int(os.environ.get("RANK", 0)) == 0:
             num_sharded = sum(isinstance(weights, DTensor) for weights in module.parameters())
             (place / "result.json").write_text(json.dumps({"losses": losses, "num_sharded": num_sharded}))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads may abort the process
 
 
 if __name__ == "__main__":
