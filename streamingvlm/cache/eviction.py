@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 
 from streamingvlm.cache.layout import PROLOGUE_TURN, CacheLayout, Segment, SegmentKind, Span
 from streamingvlm.config import TIME_SLACK_S, CacheConfig
@@ -33,7 +34,7 @@ class EvictionPlan:
     @cached_property
     def layout(self) -> CacheLayout:
         """The layout after eviction."""
-        return CacheLayout(tuple(span.segment for span in self.spans))
+        return CacheLayout(tuple(map(attrgetter("segment"), self.spans)))
 
     @cached_property
     def runs(self) -> list[range]:

@@ -10,6 +10,7 @@ from enum import Enum
 from functools import cached_property
 from html import escape
 from itertools import accumulate, takewhile
+from operator import attrgetter
 from typing import NamedTuple
 
 from streamingvlm.cache.cache_bar import CacheSpan, bar_html, merged
@@ -106,7 +107,7 @@ class CacheLayout:
 
     @cached_property
     def _stops(self) -> list[int]:
-        return list(accumulate(segment.num_tokens for segment in self.segments))
+        return list(accumulate(map(attrgetter("num_tokens"), self.segments)))
 
     @cached_property
     def _spans(self) -> tuple["Span", ...]:

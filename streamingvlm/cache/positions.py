@@ -40,7 +40,7 @@ def _pieces(segments: Iterable[Segment]) -> Iterator[tuple[np.ndarray, float]]:
     """Yield positions [3, n] from 0, and how many they take up: one piece per grid, one per stretch of text."""
     for grid, neighbours in groupby(segments, key=attrgetter("grid")):
         if grid is None:
-            num_tokens = sum(segment.num_tokens for segment in neighbours)
+            num_tokens = sum(map(attrgetter("num_tokens"), neighbours))
             yield _line(num_tokens), num_tokens
         else:
             yield from ((_grid(grid, segment.temporal_step), _grid_extent(segment)) for segment in neighbours)
