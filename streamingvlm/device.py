@@ -8,6 +8,4 @@ import torch
 def on_device(numbers: Sequence | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return host numbers as a tensor on the device. A copy to CUDA is queued on the current CUDA stream."""
     host = torch.as_tensor(numbers, dtype=dtype)
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -35,6 +35,5 @@ def style_figure(figure, title: str):
 def save_figure(figure, path: Path):
     """Write a figure as PNG; the same figure gives the same bytes. Raises OSError."""
     image = BytesIO()
-    # Leaves out the version of matplotlib.
-    figure.savefig(image, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(image, format="png", dpi=120, metadata={"Software": None})  # without the version of matplotlib
     write_bytes(path, image.getvalue())

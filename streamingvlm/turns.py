@@ -283,7 +283,5 @@ class TurnFormat:
 
 def _join(*pieces: tuple[SegmentKind, Sequence[int]], **when) -> Tokens:
     pieces = [(kind, ids) for kind, ids in pieces if len(ids)]
-    return Tokens(
-        tuple(token for _, ids in pieces for token in ids),
-        tuple(Segment(kind, len(ids), **when) for kind, ids in pieces),
-    )
+    segments = tuple(Segment(kind, len(ids), **when) for kind, ids in pieces)
+    return Tokens(tuple(token for _, ids in pieces for token in ids), segments)

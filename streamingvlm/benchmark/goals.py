@@ -35,11 +35,8 @@ class Goal:
 
 
 def _is_large(record: Record) -> bool:
-    return _GPU in record["machine"]["device"] and record["settings"]["model"] == {
-        "name": _LARGE,
-        "dtype": "bfloat16",
-        "quantization": None,
-    }
+    model = {"name": _LARGE, "dtype": "bfloat16", "quantization": None}
+    return _GPU in record["machine"]["device"] and record["settings"]["model"] == model
 
 
 def _is_embedded(record: Record) -> bool:

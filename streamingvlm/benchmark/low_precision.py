@@ -45,11 +45,8 @@ def measure_low_precision(
 
 
 def _sizes(session: StreamingSession) -> dict[str, Any]:
-    weights = session.model.hf.parameters()
-    return {
-        "weight_mb": round(sum(num_bytes(weight) for weight in weights) / 2**20, 3),
-        "cache_bytes_per_token": session.engine.runner.pool.bytes_per_token,
-    }
+    weight_mb = round(sum(map(num_bytes, session.model.hf.parameters())) / 2**20, 3)
+    return {"weight_mb": weight_mb, "cache_bytes_per_token": session.engine.runner.pool.bytes_per_token}
 
 
 def _compare(run: PitchRun, first: PitchRun) -> dict[str, Any]:

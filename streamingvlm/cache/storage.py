@@ -55,8 +55,7 @@ class Fp8Storage:
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float()
-        scale = x.abs().amax(-1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
-        scale = scale.clamp(min=_SMALLEST_SCALE)
+        scale = (x.abs().amax(-1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max).clamp(min=_SMALLEST_SCALE)
         numbers = (x / scale).to(torch.float8_e4m3fn)
         return torch.cat((numbers.view(torch.uint8), scale.view(torch.uint8)), dim=-1)
 

@@ -90,10 +90,11 @@ class Cleaner:
 
     def _request(self, segment: Sequence[Sentence]) -> ChatRequest:
         numbered = "\n".join(f"{number}. {join(sentence)}" for number, sentence in enumerate(segment, 1))
-        instructions = self._config.instructions or INSTRUCTIONS
         # Edited text is about as long as the original; the JSON of the verdicts comes on top.
         max_tokens = 256 + 2 * len(numbered) // CHARACTERS_PER_TOKEN + 2 * _TOKENS_PER_VERDICT * len(segment)
-        return self._endpoint.request([("system", instructions), ("user", numbered)], max_tokens=max_tokens)
+        return self._endpoint.request(
+            [("system", self._config.instructions or INSTRUCTIONS), ("user", numbered)], max_tokens=max_tokens
+        )
 
     def _verdicts(self, segment: Sequence[Sentence]) -> list[tuple[str, str]] | None:
         return self._endpoint.ask(self._request(segment), read_verdicts(len(segment)))

@@ -186,8 +186,7 @@ def _whole_words(pieces: Sequence[TimedText]) -> list[TimedText]:
 def _parts(text: TimedText) -> list[TimedText]:
     """Split a text into its words; their times are unknown if its own are."""
     if text.end_s is None:
-        units = split_units(text.text)
-        return [TimedText(unit, continues=is_joined) for unit, is_joined in units]
+        return [TimedText(unit, continues=is_joined) for unit, is_joined in split_units(text.text)]
     return [TimedText(word.text, word.start_s, word.end_s, word.continues) for word in _words(text)]
 
 

@@ -210,11 +210,9 @@ class TurnRequest(Request):
         self.frames = None
 
     def _new_turn(self) -> Turn:
-        index, turn_s = self.stream.num_turns, self.stream.config.video.turn_s
-        start_s, end_s = index * turn_s, (index + 1) * turn_s
-        if self.video_turn is not None:
-            start_s, end_s = self.video_turn.start_s, self.video_turn.end_s
-        return Turn(index, start_s, end_s, self.vision.grid)
+        index, turn_s, video_turn = self.stream.num_turns, self.stream.config.video.turn_s, self.video_turn
+        times_s = (video_turn.start_s, video_turn.end_s) if video_turn else (index * turn_s, (index + 1) * turn_s)
+        return Turn(index, *times_s, self.vision.grid)
 
     def _evict(self, prefill_pending: PrefillPending) -> bool:
         """Apply the cache policy; return True if the cache starts, or restarts, with this turn."""

@@ -111,11 +111,9 @@ class SessionStats:
         return "\n".join((head, *self._lag_line(), *rows))
 
     def _lag_line(self) -> Iterator[str]:
-        if (ages_s := self.age_s) is None:
-            return
-        p50, p95 = ages_s
-        lag = f"{self.dropped_s:.0f} s dropped, {self.coalesced_s:.0f} s coalesced"
-        yield f"live: {lag}, frames {p50:.1f} s old when the line was finished (p95 {p95:.1f} s)"
+        if ages_s := self.age_s:
+            ages = "frames {:.1f} s old when the line was finished (p95 {:.1f} s)".format(*ages_s)
+            yield f"live: {self.dropped_s:.0f} s dropped, {self.coalesced_s:.0f} s coalesced, {ages}"
 
     def _repr_html_(self) -> str:
         head, *rest = self.summary().splitlines()

@@ -118,9 +118,8 @@ class Stream:
     def set_cached_query(self, query: str):
         """Record the query in the cache, and update capacity_tokens, which depends on its length."""
         if query != self.cached_query:
-            self.capacity_tokens = self.config.capacity_tokens(query, self.previous_text)
+            self.cached_query, self.capacity_tokens = query, self.config.capacity_tokens(query, self.previous_text)
             self.stats.capacity_tokens = self.capacity_tokens
-        self.cached_query = query
 
     def finish_turn(
         self,

@@ -8,6 +8,7 @@ Files that a program might take for a transcript bear the mark of `streamingvlm.
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from html import escape
 from itertools import count
 from pathlib import Path
 
@@ -103,8 +104,7 @@ class VttWriter(LineWriter):
         """Return a cue: its times, and its words with ``&``, ``<`` and ``>`` escaped."""
         if not (words := _one_line(line.text)):
             return ""
-        words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return f"{timestamp(line.start_s)} --> {timestamp(line.end_s)}\n{words}\n\n"
+        return f"{timestamp(line.start_s)} --> {timestamp(line.end_s)}\n{escape(words, quote=False)}\n\n"
 
 
 class SrtWriter(LineWriter):

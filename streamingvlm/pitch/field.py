@@ -71,9 +71,7 @@ def midpoint(a: Point, b: Point) -> Point:
 def towards(start: Point, goal: Point, length: int) -> Point:
     """Return the point `length` from `start` in the direction of `goal` (to the right if they coincide)."""
     gap = distance(start, goal)
-    if gap == 0:
-        return Point(start.x + length, start.y)
-    return between(start, goal, length, gap)
+    return between(start, goal, length, gap) if gap else Point(start.x + length, start.y)
 
 
 def clamped(point: Point) -> Point:

@@ -62,9 +62,8 @@ class KeyframeBuilder:
     def opening(self, event: ScriptedEvent, upcoming: ScriptedEvent) -> Keyframe:
         """Return the keyframe at the start of a second."""
         players = [self._base(event, player) for player in range(NUM_PLAYERS)]
-        ball = self._open_ball(event, upcoming, players)
         clearance = _CLEAR_OF_CLASH if event.kind is EventKind.TACKLE else _CLEAR_OF_HELD_BALL
-        return _keyframe(event, players, ball, _fixed_players(event), clearance)
+        return _keyframe(event, players, self._open_ball(event, upcoming, players), _fixed_players(event), clearance)
 
     def middle(self, event: ScriptedEvent, start: Keyframe, stop: Keyframe) -> Keyframe:
         """Return the keyframe at the middle of a second; `start` and `stop` are this opening and the next."""
@@ -74,10 +73,8 @@ class KeyframeBuilder:
 
     def _base(self, event: ScriptedEvent, player: int) -> Point:
         zone = ZONES[event.zones[player]]
-        return Point(
-            zone.x + self._noise(event.index, 2 * player, _WANDER.x),
-            zone.y + self._noise(event.index, 2 * player + 1, _WANDER.y),
-        )
+        dx, dy = self._noise(event.index, 2 * player, _WANDER.x), self._noise(event.index, 2 * player + 1, _WANDER.y)
+        return Point(zone.x + dx, zone.y + dy)
 
     def _noise(self, second: int, channel: int, amplitude: int) -> int:
         """Return a smooth random walk per channel: random values every few seconds, linearly interpolated."""

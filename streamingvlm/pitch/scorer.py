@@ -140,10 +140,9 @@ def _f1_by_kind(confusion: Counter[tuple[str, str]]) -> dict[str, float]:
 
 def _agreement(pairs: list[tuple[ParsedLine, ParsedLine]], name: str) -> float:
     """Return the share of pairs that agree on a field, among those whose reference line has it."""
-    values = [
-        (getattr(true, name), getattr(predicted, name)) for true, predicted in pairs if getattr(true, name) is not None
-    ]
-    return _ratio(sum(true == predicted for true, predicted in values), len(values))
+    values = [(getattr(true, name), getattr(predicted, name)) for true, predicted in pairs]
+    known = [(true, predicted) for true, predicted in values if true is not None]
+    return _ratio(sum(true == predicted for true, predicted in known), len(known))
 
 
 def _ratio(part: float, whole: int) -> float:

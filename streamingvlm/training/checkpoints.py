@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,9 @@ def latest_complete_checkpoint(folder: str | Path) -> Path | None:
 
 def remove_incomplete(folder: str | Path):
     """Remove incomplete checkpoints and log each one."""
-    for checkpoint in checkpoints(folder):
-        if not is_complete(checkpoint):
-            _LOG.warning("%s is incomplete and is removed", checkpoint)
-            shutil.rmtree(checkpoint)
+    for checkpoint in filterfalse(is_complete, checkpoints(folder)):
+        _LOG.warning("%s is incomplete and is removed", checkpoint)
+        shutil.rmtree(checkpoint)
 
 
 def keep_newest(folder: str | Path, num_kept: int):

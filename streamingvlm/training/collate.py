@@ -65,8 +65,7 @@ class Collate:
         weights = torch.ones(len(example.labels))
         if example.is_silent is not None:
             weights[example.is_silent] = self.silence_weight
-        # No token precedes the first one, so it cannot be predicted.
-        return weights[1:][example.labels[1:] != IGNORED_LABEL]
+        return weights[1:][example.labels[1:] != IGNORED_LABEL]  # nothing precedes the first token: it isn't predicted
 
 
 def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:

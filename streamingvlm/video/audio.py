@@ -89,9 +89,7 @@ def _frames(container: "av.container.InputContainer") -> Iterator["av.AudioFrame
 
 def _first_frame_s(path: Path) -> float:
     with _open(path) as container:
-        if not container.streams.video:
-            return 0.0
-        frame = next(container.decode(video=0), None)
+        frame = next(container.decode(video=0), None) if container.streams.video else None
         return float(frame.pts * frame.time_base) if frame is not None and frame.pts is not None else 0.0
 
 

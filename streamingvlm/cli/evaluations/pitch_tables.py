@@ -61,10 +61,8 @@ def check(options: dict[str, Any]):
 
 def setup_of(options: dict[str, Any]) -> RunSetup:
     """Return the settings that all runs share."""
-    names = ("model", "duration_s", "cache", "video", "sampling", "style")
-    return RunSetup(
-        **{name: options[name] for name in names}, limits=StreamLimits(**options["limits"]), commit=commit()
-    )
+    shared = {name: options[name] for name in ("model", "duration_s", "cache", "video", "sampling", "style")}
+    return RunSetup(**shared, limits=StreamLimits(**options["limits"]), commit=commit())
 
 
 def table_of(name: str, setup: RunSetup, checkpoints: dict[str, str | None]) -> AblationTable:
@@ -98,5 +96,5 @@ def write_pages(runs: list[AblationRun], folder: Path):
     """Write a report for every run."""
     for run in {run.path: run for run in runs}.values():
         (record,) = read_runs([run], folder / "runs")
-        report = report_of(replace(record, name=run.row.name))
-        write_report(report, folder / "pages" / run.path.with_suffix(".html").name)
+        page = folder / "pages" / run.path.with_suffix(".html").name
+        write_report(report_of(replace(record, name=run.row.name)), page)

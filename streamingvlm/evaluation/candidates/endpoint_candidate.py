@@ -156,5 +156,4 @@ def _one_line(answer: str) -> str:
     """Return the words of an answer in one line, "" for three dots; ValueError for an empty answer."""
     if not (words := answer.split()):
         raise ValueError("an empty answer")
-    text = " ".join(words)
-    return "" if text in (ELLIPSIS.strip(), "…") else text
+    return "" if words in ([ELLIPSIS.strip()], ["…"]) else " ".join(words)

@@ -133,10 +133,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [..., hidden size] to [..., hidden size]."""
-        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         if x.size(0) >= _MIN_MLP_ROWS and self._uses_onednn(x):
             return in_blocks(self._fused, x)
-        return down(self.act_fn(gate(x)) * up(x))
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
     def _uses_onednn(self, x: torch.Tensor) -> bool:
         gate = self.gate_proj

@@ -72,10 +72,9 @@ class LiveSampler:
 
     def flush(self) -> Iterator[tuple[int, list[DecodedFrame]]]:
         """Yield the turn that has begun, padded with its newest frame, before a gap or the end."""
-        if self._newest is None:
-            return
-        if self._sampled or self._newest.time_s >= self.grid.turn_start_s(self._index):
-            yield from self._sample_until(math.inf, self._newest, 0.0)
+        newest = self._newest
+        if newest and (self._sampled or newest.time_s >= self.grid.turn_start_s(self._index)):
+            yield from self._sample_until(math.inf, newest, 0.0)
 
     def _complete_until(self, time_s: float, slack_s: float) -> Iterator[tuple[int, list[DecodedFrame]]]:
         if self._newest is not None and (self._sampled or self._newest is not self._last_sampled):
