@@ -15,8 +15,6 @@ from prepared_pitch import write_prepared
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.wheel
-
 TRAIN = [
     *("model=pitch", "device=cpu", "fit.num_epochs=null", "fit.num_steps=5", "fit.batch_size=1", "fit.num_workers=0"),
     *("fit.bf16=false", "fit.save_every_steps=0", "fit.evaluate_every_steps=0", "fit.log_every_steps=1"),
