@@ -83,7 +83,7 @@ class EndpointConfig:
 
 
 @dataclass(frozen=True)
-class ChatRequest:
+class EndpointRequest:
     """The body of a chat completion request."""
 
     body: Mapping[str, Any]
@@ -171,14 +171,14 @@ class AnswerCache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def get(self, request: ChatRequest) -> str | None:
+    def get(self, request: EndpointRequest) -> str | None:
         """Return the cached answer to a request; None if it is missing or unreadable."""
         try:
             return json.loads(self._path(request).read_text("utf-8"))["answer"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    def put(self, request: ChatRequest, answer: str):
+    def put(self, request: EndpointRequest, answer: str):
         """Store an answer. Raises EndpointError if it cannot be written."""
         try:
             write_json(self._path(request), {"request": request.with_hashed_images(), "answer": answer})
@@ -187,7 +187,7 @@ class AnswerCache:
                 f"answers cannot be written to {self.folder} ({error.strerror}); free some space there"
             ) from error
 
-    def _path(self, request: ChatRequest) -> Path:
+    def _path(self, request: EndpointRequest) -> Path:
         name = request.digest()
         return self.folder / name[:2] / f"{name}.json"
 
@@ -207,7 +207,9 @@ class ChatEndpoint:
         self._lock = threading.Lock()
         self._refused: set[str] = set()  # parameters that the model does not accept
 
-    def request(self, messages: Sequence[tuple[str, str | Sequence[ContentPart]]], *, max_tokens: int) -> ChatRequest:
+    def request(
+        self, messages: Sequence[tuple[str, str | Sequence[ContentPart]]], *, max_tokens: int
+    ) -> EndpointRequest:
         """Build a request of (role, content) messages; content is a text, or a list of parts."""
         body = {
             "model": self.config.model,
@@ -215,9 +217,9 @@ class ChatEndpoint:
             "temperature": self.config.temperature,
             self.config.token_limit_name: max_tokens,
         }
-        return ChatRequest({name: value for name, value in body.items() if name and value is not None})
+        return EndpointRequest({name: value for name, value in body.items() if name and value is not None})
 
-    def ask(self, request: ChatRequest, read: Callable[[str], Answer]) -> Answer | None:
+    def ask(self, request: EndpointRequest, read: Callable[[str], Answer]) -> Answer | None:
         """Return ``read(answer)``; None if all of ``max_attempts`` answers are malformed.
 
         read: parses an answer and raises ValueError if it is malformed. Malformed answers are not cached.
@@ -243,7 +245,7 @@ class ChatEndpoint:
             return answer
         return None
 
-    def estimate(self, purpose: str, questions: Iterable[tuple[ChatRequest, int]]) -> CostEstimate:
+    def estimate(self, purpose: str, questions: Iterable[tuple[EndpointRequest, int]]) -> CostEstimate:
         """Estimate the cost of requests without images.
 
         questions: each request with the expected number of tokens in its answer.
@@ -259,7 +261,7 @@ class ChatEndpoint:
         cost_usd = self.config.cost_usd(num_in, num_out)
         return CostEstimate(purpose, num_requests, num_cached, num_in, num_out, cost_usd)
 
-    def _answer(self, request: ChatRequest) -> str:
+    def _answer(self, request: EndpointRequest) -> str:
         """Return the text of an answer; "" if it is not a chat completion."""
         import openai
 

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, metadata, version
 from typing import Any
 
@@ -107,7 +108,7 @@ def sizes(options: dict[str, Any], device: torch.device) -> dict[str, str]:
     facts = {
         "name": model.name,
         "parameters": f"{sizing.num_parameters:,}",
-        "weights": f"{_gb(sizing.weight_bytes)} in {_short(model.dtype)}",
+        "weights": f"{_gb(sizing.weight_bytes)} in {_short(model.dtype)}{_before(options['model'])}",
         "tokens of a second": f"{tokens_per_s(config, height, width):.0f} at {width}x{height}",
         "cache of a token": f"{sizing.token_bytes:,} bytes",
     }
@@ -121,6 +122,11 @@ def sizes(options: dict[str, Any], device: torch.device) -> dict[str, str]:
         verdict = "fits" if options["streams"] <= num_fitting else "does not fit"
         facts[f"{options['streams']} streams"] = f"{_gb(total)} with the weights: {verdict}"
     return facts
+
+
+def _before(model: Mapping[str, Any]) -> str:
+    method = model.get("quantization")
+    return f", before model.quantization={method} makes them smaller" if method else ""
 
 
 def structure(options: dict[str, Any], device: torch.device) -> StreamingModel:

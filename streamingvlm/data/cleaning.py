@@ -14,7 +14,7 @@ from itertools import chain, tee
 from streamingvlm.config import above
 from streamingvlm.data.parallel import map_in_threads
 from streamingvlm.data.transcript import Transcript, Word, join, spread
-from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, ChatRequest, CostEstimate, Usage
+from streamingvlm.endpoint import CHARACTERS_PER_TOKEN, ChatEndpoint, CostEstimate, EndpointRequest, Usage
 
 MAX_SENTENCE_WORDS = 40
 MAX_SENTENCE_GAP_S = 2.0
@@ -88,7 +88,7 @@ class Cleaner:
     def _segments(self, transcript: Transcript) -> list[list[Sentence]]:
         return group_sentences(split_sentences(transcript.words), self._config.segment_s)
 
-    def _request(self, segment: Sequence[Sentence]) -> ChatRequest:
+    def _request(self, segment: Sequence[Sentence]) -> EndpointRequest:
         numbered = "\n".join(f"{number}. {join(sentence)}" for number, sentence in enumerate(segment, 1))
         # Edited text is about as long as the original; the JSON of the verdicts comes on top.
         max_tokens = 256 + 2 * len(numbered) // CHARACTERS_PER_TOKEN + 2 * _TOKENS_PER_VERDICT * len(segment)

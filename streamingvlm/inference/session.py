@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 
@@ -24,7 +24,7 @@ from streamingvlm.inference.requests import ForcedTurn, GenerateTurn
 from streamingvlm.inference.snapshot import SnapshotWriter, read_settings, restore
 from streamingvlm.inference.stats import SessionStats
 from streamingvlm.inference.stream import Stream, StreamView
-from streamingvlm.inference.stream_config import StreamConfig
+from streamingvlm.inference.stream_config import SessionSettings, StreamConfig
 from streamingvlm.model.loading import StreamingModel, check_is_loaded, load_model
 from streamingvlm.model.vision import VisionEncoder
 from streamingvlm.turns import TurnFormat
@@ -85,7 +85,7 @@ class StreamingSession:
         dtype: str | torch.dtype | None = None,
         quantization: str | None = None,
         cpu_kernels: bool = True,
-        **settings,
+        **settings: Unpack[SessionSettings],
     ) -> "StreamingSession":
         """Load a model ("pitch", a folder or a hub name) and open a session on it.
 

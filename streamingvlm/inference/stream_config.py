@@ -1,9 +1,10 @@
 """The resolved settings of one stream, with the vision encoder and the turn format that follow from them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypedDict
 
 from streamingvlm.cache.eviction import capacity_tokens
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig, resolve
@@ -18,6 +19,18 @@ log = logging.getLogger(__name__)
 _LAST_TURN_S = 9_999_999.0
 
 Given = Mapping[str, Any] | None
+
+
+class SessionSettings(TypedDict, total=False):
+    """The keyword arguments of `StreamingSession`, except an engine, which has a model already."""
+
+    cache: CacheConfig | Mapping[str, Any] | str | None
+    video: VideoConfig | Mapping[str, Any] | None
+    sampling: SamplingConfig | Mapping[str, Any] | None
+    query: str
+    previous_text: str
+    on_token: Callable[[str], None] | None
+    autosave: str | Path | None
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _adapter_found(folder: Path, *, beside_model: bool) -> str:
             "move the adapter to a folder of its own, or merge it"
         )
     if (folder / ADAPTER_RECORD).is_file():
-        return f"{folder} holds an adapter alone; merge it first: python scripts/merge.py {folder} target=merged"
+        return f"{folder} holds an adapter alone; merge it first: streamingvlm merge {folder} target=merged"
     return (
         f"{folder} holds an adapter alone, and it was not trained here (no {ADAPTER_RECORD}); merge it with the tool "
         "that trained it (in peft: merge_and_unload), and give the merged folder"

@@ -102,7 +102,8 @@ class FitSettings:
             raise ConfigError("fsdp and deepspeed both shard the weights; give one of them")
         if self.deepspeed is not None and not Path(self.deepspeed).is_file():
             raise ConfigError(
-                f"deepspeed={self.deepspeed} is not a file; give one such as configs/deepspeed/zero3.json"
+                f"deepspeed={self.deepspeed} is not a file; give one such as "
+                "deepspeed/zero3.json of the configs, whose folder `streamingvlm info` names"
             )
 
     def steps_for(self, num_examples: int) -> int:

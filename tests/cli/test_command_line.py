@@ -151,6 +151,47 @@ def test_a_wrong_word_is_named_in_one_line(words, parts, capsys):
     assert [part for part in parts if part not in error] == []
 
 
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("max_new_tokens=7", "sampling.max_new_tokens", 7),
+        ("text_sink_tokens=64", "cache.text_sink_tokens", 64),
+        ("seed=3", "sampling.seed", 3),
+        ("min_pixels=784", "video.min_pixels", 784),
+    ],
+)
+def test_a_short_name_is_found_at_any_depth_and_said(word, name, value, capsys):
+    group, option = name.split(".")
+    assert options_of([word])[group][option] == value
+    assert capsys.readouterr().err == f"streamingvlm stream: {word} is taken as {name}={value}\n"
+
+
+@pytest.mark.parametrize("words", [["fps=4"], ["device=cpu"]])
+def test_a_name_of_the_top_level_is_taken_as_it_is(words, capsys):
+    name, _, value = words[0].partition("=")
+    assert str(options_of(words)[name]) == value
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("dtype=float16", ["dtype is ambiguous; give ", "cache.dtype=float16", "model.dtype=float16"]),
+        ("max_new_tokenz=4", ["did you mean sampling.max_new_tokens?"]),
+        ("temprature=1", ["did you mean sampling.temperature?"]),
+        ("fps=8,16", ["for value in 8 16; do streamingvlm stream fps=$value; done", "[8,16]"]),
+        ("video.fps=8,16", ["for value in 8 16; do streamingvlm stream video.fps=$value; done"]),
+        ("cache=full,window", ["for value in full window; do streamingvlm stream cache=$value; done"]),
+    ],
+)
+def test_a_short_name_that_is_wrong_and_a_sweep_are_answered_with_what_to_give(word, parts, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        options_of([word])
+    error = capsys.readouterr().err
+    assert (exit_.value.code, error.count("\n")) == (2, 1)
+    assert [part for part in parts if part not in error] == []
+
+
 def run_task(task):
     run(command(task), [])
 

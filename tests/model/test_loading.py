@@ -250,7 +250,7 @@ SPOILT = {
     "no positions a second": (vision_config(tokens_per_second=0), "tokens_per_second=0, expected a number above 0"),
     "adapter beside the model": (adapter_beside, "has an adapter (adapter_config.json) beside a whole model"),
     "adapter of another tool": (adapter_alone, "holds an adapter alone, and it was not trained here"),
-    "adapter of ours": (adapter_of_ours, "holds an adapter alone; merge it first: python scripts/merge.py"),
+    "adapter of ours": (adapter_of_ours, "holds an adapter alone; merge it first: streamingvlm merge"),
     "no config": (without("config.json"), "has no config.json; give a model folder in the layout of Hugging Face"),
     "config of no json": (write("config.json", "{"), "is not JSON (Expecting property name"),
     "config of a list": (write("config.json", "[]"), "holds no JSON object; copy it again"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from streamingvlm.data.parallel import map_in_threads
-from streamingvlm.endpoint import ChatEndpoint, ChatRequest, CostEstimate
+from streamingvlm.endpoint import ChatEndpoint, CostEstimate, EndpointRequest
 from streamingvlm.evaluation.statistics import bootstrap_interval
 
 Vote = Literal["A", "B"] | None
@@ -91,11 +91,11 @@ class Judge:
         first, second = (self.endpoint.ask(request, read_vote) for request in self._requests(comparison))
         return Verdict(comparison.name, comparison.group, (_valid(first), _OTHER[_valid(second)]), comparison.position)
 
-    def _requests(self, comparison: Comparison) -> tuple[ChatRequest, ChatRequest]:
+    def _requests(self, comparison: Comparison) -> tuple[EndpointRequest, EndpointRequest]:
         a, b = comparison.text_a, comparison.text_b
         return self._request(comparison.reference, a, b), self._request(comparison.reference, b, a)
 
-    def _request(self, reference: str, shown_as_a: str, shown_as_b: str) -> ChatRequest:
+    def _request(self, reference: str, shown_as_a: str, shown_as_b: str) -> EndpointRequest:
         blocks = [("Reference", reference), ("Commentary A", shown_as_a), ("Commentary B", shown_as_b)]
         texts = "\n\n".join(f"### {title}\n{text[:MAX_CHARACTERS]}" for title, text in blocks)
         question = f"{texts}\n\n### Your verdict\nWhich commentary is better? Answer with one letter: A or B."

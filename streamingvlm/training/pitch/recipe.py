@@ -280,7 +280,10 @@ def recipe_from(options: Mapping[str, Any]) -> Recipe:
         more = {name: value for name, value in options.items() if name not in ("seed", "stages", "clips")}
         return Recipe(int(options["seed"]), stages, **more)
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the key recipe cannot be read ({error}); see configs/experiment/pitch.yaml") from error
+        raise ConfigError(
+            f"the key recipe cannot be read ({error}); see experiment/pitch.yaml of the configs, "
+            "whose folder `streamingvlm info` names"
+        ) from error
 
 
 def _stage(

@@ -95,5 +95,6 @@ def restyling_from(options: Mapping[str, Any]) -> RestylingPlan:
         return RestylingPlan(int(options["seed"]), str(options["base"]), str(options["style"]), **parts)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"the key restyling cannot be read ({error}); see configs/experiment/pitch_lora.yaml"
+            f"the key restyling cannot be read ({error}); see experiment/pitch_lora.yaml of the "
+            "configs, whose folder `streamingvlm info` names"
         ) from error
