@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,3 +112,22 @@ def test_ctrl_c_ends_a_pipe_without_data():
         err = process.stderr.read()
     assert process.returncode == 130
     assert b"Traceback" not in err and b"real time" in err
+
+
+@pytest.mark.parametrize("address", ["rtsp://127.0.0.1:{}/x", "http://127.0.0.1:{}/x.m3u8", "rtmp://127.0.0.1:{}/a/x"])
+def test_an_interrupt_ends_a_connection_that_gets_no_answer(address, folder):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = [address.format(silent.getsockname()[1]), "live.open_timeout_s=120", "output=none"]
+        with subprocess.Popen(
+            [sys.executable, ROOT / "scripts" / "stream.py", *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            # Children of a background shell ignore SIGINT unless it is reset.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                _, error = process.communicate(timeout=30)
+    assert (process.returncode, error.splitlines()[-1]) == (130, "streamingvlm stream: stopped")

@@ -11,11 +11,12 @@ and the lag policy chooses which of them it gets.
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from streamingvlm.config import LiveConfig
 from streamingvlm.video.address import Address, parse_address
@@ -29,6 +30,9 @@ from streamingvlm.video.reader import VideoReader, open_frame_source, open_video
 from streamingvlm.video.sampling_grid import SamplingGrid
 from streamingvlm.video.source import SkipCounts, VideoInfo
 from streamingvlm.video.video_turn import VideoTurn
+
+if TYPE_CHECKING:
+    from streamingvlm.video.live.connection import Connection
 
 JOIN_TIMEOUT_S = 1.0
 """A thread that is blocked in a read is not joined for longer than this; it closes its connection by itself."""
@@ -164,7 +168,7 @@ def _connect(address: Address, config: LiveConfig, stop: threading.Event) -> tup
     from streamingvlm.video.live.connection import connect  # imports a decoder
 
     connect_again = partial(connect, address, config, stop.is_set)
-    connection = connect_again()
+    connection = _interruptible(connect_again, stop)
     is_pipe = address.kind == "pipe"
     policy = config.policy or ("wait" if is_pipe or connection.is_recording else "drop")
     if policy == "wait":
@@ -173,3 +177,27 @@ def _connect(address: Address, config: LiveConfig, stop: threading.Event) -> tup
         clock = LiveClock("wait" if connection.is_paced or connection.is_recording else "newest")
     feed = ConnectionFeed(connection, None if is_pipe else connect_again, clock, config, shown=address.shown, stop=stop)
     return feed, policy
+
+
+def _interruptible(connect: "Callable[[], Connection]", stop: threading.Event) -> "Connection":
+    """Connect in a thread, as FFmpeg holds up the signals of the thread that it runs in until it has an answer."""
+    future: Future = Future()
+    threading.Thread(target=_resolve, args=(future, connect), name="connect", daemon=True).start()
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        stop.set()
+        future.add_done_callback(_close_connection)
+        raise
+
+
+def _resolve(future: Future, connect: "Callable[[], Connection]") -> None:
+    try:
+        future.set_result(connect())
+    except BaseException as error:  # noqa: BLE001 - raised again in the caller
+        future.set_exception(error)
+
+
+def _close_connection(future: Future) -> None:
+    if future.exception() is None:
+        future.result().close()
