@@ -15,6 +15,7 @@ dataset (5 MB per second for a 7B model) do not fit on a disk, so the cache has 
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ from streamingvlm.model.vision import Grid, VisionEncoder, VisionFeatures, prepr
 from streamingvlm.training.digests import file_digest, tensors_digest
 from streamingvlm.training.feature_store import FeatureStore
 from streamingvlm.video.reader import open_video
+from streamingvlm.video.source import EarlyEndError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,22 +146,19 @@ class VisionReader:
             return
         wanted, first = set(missing), missing[0]
         config = self.video
-        with open_video(
-            path,
-            fps=config.fps,
-            turn_s=config.turn_s,
-            decoder=config.decoder,
-            prefetch=config.prefetch,
-            start_s=starts_s[first],
-        ) as reader:
+        reading = {"decoder": config.decoder, "prefetch": config.prefetch, "start_s": starts_s[first]}
+        with (
+            suppress(EarlyEndError),  # all turns are still wanted then
+            open_video(path, fps=config.fps, turn_s=config.turn_s, **reading) as reader,
+        ):
             for index, turn in zip(range(first, missing[-1] + 1), reader, strict=False):
                 if index in wanted:
                     wanted.remove(index)
                     yield index, turn.frames
         if wanted:
             raise VideoError(
-                f"{str(path)!r} has no frame at {starts_s[min(wanted)]:g} s, which a chunk needs; prepare the data "
-                "again"
+                f"{str(path)!r} has no frame at {starts_s[min(wanted)]:g} s, which a chunk needs, so it is shorter than "
+                "when it was prepared; prepare the data again"
             )
 
     def _pending(self, key: str, frames: torch.Tensor) -> PendingVision:

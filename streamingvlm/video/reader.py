@@ -13,12 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
-from streamingvlm.errors import ConfigError, VideoError
+from streamingvlm.errors import ConfigError
 from streamingvlm.video.address import check_video_file
 from streamingvlm.video.frame_tensors import make_turn
 from streamingvlm.video.prefetch import Prefetch
 from streamingvlm.video.sampling_grid import SamplingGrid, sample
-from streamingvlm.video.source import FrameSource, SkipCounts, VideoInfo
+from streamingvlm.video.source import EarlyEndError, FrameSource, SkipCounts, VideoInfo
 from streamingvlm.video.video_turn import VideoTurn
 
 
@@ -106,8 +106,8 @@ def _opener(decoder: str) -> Callable[..., FrameSource]:
     raise ConfigError(f"decoder is {decoder!r}, but must be 'pyav' or 'decord'")
 
 
-def _starts_too_late(path: str | Path, start_s: float) -> VideoError:
-    return VideoError(f"{os.fspath(path)!r} ends before start_s = {start_s:g}; choose an earlier start")
+def _starts_too_late(path: str | Path, start_s: float) -> EarlyEndError:
+    return EarlyEndError(f"{os.fspath(path)!r} ends before start_s = {start_s:g}; choose an earlier start")
 
 
 def _turns(path: Path, source: FrameSource, grid: SamplingGrid, stop: threading.Event) -> Iterator[VideoTurn]:

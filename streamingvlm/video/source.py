@@ -13,6 +13,10 @@ class BrokenStreamError(VideoError):
     """A live source does not answer or has stopped. The connection may be retried."""
 
 
+class EarlyEndError(VideoError):
+    """A file ends before the time from which it is to be read."""
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """Metadata of an open video."""

@@ -201,3 +201,5 @@ def test_a_missing_video_and_one_that_ends_early_are_named(model, video, tmp_pat
         read(vision, {"video": "absent.mp4", "start_s": 0.0}, 0, 1)
     with pytest.raises(VideoError, match=r"match\.mp4.* no frame at 14 s"):
         read(vision, recording(video), 12, 4)
+    with pytest.raises(VideoError, match=r"match\.mp4.* no frame at 20 s.*prepare the data again"):
+        read(vision, recording(video), 20, 4)
