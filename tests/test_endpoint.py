@@ -204,3 +204,39 @@ def test_a_cost_needs_both_prices():
 def test_a_400_names_its_own_remedy(ask):
     with pytest.raises(EndpointError, match="check the endpoint"):
         ask(lambda body, num_before: 400)
+
+
+def refuses(*parameters, names="param"):
+    """Refuse the first of the parameters that is in a body, as OpenAI's newer models do, or by the message alone."""
+
+    def reply(body, num_before):
+        refused = next((name for name in parameters if name in body), None)
+        if refused is None:
+            return echo(body, num_before)
+        error = {"message": f"Unsupported parameter: '{refused}' is not supported with this model."}
+        return 400, json.dumps({"error": error | ({"param": refused} if names == "param" else {})}).encode()
+
+    return reply
+
+
+@pytest.mark.parametrize("names", ["param", "message"])
+@pytest.mark.parametrize(
+    ("parameters", "sent"),
+    [
+        (["max_tokens"], {"temperature": 0.0, "max_completion_tokens": 50}),
+        (["temperature"], {"max_tokens": 50}),
+        (["temperature", "max_tokens"], {"max_completion_tokens": 50}),
+    ],
+)
+def test_a_parameter_that_the_model_refuses_by_name_is_adapted_once(ask, parameters, sent, names):
+    answers, _, server = ask(refuses(*parameters, names=names), "hello", "there")
+    assert answers == ["HELLO", "THERE"]
+    assert len(server.requests) == len(parameters) + 2  # the second question is sent as the model accepts it
+    assert [{k: v for k, v in body.items() if k not in ("model", "messages")} for body in server.answered] == [sent] * 2
+
+
+@pytest.mark.parametrize("parameters", [["model"], ["max_tokens", "max_completion_tokens"]])
+def test_another_refusal_ends_in_one_line_that_names_it(ask, parameters):
+    with pytest.raises(EndpointError, match=rf"answers 400: .*'{parameters[-1]}'.*; check the endpoint") as caught:
+        ask(refuses(*parameters))
+    assert "\n" not in str(caught.value)

@@ -157,8 +157,8 @@ class VisionReader:
                     yield index, turn.frames
         if wanted:
             raise VideoError(
-                f"{str(path)!r} has no frame at {starts_s[min(wanted)]:g} s, which a chunk needs: it is shorter than when "
-                "it was prepared; prepare the data again"
+                f"{str(path)!r} has no frame at {starts_s[min(wanted)]:g} s, which a chunk needs: it is shorter "
+                "than when it was prepared; prepare the data again"
             )
 
     def _pending(self, key: str, frames: torch.Tensor) -> PendingVision:
