@@ -247,3 +247,13 @@ def test_another_layout_is_reported_in_one_line(inf_streams, livesports, publish
         code, _, told = evaluate_here(*words, f"{named}={published}/{other}")
         assert code == 2
         assert f"{other}:1 is no" in told and "expected" in told
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"), [("Both are fine.", 2), ("<think>Well.</think>\nA", 0), ('{"verdict": "B"}', 0)]
+)
+def test_a_judge_without_one_valid_vote_is_an_error(inf_streams, two_files, evaluate_here, answer, ends):
+    with ChatServer(lambda *_: answer) as server:
+        code, said, told = evaluate_here(*inf_streams, *two_files, *judged_by(server))
+    assert code == ends, told
+    assert ("none of 8 votes is valid" in said, "raise judge.max_tokens" in told) == ((ends == 2,) * 2)
