@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from running_server import KEY, MATCH
 
@@ -180,3 +181,25 @@ def test_a_server_with_a_key_asks_for_it_once(serving, open_page):
         page.reload()
         expect(page.get_by_text("pitch", exact=True)).to_be_visible()
         expect(dialog).to_be_hidden()
+
+
+def findings(page) -> list[str]:
+    """What axe-core finds against WCAG and its own best practices: rule, and the first element."""
+    violations = Axe().run(page).response["violations"]
+    return [f"{found['id']} ({found['impact']}): {found['nodes'][0]['html']}" for found in violations]
+
+
+@pytest.mark.parametrize("colour_scheme", ["light", "dark"])
+@pytest.mark.parametrize("source", ["Watch the sample match", "Camera"])
+def test_axe_finds_nothing_before_while_and_after_a_video_is_watched(server, open_page, source, colour_scheme):
+    page = open_page(server.url, color_scheme=colour_scheme, reduced_motion="reduce", permissions=["camera"])
+    expect(page.get_by_text("pitch", exact=True)).to_be_visible()
+    page.locator("summary", has_text="Options").click()
+    assert findings(page) == []
+    page.get_by_role("button", name=source).click()
+    expect(page.get_by_role("status")).to_have_text(re.compile("Watching|Live"))
+    expect(lines(page).nth(0)).to_be_visible()
+    assert findings(page) == []
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("status")).to_have_text("Stopped")
+    assert findings(page) == []

@@ -74,8 +74,10 @@ def read_events(path: Path, video_root: Path, *, num_events: int | None = None) 
 
 def predictions(events: Sequence[SportsEvent], by_event: Mapping[str, Sequence[CommentedClip]]) -> dict[str, str]:
     """Join the commentary of each event into one text, by the event's name."""
-    texts = {name: [line.text for clip in clips for line in clip.utterances] for name, clips in by_event.items()}
-    return {event.name: " ".join(texts[event.name]) for event in events}
+    return {
+        event.name: " ".join(utterance.text for clip in by_event[event.name] for utterance in clip.utterances)
+        for event in events
+    }
 
 
 def write_predictions(path: Path, events: Sequence[SportsEvent], texts: Mapping[str, str]):
