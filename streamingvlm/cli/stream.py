@@ -12,7 +12,6 @@ import streamingvlm
 from streamingvlm import StreamingSession, load_model
 from streamingvlm.cli.terminal import LiveView, PlainView, open_view, spinner
 from streamingvlm.config import LiveConfig, resolve
-from streamingvlm.data.sources import VIDEO_SUFFIXES
 from streamingvlm.errors import ConfigError
 from streamingvlm.inference.alert import Alert
 from streamingvlm.inference.output_files import MultiWriter, OutputJournal, is_one_file, open_writers, reopen_writers
@@ -25,6 +24,7 @@ from streamingvlm.provenance import CAPTIONED_SUFFIX, Provenance
 from streamingvlm.video.address import Address, parse_address
 from streamingvlm.video.live import LiveReader
 from streamingvlm.video.reader import VideoReader, open_video
+from streamingvlm.video.source import VIDEO_SUFFIXES
 
 EMBEDDED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 

@@ -14,8 +14,7 @@ from streamingvlm.data.conversations import Conversation, is_conversation_file, 
 from streamingvlm.data.transcript_files import TRANSCRIPT_SUFFIXES
 from streamingvlm.errors import DataError
 from streamingvlm.provenance import CAPTIONED_SUFFIX, is_generated_file
-
-VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+from streamingvlm.video.source import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,21 @@ An address is checked twice: its host name against the allowed list, then every 
 because a public name can resolve to a private machine.
 """
 
+import os
 import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import islice
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.server_config import AllowedSources
+from streamingvlm.video.source import VIDEO_SUFFIXES
+
+MAX_LISTED, _MAX_SCANNED = 1000, 100_000
 
 IPAddress = IPv4Address | IPv6Address
 Resolver = Callable[[str, int], Sequence[str]]
@@ -42,6 +47,15 @@ def allowed_file(name: str, allowed: AllowedSources) -> Path:
     if not (path.is_relative_to(folder) and path.is_file()):
         raise unknown
     return path
+
+
+def list_videos(folder: Path) -> list[str]:
+    """Return the names that `allowed_file` accepts of at most ``MAX_LISTED`` videos below a folder, in order."""
+    folder = folder.resolve()
+    paths = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
+    videos = (path for path in islice(paths, _MAX_SCANNED) if path.suffix.lower() in VIDEO_SUFFIXES)
+    inside = (path for path in videos if path.is_file() and path.resolve().is_relative_to(folder))
+    return sorted(str(path.relative_to(folder)) for path in islice(inside, MAX_LISTED))
 
 
 @dataclass(frozen=True)

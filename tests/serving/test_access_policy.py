@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.serving.access_policy import HostPolicy, allowed_file
+from streamingvlm.serving.access_policy import HostPolicy, allowed_file, list_videos
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.server_config import AllowedSources
 
@@ -224,3 +224,17 @@ def test_allowed_sources_are_validated(tmp_path):
     for host in ("http://x.example", "x.example:80", "x.example/path"):
         with pytest.raises(ConfigError, match="host's name alone"):
             AllowedSources(hosts=(host,))
+
+
+def test_the_listed_videos_are_those_that_a_session_may_name(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "videos"
+    for path in (outside / "secret.mp4", folder / "b" / "game.MP4", folder / "a.mkv", folder / "a.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "link.mp4").symlink_to(outside / "secret.mp4")
+    (folder / "below").symlink_to(outside)
+    (folder / "broken.mp4").symlink_to(folder / "gone.mp4")
+    (folder / "copy.mp4").symlink_to(folder / "a.mkv")
+    assert list_videos(folder) == ["a.mkv", "b/game.MP4", "copy.mp4"]
+    for name in list_videos(folder):
+        assert allowed_file(name, AllowedSources(folder=folder)).is_file()

@@ -9,6 +9,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from running_server import KEY, MATCH
 
+from streamingvlm.provenance import is_generated_text
+from streamingvlm.serving.server_config import AllowedSources
+
 pytestmark = pytest.mark.browser
 
 PATIENCE_MS = 180_000  # for a busy machine without a GPU
@@ -109,11 +112,14 @@ def test_a_file_is_played_asked_about_sought_in_and_exported(server, open_page):
     expect(page.locator(".caption")).to_have_text(first.locator("span").inner_text())
 
     spoken = lines(page).locator("span").all_inner_texts()
-    rows = [json.loads(row) for row in saved(page, "JSONL").splitlines()]
+    exports = {name: saved(page, name) for name in ("JSONL", "VTT", "SRT")}
+    assert [name for name, text in exports.items() if not is_generated_text(text)] == []
+    origin, *rows = [json.loads(row) for row in exports["JSONL"].splitlines()]
+    assert origin["streamingvlm"] == {"model": "pitch"}
     assert [row["text"] for row in rows if row["text"]] == spoken
     assert [row["start_s"] for row in rows] == sorted({row["start_s"] for row in rows})
-    vtt, srt = saved(page, "VTT"), saved(page, "SRT")
-    assert vtt.startswith("WEBVTT\n\n00:00:0")
+    vtt, srt = exports["VTT"], exports["SRT"]
+    assert vtt.startswith("WEBVTT\n\nNOTE streamingvlm\n")
     assert vtt.count(" --> ") == srt.count(" --> ") == len(spoken)
     assert srt.startswith("1\n00:00:0")
 
@@ -181,6 +187,23 @@ def test_a_server_with_a_key_asks_for_it_once(serving, open_page):
         page.reload()
         expect(page.get_by_text("pitch", exact=True)).to_be_visible()
         expect(dialog).to_be_hidden()
+
+
+def test_a_video_of_the_servers_folder_is_picked(serving, open_page, tmp_path):
+    (tmp_path / "games").mkdir()
+    (tmp_path / "games" / "final.mp4").write_bytes(MATCH.read_bytes())
+    (tmp_path / "notes.txt").touch()
+    with serving(allowed=AllowedSources(folder=tmp_path)) as server:
+        page = open_page(server.url)
+        page.get_by_role("button", name="Address").click()
+        address = page.get_by_role("combobox", name="One of the server’s 1")
+        expect(address).to_be_focused()
+        listed = page.locator("#videos option")
+        assert [option.get_attribute("value") for option in listed.all()] == ["games/final.mp4"]
+        address.fill("games/final.mp4")
+        page.get_by_role("button", name="Watch", exact=True).click()
+        expect(lines(page).nth(1)).to_be_visible()
+        assert findings(page) == []
 
 
 def findings(page) -> list[str]:

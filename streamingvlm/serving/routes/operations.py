@@ -1,7 +1,10 @@
 """Endpoints for operators: health, readiness, metrics, models and settings."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
+from streamingvlm.serving.access_policy import list_videos
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.metrics import CONTENT_TYPE
 from streamingvlm.serving.routes import manager_of
@@ -49,6 +52,14 @@ async def model(request: Request, name: str) -> dict:
 def _model(manager: SessionManager) -> dict:
     name = manager.pool.model.name
     return {"id": name, "object": "model", "created": manager.started_at, "owned_by": "streamingvlm"}
+
+
+@router.get("/v1/videos")
+async def videos(request: Request) -> dict:
+    """The videos of the operator's folder, by the names that a session may give as ``file``."""
+    folder = manager_of(request).config.allowed.folder
+    names = [] if folder is None else await asyncio.to_thread(list_videos, folder)
+    return {"object": "list", "data": [{"id": name, "object": "video"} for name in names]}
 
 
 @router.get("/v1/settings")

@@ -2,29 +2,35 @@
 
 const TYPES = { vtt: "text/vtt", srt: "application/x-subrip", jsonl: "application/jsonl" };
 
-export function formatTranscript(format, lines) {
-  return { vtt, srt, jsonl }[format](lines);
+// The mark of streamingvlm/provenance.py: whoever prepares training data is told that a model wrote the file.
+const MARK = "streamingvlm";
+
+export function formatTranscript(format, lines, model) {
+  return { vtt, srt, jsonl }[format](lines, JSON.stringify({ [MARK]: { model } }));
 }
 
-export function download(format, lines) {
+export function download(format, lines, model) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([formatTranscript(format, lines)], { type: TYPES[format] }));
+  link.href = URL.createObjectURL(new Blob([formatTranscript(format, lines, model)], { type: TYPES[format] }));
   link.download = `commentary.${format}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-function vtt(lines) {
+function vtt(lines, origin) {
   const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return "WEBVTT\n\n" + nonEmpty(lines).map((line) => `${span(line, ".")}\n${escaped(oneLine(line.text))}\n\n`).join("");
+  const cues = nonEmpty(lines).map((line) => `${span(line, ".")}\n${escaped(oneLine(line.text))}\n\n`);
+  return [`WEBVTT\n\nNOTE ${MARK}\n${origin.replaceAll("-->", "->")}\n\n`, ...cues].join("");
 }
 
 function srt(lines) {
-  return nonEmpty(lines).map((line, index) => `${index + 1}\n${span(line, ",")}\n${oneLine(line.text)}\n\n`).join("");
+  const mark = (index) => (index ? "" : ` ${MARK}`);
+  const cue = (line, index) => `${index + 1}\n${span(line, ",")}${mark(index)}\n${oneLine(line.text)}\n\n`;
+  return nonEmpty(lines).map(cue).join("");
 }
 
-function jsonl(lines) {
-  return lines.map((line) => JSON.stringify(line) + "\n").join("");
+function jsonl(lines, origin) {
+  return [origin, ...lines.map((line) => JSON.stringify(line))].map((line) => line + "\n").join("");
 }
 
 function nonEmpty(lines) {

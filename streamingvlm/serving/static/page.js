@@ -192,6 +192,14 @@ async function loadSettings() {
   const isOpen = settings.addresses || settings.files;
   byId("use-address").disabled = !isOpen;
   byId("address-note").textContent = isOpen ? "stream or playlist" : "disabled by the operator";
+  if (settings.files) await listVideos();
+}
+
+async function listVideos() {
+  const { data } = await call("GET", "/v1/videos");
+  byId("videos").replaceChildren(...data.map(({ id }) => new Option(id, id)));
+  byId("address-note").textContent = settings.addresses ? "or a video of the server" : "a video of the server";
+  byId("address-label").textContent = `${settings.addresses ? "Address of the video, or one" : "One"} of the server’s ${data.length}`;
 }
 
 async function useKey(event) {
@@ -221,7 +229,7 @@ byId("stop").addEventListener("click", stop);
 byId("ask-form").addEventListener("submit", ask);
 byId("key-form").addEventListener("submit", useKey);
 for (const button of document.querySelectorAll("[data-export]")) {
-  button.addEventListener("click", () => download(button.dataset.export, transcript.lines));
+  button.addEventListener("click", () => download(button.dataset.export, transcript.lines, settings.model));
 }
 video.addEventListener("timeupdate", () => source?.canSeek && transcript.showAt(video.currentTime));
 window.addEventListener("resize", () => gauges.cache.redraw());
