@@ -1,5 +1,6 @@
 # make demo    create .venv if needed, then stream the embedded match with the embedded model to the terminal
 # make test    create .venv if needed, then run the tests, except the slow ones
+# make test-attacks  run all attacks on the server, which take minutes
 # make test-slow  run the slow tests, which stream for minutes
 # make lint    run ruff, as pre-commit does, and mypy on the public modules
 # make types   run mypy on the public modules
@@ -33,7 +34,7 @@ PIP_INSTALL = $(PYTHON) -m pip --disable-pip-version-check --python
 PIP = $(PIP_INSTALL) $(VENV) install
 PIP_TORCH = $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-slow lint types docs clean
+.PHONY: demo test test-attacks test-slow lint types docs clean
 
 demo: $(READY)
 	@echo "Watching streamingvlm/assets/pitch/match.mp4, 90 s of a synthetic match, with the embedded model"
@@ -42,6 +43,9 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-attacks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m attacks tests/serving/attacks
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(TESTS)

@@ -18,6 +18,7 @@ from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.api_requests import check_unicode
 from streamingvlm.serving.jpeg import decode_picture
 from streamingvlm.serving.server_config import ServerLimits
+from streamingvlm.video.pyav import open_container
 from streamingvlm.video.reader import open_video
 from streamingvlm.video.video_turn import VideoTurn
 
@@ -247,11 +248,22 @@ def _message_turns(
 
 def _file_turns(path: Path, video: VideoConfig, limits: ServerLimits) -> Iterator[VideoTurn]:
     try:
+        _check_clip_size(path, limits.max_frame_pixels)
         with open_video(path, fps=video.fps, turn_s=video.turn_s, decoder="pyav", prefetch=1) as reader:
             _check_length(reader.info.duration_s or 0.0, limits)
             yield from reader
     except VideoError as error:
         raise VideoError(str(error).replace(repr(str(path)), "the clip")) from None
+
+
+def _check_clip_size(path: Path, max_pixels: int):
+    """Read the size before a frame is decoded. Raises VideoError."""
+    with open_container(path) as container:
+        for stream in container.streams.video:
+            if stream.codec_context is not None and stream.width * stream.height > max_pixels:
+                raise VideoError(
+                    f"the clip has {stream.width}x{stream.height} pixels, more than {max_pixels}; send it smaller"
+                )
 
 
 def _image_turns(urls: Sequence[str], video: VideoConfig, limits: ServerLimits) -> Iterator[VideoTurn]:

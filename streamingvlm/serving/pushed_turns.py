@@ -130,7 +130,7 @@ class PushedTurns:
         self._backlog.clear()  # first, without the lock: a push that waits for room holds the lock
         with self._lock:
             self._has_ended = True
-            self._sampler, self._valid = LiveSampler(self._grid), None
+            self._sampler, self._valid, self._before = LiveSampler(self._grid), None, None
 
     def __iter__(self) -> Iterator[VideoTurn]:
         return self

@@ -24,6 +24,7 @@ PUBLIC_FOLDERS = ("/static/", "/sample/")
 
 _LINGER_S = 5.0
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_KNOWN_METHODS = frozenset({*_SAFE_METHODS, "POST", "PATCH", "PUT", "DELETE", "WEBSOCKET"})
 _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
@@ -61,7 +62,7 @@ class RequestMiddleware:
         except _SendTimeoutError:
             log.info("a client does not read its response", extra={"path": scope["path"]})
         finally:
-            self._metrics.requests.labels(scope.get("method", "WEBSOCKET"), str(response.status)).inc()
+            self._metrics.requests.labels(_method_label(scope), str(response.status)).inc()
             response.log()
 
     def _authorize(self, scope: Scope) -> str:
@@ -77,6 +78,12 @@ class RequestMiddleware:
         if owner is None and not _is_public(scope["path"]):
             raise ApiError(401, "the API key is missing or wrong; send it in the header Authorization: Bearer KEY")
         return owner or ""
+
+
+def _method_label(scope: Scope) -> str:
+    """Return the method, or "other" for one that a client made up: each label is a series that stays in memory."""
+    method = scope.get("method", "WEBSOCKET")
+    return method if method in _KNOWN_METHODS else "other"
 
 
 def _is_public(path: str) -> bool:

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
-from streamingvlm.errors import ClosedError, StreamingVLMError
+from streamingvlm.errors import ClosedError, StreamingVLMError, VideoError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.commentary_log import CommentaryLog
-from streamingvlm.serving.jpeg import check_jpeg, decode_jpeg, encode_jpeg
+from streamingvlm.serving.jpeg import check_jpeg, check_jpeg_start, decode_jpeg, encode_jpeg
 from streamingvlm.serving.metrics import Metrics
 from streamingvlm.serving.pushed_turns import PushedTurns
 from streamingvlm.serving.rate_limits import TokenBucket
@@ -89,6 +90,7 @@ class ServedSession:
         self.last_push_at_s = self.opened_at_s = time.monotonic()
         self.num_questions = 0
         self.newest_frame: torch.Tensor | None = None
+        self._jpeg: tuple[torch.Tensor | None, bytes | None] = (None, None)  # a frame and its encoding
         self.lag_s = self.end_s = 0.0
         self._source, self._limits, self._metrics = source, limits, resources.metrics
         self._decoders, self._closers = resources.decoders, resources.closers
@@ -124,14 +126,28 @@ class ServedSession:
     async def push_jpeg(self, data: bytes, time_s: float | None, *, may_wait: bool) -> bool:
         """Push a JPEG; see ``push``. Also raises VideoError if it cannot be decoded."""
         most = self._limits.max_frame_pixels
-        check_jpeg(data, max_pixels=most)
-        return await self.push(lambda: decode_jpeg(data, max_pixels=most), time_s, may_wait=may_wait)
+        check_jpeg_start(data)
+        check = partial(check_jpeg, data, max_pixels=most)
+        return await self.push(partial(decode_jpeg, data, max_pixels=most), time_s, may_wait=may_wait, check=check)
 
-    async def push(self, decode: Callable[[], torch.Tensor], time_s: float | None, *, may_wait: bool) -> bool:
+    def check_size(self, width: int, height: int):
+        """Raise VideoError if a frame of this size is beyond the limit."""
+        if width * height > (most := self._limits.max_frame_pixels):
+            raise VideoError(f"the frame has {width}x{height} pixels, more than {most}; send it smaller")
+
+    async def push(
+        self,
+        decode: Callable[[], torch.Tensor],
+        time_s: float | None,
+        *,
+        may_wait: bool,
+        check: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Push a frame and return True unless it is late; a frame that is not sampled is not decoded.
 
         time_s: stream time; None for the time of arrival, counted from the first frame. may_wait: under the policy
-        ``wait``, wait for room; otherwise ApiError is raised if there is none.
+        ``wait``, wait for room; otherwise ApiError is raised if there is none. check: called before, in a
+        thread; raises VideoError for an invalid frame, also if it is not sampled.
         """
         self.check_takes_frames()
         self.last_push_at_s = time.monotonic()
@@ -143,6 +159,7 @@ class ServedSession:
             at_s = self.clock_s() if time_s is None else time_s
             if not self._source.wants(at_s):
                 return self._count_frame("late")
+            await self._loop.run_in_executor(self._decoders, check)
             is_used = await self._loop.run_in_executor(self._decoders, self._source.push, decode, at_s)
             return self._count_frame("accepted" if is_used else "late")
 
@@ -210,8 +227,12 @@ class ServedSession:
             self._on_loop(self.log.publish_partial, {"text": self._partial_text.strip()})
 
     def jpeg(self) -> bytes | None:
-        """Return the newest frame that the model has seen, None before the first turn."""
-        return None if self.newest_frame is None else encode_jpeg(self.newest_frame)
+        """Return the newest frame that the model has seen, None before the first turn. Encodes once a turn."""
+        frame, (encoded, jpeg) = self.newest_frame, self._jpeg
+        if frame is not None and frame is not encoded:
+            jpeg = encode_jpeg(frame)
+            self._jpeg = frame, jpeg
+        return jpeg
 
     def state(self) -> dict[str, Any]:
         """Return the session's progress, lag, and cache contents."""

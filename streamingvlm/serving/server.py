@@ -26,7 +26,9 @@ _SHUTDOWN_S = 2
 def bind(config: ServerConfig) -> socket.socket:
     """Bind the port, so that an error shows before a model is loaded. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio sets TCP_NODELAY only with this protocol
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host.strip("[]"), config.port))

@@ -76,6 +76,7 @@ class WebRTCPeers:
         try:
             while session.is_live:
                 frame = await asyncio.wait_for(track.recv(), _TRACK_TIMEOUT_S)
+                session.check_size(frame.width, frame.height)
                 first_s = session.clock_s() if first_s is None else first_s
                 time_s = first_s + clock.to_stream_time(frame.time, time.monotonic())
                 await session.push(partial(_to_tensor, frame), time_s, may_wait=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from streamingvlm.errors import VideoError
-from streamingvlm.video.pyav import av
+from streamingvlm.video.pyav import FILE_OPTIONS, av
 from streamingvlm.video.stream_clock import MAX_GAP_S
 
 SAMPLE_RATE = 16000
@@ -95,6 +95,6 @@ def _first_frame_s(path: Path) -> float:
 
 def _open(path: Path) -> "av.container.InputContainer":
     try:
-        return av.open(f"file:{path}", metadata_errors="replace")
+        return av.open(f"file:{path}", metadata_errors="replace", options=FILE_OPTIONS)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{str(path)!r} cannot be opened ({error.strerror}); name a video file") from error

@@ -43,6 +43,18 @@ SEEK_MARGINS_S = (0.0, 10.0, math.inf)
 BEFORE_START_S = 10.0
 """To seek to the start, some containers need a target time well before it."""
 
+FILE_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": (
+        "3gp,aac,ac3,aiff,ape,asf,av1,avi,caf,dv,dvhs,eac3,flac,flv,gif,gxf,h261,h263,h264,hevc,ivf,m4v,matroska,mjpeg,"
+        "mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,rm,swf,tty,vc1,vvc,wav,webm,wtv,y4m,yuv4mpegpipe"
+    ),
+}
+"""FFmpeg options for a file: containers of media alone. A playlist (HLS, ffconcat, SDP) would open other files."""
+
+MAX_PIXELS = 2**26
+"""Twice 8K. A frame beyond it is refused before it is decoded: a few hundred bytes can announce gigabytes."""
+
 TEXT_DEMUXERS = frozenset({"tty"})
 """FFmpeg demuxers that render text files as video."""
 
@@ -225,7 +237,7 @@ def open_container(path: Path) -> "av.container.InputContainer":
     """Open a file. Raises VideoError if FFmpeg cannot read it."""
     try:
         # "file:" keeps FFmpeg from reading a name with a colon as a protocol
-        return av.open(f"file:{path}", metadata_errors="replace")
+        return av.open(f"file:{path}", metadata_errors="replace", options=FILE_OPTIONS)
     except av.FFmpegError as error:
         raise _unreadable(path, error.strerror) from error
 
@@ -256,6 +268,10 @@ def main_stream(container: "av.container.InputContainer", shown: str) -> "av.Vid
     stream = best if best in streams else max(streams, key=lambda stream: stream.width * stream.height)
     if stream.codec_context is None:
         raise VideoError(f"{shown} has a codec that PyAV does not support; convert it to H.264 first")
+    if stream.width * stream.height > MAX_PIXELS:
+        raise VideoError(
+            f"{shown} has {stream.width}x{stream.height} pixels, more than {MAX_PIXELS}; convert it to a smaller size"
+        )
     return stream
 
 

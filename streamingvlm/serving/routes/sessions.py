@@ -1,5 +1,6 @@
 """Sessions by REST."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -64,7 +65,7 @@ async def ask(request: Request, session: Session, body: QuestionRequest) -> dict
 @router.get("/{session_id}/frame")
 async def newest_frame(session: Session) -> Response:
     """The newest frame that the model has seen, as JPEG."""
-    jpeg = session.jpeg()
+    jpeg = await asyncio.to_thread(session.jpeg)
     if jpeg is None:
         raise ApiError(404, "the model has processed no frame of this session yet; ask again later")
     return Response(jpeg, media_type="image/jpeg")
