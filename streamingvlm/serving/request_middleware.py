@@ -41,7 +41,8 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics):
         self._app, self._config, self._metrics = app, config, metrics
         self._keys = ApiKeys(config.api_keys)
-        self._rates = AddressRateLimiter(config.limits.requests_per_s, config.limits.burst_requests)
+        rates = config.limits.requests_per_s, config.limits.burst_requests
+        self._rates, self._refused_rates = AddressRateLimiter(*rates), AddressRateLimiter(*rates)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         """Handle one request or WebSocket."""
@@ -66,10 +67,21 @@ class RequestMiddleware:
             response.log()
 
     def _authorize(self, scope: Scope) -> str:
-        """Return the owner id of a request, "" on a public path without a key. Raises ApiError."""
+        """Return the owner id of a request, "" on a public path without a key. Raises ApiError.
+
+        Requests without a key take from a bucket of their own: they cannot use up that of a user behind one address.
+        """
+        address = (scope.get("client") or ("unknown",))[0]
+        try:
+            owner = self._owner(scope)
+        except ApiError:
+            _take(self._refused_rates, address)
+            raise
+        _take(self._rates if owner else self._refused_rates, address)
+        return owner
+
+    def _owner(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
-        if retry_after_s := self._rates.take((scope.get("client") or ("unknown",))[0]):
-            raise ApiError(429, "too many requests from this address; slow down", retry_after_s=retry_after_s)
         if self._keys.is_empty and not is_loopback_host(headers.get("host", "")):
             raise ApiError(403, "without a key this server answers on localhost only; start it with a key")
         if scope.get("method") not in _SAFE_METHODS and not is_same_origin(headers):
@@ -86,6 +98,11 @@ def _method_label(scope: Scope) -> str:
     return method if method in _KNOWN_METHODS else "other"
 
 
+def _take(rates: AddressRateLimiter, address: str):
+    if retry_after_s := rates.take(address):
+        raise ApiError(429, "too many requests from this address; slow down", retry_after_s=retry_after_s)
+
+
 def _is_public(path: str) -> bool:
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDERS)
 
@@ -94,7 +111,8 @@ def _max_body_bytes(scope: Scope, limits: ServerLimits) -> int:
     path = scope["path"]
     if path == "/v1/chat/completions":
         return limits.max_clip_bytes
-    return limits.max_frame_bytes if path.endswith("/frames") else limits.max_body_bytes
+    is_frame = scope["method"] == "POST" and path.endswith("/frames")
+    return limits.max_frame_bytes if is_frame else limits.max_body_bytes
 
 
 def _check_content_length(scope: Scope, limits: ServerLimits):
