@@ -38,7 +38,7 @@ from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.training.checkpoints import checkpoint_folder
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -86,6 +86,11 @@ def with_lora_(model: StreamingModel, settings: LoraSettings) -> "PeftModel":
         adapted = peft.get_peft_model(model.hf, config)
     adapted.peft_config["default"].base_model_name_or_path = _absolute_name(model.name)
     return adapted
+
+
+def lora_shape(config: "PeftConfig") -> str:
+    """Describe the adapters of a model, as a resumed run must have them."""
+    return f"rank {config.r}, alpha {config.lora_alpha:g}, dropout {config.lora_dropout:g} of {config.target_modules}"
 
 
 def qlora_quantization(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBytesConfig":

@@ -21,6 +21,7 @@ from streamingvlm.model.attention import has_flash_attn
 from streamingvlm.model.checkpoint import find_checkpoint
 from streamingvlm.model.loading import StreamingModel, device_named, load_model
 from streamingvlm.model.stream_settings import stream_settings
+from streamingvlm.training.adapters import base_fingerprint, lora_shape
 from streamingvlm.training.checkpoints import check_free_space
 from streamingvlm.training.collate import Collate, EncodeVision, with_pixels
 from streamingvlm.training.feature_store import FeatureStore
@@ -35,6 +36,8 @@ from streamingvlm.turns import TurnFormat
 log = logging.getLogger(__name__)
 
 _ADAM_BYTES_PER_WEIGHT = 8
+_DECIDING_VIDEO = ("fps", "turn_s", "min_pixels", "max_pixels", "resize", "turn_format")
+_DECIDING_TEXT = ("text_sink_tokens", "text_window_tokens", "text_step_tokens")
 _PAD = "<|endoftext|>"
 _TRAINED_TOWER = "trained tower"  # replaces the digest of its weights, which change with every step
 
@@ -171,8 +174,7 @@ class FineTuning:
     @cached_property
     def cache(self) -> CacheConfig:
         """The text limits of the model's cache."""
-        names = ("text_sink_tokens", "text_window_tokens", "text_step_tokens")
-        given = {name: getattr(self.settings, name) for name in names}
+        given = {name: getattr(self.settings, name) for name in _DECIDING_TEXT}
         return resolve(CacheConfig, given, self.model.stream_defaults)
 
     @cached_property
@@ -261,11 +263,26 @@ class FineTuning:
             resume=settings.resume,
             held_out=held_out,
             batch_transform=with_pixels if self.vision is None else EncodeVision(self.vision.encode),
-            resume_invariants={"architecture": self.model.family.model_type, "vision.train": settings.vision.train},
+            resume_invariants=self._resume_invariants,
             meter=meter,
             tokenizer=self.model.tokenizer,
             model_folder=self.target,
         )
+
+    @property
+    def _resume_invariants(self) -> dict[str, Any]:
+        """What decides the run, beside the settings of `FitSettings`."""
+        adapted, hf = getattr(self.module.full_model, "peft_config", None), self.model.hf
+        return {
+            "architecture": self.model.family.model_type,
+            "vision.train": self.settings.vision.train,
+            "lora": adapted and lora_shape(adapted["default"]),
+            "digest of the base model": adapted and base_fingerprint(hf),
+            "digest of the data": self.prepared.digest,
+            "has_previous_text": self.settings.has_previous_text,
+            **{f"video.{name}": getattr(self.video, name) for name in _DECIDING_VIDEO},
+            **{name: getattr(self.cache, name) for name in _DECIDING_TEXT},
+        }
 
     def _num_bytes(self, module: SFTModel) -> int:
         """Return the most bytes that checkpoints and trained model take on disk at once."""

@@ -38,7 +38,7 @@ def call(*words):
     run(VERBS["train"], [*map(str, words)])
 
 
-def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_checkpoint, tmp_path):
+def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_checkpoint, tmp_path, capsys):
     words = [data, f"model={tiny_checkpoint()}", f"folder={tmp_path / 'run'}", *FEW]
     call(*words, f"vision.cache_folder={tmp_path / 'cache'}")
     history = json.loads((checkpoints(tmp_path / "run")[-1] / "trainer_state.json").read_text())["log_history"]
@@ -49,6 +49,17 @@ def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_che
     assert (session.video_config.max_pixels, session.video_config.turn_format) == (7056, "time-range-1")
     assert session.step(render(next(Match(0).seconds()))).num_tokens > 0
     call(*words, "resume=true")
+    other_data = write_prepared(tmp_path / "other", num_matches=2, duration_s=12, seed=5)
+    for change, named in (
+        ({"data": f"data={other_data}"}, "digest of the data"),
+        ({"video.max_pixels": "video.max_pixels=9000"}, "video.max_pixels=7056, not 9000"),
+        ({"text_window_tokens": "text_window_tokens=32"}, "text_window_tokens=64, not 32"),
+        ({"lora": "lora=default"}, "lora=None, not rank 16"),
+    ):
+        given = {word.split("=")[0]: word for word in (f"data={data}", *words[1:])} | change
+        with pytest.raises(SystemExit):
+            call(*given.values(), "resume=true")
+        assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
