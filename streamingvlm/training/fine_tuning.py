@@ -127,7 +127,7 @@ class FineTuning:
         find_checkpoint(settings.model)
         self.prepared = PreparedData.open(settings.data)
         self.video_root = Path(settings.video_root or self.prepared.video_root)
-        check_videos_exist(self.prepared, self.video_root)
+        check_videos_exist(self.prepared, self.video_root, settings.fit.max_bad_fraction)
 
     def _check_folder(self):
         if self.folder.exists() and not self.folder.is_dir():

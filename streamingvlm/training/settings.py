@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "accumulation_steps",
     "pack_tokens",
     "num_workers",
+    "max_bad_fraction",
     "gradient_checkpointing",
     "attention",
     "liger",
@@ -35,6 +36,7 @@ _AT_LEAST_ZERO = (
     "pack_tokens",
     "silence_weight",
     "num_workers",
+    "max_bad_fraction",
     "save_every_steps",
     "evaluate_every_steps",
 )
@@ -54,6 +56,7 @@ class FitSettings:
     pack_tokens: concatenate examples into sequences of at most this many tokens, without attention between examples;
         0 pads them to rectangular batches. Packing decides the number of micro-batches itself.
     num_workers: data loading processes per training process.
+    max_bad_fraction: share of the examples that may be skipped because their video cannot be read; 0: none.
     warmup_steps: a number of steps; warmup_ratio, a fraction of all steps, overrides it if given.
     skip_zero_step: each step has the learning rate that warm-up gives the next; otherwise the first step has 0.
     max_grad_norm: clips the gradient of the whole step; 0 disables clipping.
@@ -72,6 +75,7 @@ class FitSettings:
     accumulation_steps: int | None = 1
     pack_tokens: int = 0
     num_workers: int = 0
+    max_bad_fraction: float = 0.0
     learning_rate: float
     warmup_steps: int = 50
     warmup_ratio: float | None = None

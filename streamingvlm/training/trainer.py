@@ -115,6 +115,7 @@ class StreamingTrainer(Trainer):
             num_workers=self.settings.num_workers,
             pin_memory=self.args.device.type == "cuda",
             batch_transform=self.batch_transform,
+            max_bad_fraction=self.settings.max_bad_fraction,
             **more,
         )
 

@@ -62,6 +62,19 @@ def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_che
         assert named in capsys.readouterr().err
 
 
+def test_a_damaged_video_is_skipped_and_named_or_ends_the_run(tiny_checkpoint, tmp_path, capsys, caplog):
+    data = write_prepared(tmp_path / "data", num_matches=3, duration_s=12)
+    video = tmp_path / "data" / "videos" / "0.mp4"
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    words = [data, f"model={tiny_checkpoint()}", *FEW, "fit.batch_size=4", "fit.pack_tokens=0"]
+    with pytest.raises(SystemExit):
+        call(*words, f"folder={tmp_path / 'refused'}")
+    assert "cannot be read, more than max_bad_fraction=0.01" in capsys.readouterr().err
+    call(*words, f"folder={tmp_path / 'run'}", "fit.max_bad_fraction=0.5")
+    assert "2 of 4 examples so far" in caplog.text and "0.mp4" in caplog.text
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

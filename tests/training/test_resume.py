@@ -112,6 +112,7 @@ CHANGES = {
     "accumulation_steps": 2,
     "pack_tokens": 500,
     "num_workers": 1,
+    "max_bad_fraction": 0.5,
     "gradient_checkpointing": True,
     "attention": "sdpa",
     "log_every_steps": 2,
