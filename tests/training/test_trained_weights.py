@@ -10,7 +10,7 @@ from streamingvlm.training.adapters import LoraSettings, load_adapter_, merge, w
 from streamingvlm.training.sft_model import SFTModel
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-ADAPTERS = {"full": None, "lora": LoraSettings(rank=2), "two layers": LoraSettings(target_modules=("q_proj", "v_proj"))}
+ADAPTERS = {"full": None, "lora": LoraSettings(rank=2, target_modules=("q_proj", "down_proj"))}
 
 
 def module_of(model, adapters, train_vision):
