@@ -12,19 +12,21 @@ from streamingvlm.video.encoder import write_video
 SIDE = 112
 
 
-def write_prepared(folder: Path, *, num_matches: int = 3, duration_s: int = 20, chunk_turns: int = 8) -> Path:
+def write_prepared(
+    folder: Path, *, num_matches: int = 3, duration_s: int = 20, chunk_turns: int = 8, seed: int = 0
+) -> Path:
     """Write videos and prepared data of some matches, the last one held out; return the folder of the data."""
     videos = folder / "videos"
     videos.mkdir(parents=True)
     with PreparedDataWriter(folder / "prepared") as prepared:
         for number in range(num_matches):
-            seconds = list(islice(Match(number).seconds(), duration_s))
+            seconds = list(islice(Match(seed + number).seconds(), duration_s))
             pictures = [picture.permute(1, 2, 0).numpy() for second in seconds for picture in render(second, size=SIDE)]
             write_video(videos / f"{number}.mp4", pictures, fps=2)
             chunks = plan_chunks(duration_s, chunk_turns=chunk_turns, overlap_turns=4)
             split = "held_out" if number == num_matches - 1 else "train"
             prepared.add(
-                _recording(number, [reference_line(second) for second in seconds], Match(number).intro),
+                _recording(number, [reference_line(second) for second in seconds], Match(seed + number).intro),
                 [_chunk(number, turns, split) for turns in chunks],
             )
         prepared.finish({"turn_s": 1.0, "video_root": str(videos)})

@@ -12,13 +12,24 @@ from streamingvlm.cache.eviction import kept_text_ranges
 from streamingvlm.errors import ConfigError
 from streamingvlm.turns import Tokens, Turn, TurnFormat
 
+_MAX_LINE_CHARACTERS = 512
+
 
 class CachedTokenizer:
-    """A tokenizer for `TurnFormat` with an LRU cache, since overlapping chunks encode the same lines many times."""
+    """A tokenizer for `TurnFormat` with an LRU cache, since overlapping chunks encode the same lines many times.
+
+    Few texts longer than a line are kept: previous texts have thousands of words, and each example may have its own.
+    """
 
     def __init__(self, tokenizer):
-        self.encode = lru_cache(maxsize=2**16)(tokenizer.encode)
         self.decode = tokenizer.decode
+        self._encode_text = lru_cache(maxsize=32)(tokenizer.encode)
+        self._encode_line = lru_cache(maxsize=2**16)(tokenizer.encode)
+
+    def encode(self, text: str, **options) -> list[int]:
+        """Return the ids of a text, as the tokenizer does."""
+        encode = self._encode_line if len(text) <= _MAX_LINE_CHARACTERS else self._encode_text
+        return encode(text, **options)
 
 
 def plan_chunks(num_turns: int, *, chunk_turns: int = 24, overlap_turns: int = 12) -> list[range]:

@@ -18,6 +18,7 @@ from streamingvlm.data.units import with_blanks
 from streamingvlm.errors import DataError
 
 _INDEX = re.compile(rb"\s*\[\s*(\d|\]\s*$)")
+_QUESTION_TURNS = {"conversations", "messages"}  # of ShareGPT and of ms-swift
 _INDEX_SUFFIX, _INDEXED_SUFFIX = "_seeks", "_with_seeks"
 
 MAX_TIME_S = 1e9
@@ -133,7 +134,7 @@ def _conversation(messages: list[Any]) -> Conversation:
         cues=_cues(speech.get("text_stream"), "text_stream"),
         start_s=_time(video, "video_start") or 0.0,
         end_s=_time(video, "video_end"),
-        previous_text=_text(text.get("previous")),
+        previous_text=_previous_text(text),
         query=_text(text.get("text")),
         title=_text(text.get("title")),
         category=_text(text.get("category")),
@@ -145,6 +146,11 @@ def _conversation(messages: list[Any]) -> Conversation:
 def _listed_video(document: dict[str, Any]) -> Conversation:
     if "video" not in document:
         raise DataError("is neither a conversation nor a video")
+    if turns := _QUESTION_TURNS & document.keys():
+        raise DataError(
+            f"is a conversation of questions and answers ({min(turns)}), whose words have no times; give lines with a "
+            "text_stream or content"
+        )
     content, transcript = document.get("content"), document.get("transcript")
     return Conversation(
         video=_name(document["video"]),
@@ -152,7 +158,7 @@ def _listed_video(document: dict[str, Any]) -> Conversation:
         transcript=None if transcript is None else _name(transcript),
         start_s=_time(document, "video_start") or 0.0,
         end_s=_time(document, "video_end"),
-        previous_text=_text(document.get("previous")),
+        previous_text=_previous_text(document),
         query=_text(document.get("query")),
         title=_text(document.get("title")),
         category=_text(document.get("category")),
@@ -177,6 +183,11 @@ def _name(path: Any) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _previous_text(part: dict[str, Any]) -> str:
+    """Return the words before a recording; LiveCC's raw lines call them ``preasr``."""
+    return _text(part.get("previous")) or _text(part.get("preasr"))
 
 
 def _time(part: dict[str, Any], name: str) -> float | None:

@@ -1,6 +1,8 @@
 """`PreparedData`, which opens the folder that `streamingvlm.data.prepare` wrote."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +43,15 @@ class PreparedData:
     def turn_s(self) -> float:
         """Seconds per turn."""
         return self.manifest["turn_s"]
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all recordings and chunks: their text, times and order."""
+        digest = hashlib.sha256()
+        for name in (RECORDINGS, CHUNKS):
+            with (self.folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
 
     @property
     def video_root(self) -> Path:

@@ -5,7 +5,9 @@ JSONL files themselves, and the first lines of transcripts beside a video, are o
 source: captioned videos in a folder are passed over, and other transcripts are preferred.
 """
 
+import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from streamingvlm.data.transcript_files import TRANSCRIPT_SUFFIXES
 from streamingvlm.errors import DataError
 from streamingvlm.provenance import CAPTIONED_SUFFIX, is_generated_file
 from streamingvlm.video.source import VIDEO_SUFFIXES
+
+_LANGUAGE = r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*"  # as BCP 47 writes it
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,20 @@ def _video_entry(video: Path) -> Entry:
 
 
 def _transcript_beside(video: Path) -> Path | None:
-    """Return ``match.json`` or ``match.mp4.json`` beside ``match.mp4``, or the same with ``.vtt`` or ``.srt``."""
+    """Return ``match.json`` or ``match.mp4.json`` beside ``match.mp4``, or the same with ``.vtt`` or ``.srt``.
+
+    Otherwise the first with a language, such as ``match.en.vtt``.
+    """
     names = (name for suffix in TRANSCRIPT_SUFFIXES for name in (video.stem + suffix, video.name + suffix))
-    found = [path for path in map(video.with_name, names) if path.is_file()]
+    found = [path for path in map(video.with_name, names) if path.is_file()] or _with_language(video)
     return next((path for path in found if not _is_generated(path)), found[0] if found else None)
+
+
+def _with_language(video: Path) -> list[Path]:
+    pattern = re.compile(rf"{re.escape(video.stem)}\.{_LANGUAGE}")
+    found = (path for path in video.parent.glob(f"{glob.escape(video.stem)}.*") if path.suffix in TRANSCRIPT_SUFFIXES)
+    named = [path for path in found if pattern.fullmatch(path.stem)]
+    return sorted(named, key=lambda path: (TRANSCRIPT_SUFFIXES.index(path.suffix), path.name))
 
 
 def _is_generated(path: Path) -> bool:

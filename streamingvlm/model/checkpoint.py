@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EMBEDDED = {"pitch": Path(__file__).resolve().parents[1] / "assets" / "pitch"}
 
 ADAPTER_CONFIG, ADAPTER_RECORD = "adapter_config.json", "streamingvlm.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HUB_TEXT_FILES = ["*.json", "*.txt", "*.jinja"]
 _HUB_FILES = [*_HUB_TEXT_FILES, "*.safetensors"]

@@ -1,9 +1,10 @@
-"""LoRA and QLoRA: low-rank adapters for the language model, trained while all other weights are frozen.
+"""LoRA and QLoRA: low-rank adapters for the language model, trained while its other weights are frozen.
 
 Hu et al., arXiv 2106.09685; Dettmers et al., arXiv 2305.14314. The layers are peft's and are inserted into the Hugging
 Face model, so training and inference use its ``model.language_model`` with the adapter as they use it without. A saved
 adapter is a peft folder with the tokenizer and, in ``streamingvlm.json``, the stream settings and the fingerprint of
-the base model. `merge` converts it into an ordinary checkpoint.
+the base model; weights of the base model that were trained as well, such as those of the tower, are in a file beside
+it. `merge` converts all into an ordinary checkpoint.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
@@ -27,6 +28,7 @@ from streamingvlm.errors import CheckpointError, ConfigError
 from streamingvlm.model.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_RECORD,
+    ADAPTER_WEIGHTS,
     find_checkpoint,
     first_line,
     read_config_json,
@@ -38,12 +40,14 @@ from streamingvlm.model.stream_settings import SETTINGS_KEY
 from streamingvlm.training.checkpoints import checkpoint_folder
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINED_BASE_WEIGHTS = "trained_base.safetensors"
+"""The weights of the base model that were trained beside an adapter."""
 
 _LANGUAGE_MODEL = "model.language_model"
+_PEFT_PREFIX = "base_model.model."
 # Values hashed per weight; enough to distinguish two trainings of one architecture.
 _VALUES_IN_FINGERPRINT = 4096
 
@@ -88,6 +92,11 @@ def with_lora_(model: StreamingModel, settings: LoraSettings) -> "PeftModel":
     return adapted
 
 
+def lora_shape(config: "PeftConfig") -> str:
+    """Describe the adapters of a model, as a resumed run must have them."""
+    return f"rank {config.r}, alpha {config.lora_alpha:g}, dropout {config.lora_dropout:g} of {config.target_modules}"
+
+
 def qlora_quantization(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndBytesConfig":
     """Return QLoRA's quantization for `load_model`: the language model's matrices in 4-bit NormalFloat.
 
@@ -103,8 +112,30 @@ def qlora_quantization(compute_dtype: torch.dtype = torch.bfloat16) -> "BitsAndB
 def save_adapter(adapted: "PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path):
     """Write an adapter in peft's format, with the tokenizer and the record of its base model."""
     save_checkpoint(adapted, Path(folder), save_embedding_layers=False)  # by default peft asks the hub whether to
+    write_trained_base(adapted, adapted.state_dict(), folder)
     tokenizer.save_pretrained(folder)
     write_record(adapted, folder)
+
+
+def write_trained_base(adapted: "PeftModel", state: Mapping[str, torch.Tensor], folder: str | Path):
+    """Write the trained weights that peft does not save, such as those of the vision tower, if there are any.
+
+    state: maps the names of ``adapted.named_parameters()`` to weights, gathered if the model is sharded.
+    """
+    saved_by_peft = (adapted.prefix, "modules_to_save")
+    trained = {
+        name.removeprefix(_PEFT_PREFIX): state[name].detach().cpu().contiguous()
+        for name, weight in adapted.named_parameters()
+        if weight.requires_grad and not any(part in name for part in saved_by_peft)
+    }
+    if trained:
+        save_file(trained, Path(folder) / TRAINED_BASE_WEIGHTS, metadata={"format": "pt"})
+
+
+def read_trained_base(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Read what `write_trained_base` wrote, by the names of ``adapted.named_parameters()``."""
+    path = Path(folder) / TRAINED_BASE_WEIGHTS
+    return {_PEFT_PREFIX + name: weight for name, weight in load_file(path).items()} if path.is_file() else {}
 
 
 def write_record(adapted: "PeftModel", folder: str | Path):
@@ -151,13 +182,13 @@ def load_adapter_(model: StreamingModel, folder: str | Path) -> "PeftModel":
         with _without_warnings():
             adapted = peft.PeftModel(model.hf, peft.PeftConfig.from_pretrained(str(folder)))
         outcome = peft.set_peft_model_state_dict(adapted, load_file(folder / ADAPTER_WEIGHTS))
+        trained_base = adapted.load_state_dict(read_trained_base(folder), strict=False)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"the adapter {folder} cannot be loaded ({first_line(error)}); copy it again") from error
     absent = [name for name in outcome.missing_keys if "lora_" in name]
-    if absent or outcome.unexpected_keys:
+    if surplus := [*absent, *outcome.unexpected_keys, *trained_base.unexpected_keys]:
         raise CheckpointError(
-            f"the weights of the adapter {folder} do not match {model.name}: "
-            f"{(absent + outcome.unexpected_keys)[0]}; copy it again"
+            f"the weights of the adapter {folder} do not match {model.name}: {surplus[0]}; copy it again"
         )
     adapted.requires_grad_(False)
     return adapted.eval()

@@ -97,22 +97,23 @@ def plan_batches(
     """
     if not len(dataset):
         raise ConfigError("the dataset has no examples; choose another split, or prepare the data again")
-    if settings.batch_size < num_processes and not settings.pack_tokens:
+    batch_size = settings.batch_size_for(len(dataset), num_processes)
+    if batch_size < num_processes and not settings.pack_tokens:
         raise ConfigError(
-            f"batch_size={settings.batch_size} is smaller than the number of processes; give {num_processes} or more"
+            f"batch_size={batch_size} is smaller than the number of processes; give {num_processes} or more"
         )
     if settings.pack_tokens and not hasattr(dataset, "length"):
         raise ConfigError(
             f"pack_tokens={settings.pack_tokens} needs a dataset with a method length(index), and "
             f"{type(dataset).__name__} has none; give pack_tokens=0"
         )
-    steps_per_epoch = -(-len(dataset) // settings.batch_size)
+    steps_per_epoch = -(-len(dataset) // batch_size)
     return BatchPlan(
         num_examples=len(dataset),
-        batch_size=settings.batch_size,
-        num_steps=num_epochs * steps_per_epoch if num_epochs else settings.steps_for(len(dataset)),
+        batch_size=batch_size,
+        num_steps=num_epochs * steps_per_epoch if num_epochs else settings.steps_for(len(dataset), num_processes),
         num_processes=num_processes,
-        accumulation_steps=settings.accumulation_steps,
+        accumulation_steps=settings.accumulation_steps or -(-batch_size // num_processes),
         pack_tokens=settings.pack_tokens,
         length_of=getattr(dataset, "length", None),
         seed=seed,

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from itertools import filterfalse
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from streamingvlm.errors import ConfigError
@@ -26,14 +27,20 @@ def checkpoint_folder(folder: str | Path, step: int) -> Path:
     return Path(folder) / f"checkpoint-{step}"
 
 
-def commit_checkpoint(checkpoint: Path, resume_invariants: Mapping[str, Any]):
-    """Flush all files of a checkpoint to disk, then write its marker with the values a resumed run must share."""
+def commit_checkpoint(
+    checkpoint: Path, resume_invariants: Mapping[str, Any], changeable: Mapping[str, Any] = MappingProxyType({})
+):
+    """Flush all files of a checkpoint to disk, then write its marker.
+
+    resume_invariants: values that a resumed run must share; changeable: values that it may change. Both as JSON allows.
+    """
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _MARKER)
     for path in files:
         _flush(path)
     sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
     partial = checkpoint / f"{_MARKER}.part"
-    partial.write_text(json.dumps({"run": dict(resume_invariants), "files": sizes}, indent=1), encoding="utf-8")
+    marker = {"run": dict(resume_invariants), "changeable": dict(changeable), "files": sizes}
+    partial.write_text(json.dumps(marker, indent=1), encoding="utf-8")
     _flush(partial)
     partial.rename(checkpoint / _MARKER)
     for folder in (checkpoint, checkpoint.parent):
@@ -43,7 +50,7 @@ def commit_checkpoint(checkpoint: Path, resume_invariants: Mapping[str, Any]):
 def is_complete(checkpoint: Path) -> bool:
     """Return True if a checkpoint has its marker and every listed file has its size."""
     try:
-        files = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["files"]
+        files = _read_marker(checkpoint)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in files.items())
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return False
@@ -77,14 +84,24 @@ def keep_newest(folder: str | Path, num_kept: int):
 
 
 def check_resume_invariants(checkpoint: Path, resume_invariants: Mapping[str, Any]):
-    """Raise ConfigError if the run that wrote a checkpoint had other values than this one."""
-    saved = json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["run"]
-    for name, value in resume_invariants.items():
-        if saved.get(name) != value:
+    """Raise ConfigError if the run that wrote a checkpoint had other values than this one.
+
+    Values that an older version did not write are not compared.
+    """
+    saved = _read_marker(checkpoint)["run"]
+    for name, value in _as_json(resume_invariants).items():
+        if name in saved and saved[name] != value:
             raise ConfigError(
-                f"{checkpoint} was written with {name}={saved.get(name)}, not {value}; give {name}={saved.get(name)} "
+                f"{checkpoint} was written with {name}={saved[name]}, not {value}; give {name}={saved[name]} "
                 "to resume, or another folder to start a new run"
             )
+
+
+def changes_since(checkpoint: Path, changeable: Mapping[str, Any]) -> list[str]:
+    """Describe each changeable value that differs from that of the run that wrote a checkpoint."""
+    saved = _read_marker(checkpoint).get("changeable", {})
+    now = _as_json(changeable)
+    return [f"{name}={now[name]} (was {saved[name]})" for name in now if name in saved and saved[name] != now[name]]
 
 
 def check_free_space(folder: str | Path, num_bytes: int):
@@ -96,6 +113,15 @@ def check_free_space(folder: str | Path, num_bytes: int):
             f"the disk of {folder} has {free / 1e9:,.1f} GB free, and the checkpoints need {num_bytes / 1e9:,.1f} GB; "
             "free some space, give another folder, or lower keep_checkpoints"
         )
+
+
+def _read_marker(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values as they are read back from a marker: a tuple becomes a list."""
+    return json.loads(json.dumps(dict(values)))
 
 
 def _flush(path: Path):

@@ -21,6 +21,7 @@ from streamingvlm.model.attention import has_flash_attn
 from streamingvlm.model.checkpoint import find_checkpoint
 from streamingvlm.model.loading import StreamingModel, device_named, load_model
 from streamingvlm.model.stream_settings import stream_settings
+from streamingvlm.training.adapters import base_fingerprint, lora_shape
 from streamingvlm.training.checkpoints import check_free_space
 from streamingvlm.training.collate import Collate, EncodeVision, with_pixels
 from streamingvlm.training.feature_store import FeatureStore
@@ -35,6 +36,8 @@ from streamingvlm.turns import TurnFormat
 log = logging.getLogger(__name__)
 
 _ADAM_BYTES_PER_WEIGHT = 8
+_DECIDING_VIDEO = ("fps", "turn_s", "min_pixels", "max_pixels", "resize", "turn_format")
+_DECIDING_TEXT = ("text_sink_tokens", "text_window_tokens", "text_step_tokens")
 _PAD = "<|endoftext|>"
 _TRAINED_TOWER = "trained tower"  # replaces the digest of its weights, which change with every step
 
@@ -124,7 +127,7 @@ class FineTuning:
         find_checkpoint(settings.model)
         self.prepared = PreparedData.open(settings.data)
         self.video_root = Path(settings.video_root or self.prepared.video_root)
-        check_videos_exist(self.prepared, self.video_root)
+        check_videos_exist(self.prepared, self.video_root, settings.fit.max_bad_fraction)
 
     def _check_folder(self):
         if self.folder.exists() and not self.folder.is_dir():
@@ -151,7 +154,8 @@ class FineTuning:
     @property
     def _dtype(self) -> str:
         """Trained weights are kept in float32; the frozen weights under adapters may be in bfloat16."""
-        is_frozen = self.adapt is not None and self.device.type == "cuda" and self.settings.fit.bf16
+        has_adapters = self.adapt is not None and not self.settings.vision.train
+        is_frozen = has_adapters and self.device.type == "cuda" and self.settings.fit.bf16
         return self.settings.weights_dtype or ("bfloat16" if is_frozen else "float32")
 
     @property
@@ -171,8 +175,7 @@ class FineTuning:
     @cached_property
     def cache(self) -> CacheConfig:
         """The text limits of the model's cache."""
-        names = ("text_sink_tokens", "text_window_tokens", "text_step_tokens")
-        given = {name: getattr(self.settings, name) for name in names}
+        given = {name: getattr(self.settings, name) for name in _DECIDING_TEXT}
         return resolve(CacheConfig, given, self.model.stream_defaults)
 
     @cached_property
@@ -261,11 +264,26 @@ class FineTuning:
             resume=settings.resume,
             held_out=held_out,
             batch_transform=with_pixels if self.vision is None else EncodeVision(self.vision.encode),
-            resume_invariants={"architecture": self.model.family.model_type, "vision.train": settings.vision.train},
+            resume_invariants=self._resume_invariants,
             meter=meter,
             tokenizer=self.model.tokenizer,
             model_folder=self.target,
         )
+
+    @property
+    def _resume_invariants(self) -> dict[str, Any]:
+        """What decides the run, beside the settings of `FitSettings`."""
+        adapted, hf = getattr(self.module.full_model, "peft_config", None), self.model.hf
+        return {
+            "architecture": self.model.family.model_type,
+            "vision.train": self.settings.vision.train,
+            "lora": adapted and lora_shape(adapted["default"]),
+            "digest of the base model": adapted and base_fingerprint(hf),
+            "digest of the data": self.prepared.digest,
+            "has_previous_text": self.settings.has_previous_text,
+            **{f"video.{name}": getattr(self.video, name) for name in _DECIDING_VIDEO},
+            **{name: getattr(self.cache, name) for name in _DECIDING_TEXT},
+        }
 
     def _num_bytes(self, module: SFTModel) -> int:
         """Return the most bytes that checkpoints and trained model take on disk at once."""

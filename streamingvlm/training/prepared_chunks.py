@@ -3,6 +3,7 @@
 The length of an example is computed from the size of its video, without decoding a frame; packing needs it in advance.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from streamingvlm.training.examples import Example, example_from
 from streamingvlm.training.vision_cache import ChunkVision
 from streamingvlm.turns import Tokens, Turn, TurnFormat
 
+_LOG = logging.getLogger(__name__)
 _NUM_NAMES_SHOWN = 3
 _NUM_CHECKED = 256
 _RECORDINGS_KEPT = 32
@@ -142,7 +144,9 @@ class ChunkDataset(Dataset):
         """Return the row of a recording; rows hold hours of text, so the most recent ones are cached."""
         if name not in self._recordings:
             if len(self._recordings) == _RECORDINGS_KEPT:
-                del self._recordings[next(iter(self._recordings))]
+                oldest = next(iter(self._recordings))
+                del self._recordings[oldest]
+                self._line_lengths.pop(oldest, None)
             self._recordings[name] = self.prepared.recordings[self._row_of[name]]
         return self._recordings[name]
 
@@ -213,12 +217,18 @@ def drop_middle_lines(
     return [*lines[:head], *lines[-tail:]], int(lengths[head:-tail].sum())
 
 
-def check_videos_exist(prepared: PreparedData, video_root: Path):
-    """Raise DataError with the names of the missing videos, if any."""
-    videos = sorted(set(prepared.recordings["video"][:]))
-    if missing := [video for video in videos if not (video_root / video).is_file()]:
-        more = f" and {len(missing) - _NUM_NAMES_SHOWN} more" if len(missing) > _NUM_NAMES_SHOWN else ""
-        raise DataError(
-            f"{len(missing)} of {len(videos)} videos are not in {video_root} ({', '.join(missing[:_NUM_NAMES_SHOWN])}"
-            f"{more}); put them there, or give video_root=FOLDER"
-        )
+def check_videos_exist(prepared: PreparedData, video_root: Path, max_bad_fraction: float = 0.0):
+    """Raise DataError if the videos of more than this share of the chunks are missing; warn of fewer."""
+    videos = dict(zip(prepared.recordings["id"][:], prepared.recordings["video"][:], strict=True))
+    missing = {video for video in set(videos.values()) if not (video_root / video).is_file()}
+    if not missing:
+        return
+    num_bad = sum(videos[name] in missing for name in prepared.chunks["recording"][:])
+    more = f" and {len(missing) - _NUM_NAMES_SHOWN} more" if len(missing) > _NUM_NAMES_SHOWN else ""
+    found = (
+        f"{len(missing)} of {len(set(videos.values()))} videos are not in {video_root} "
+        f"({', '.join(sorted(missing)[:_NUM_NAMES_SHOWN])}{more})"
+    )
+    if num_bad > max_bad_fraction * len(prepared.chunks):
+        raise DataError(f"{found}; put them there, or give video_root=FOLDER")
+    _LOG.warning("%s; their %d of %d chunks are skipped", found, num_bad, len(prepared.chunks))

@@ -11,12 +11,11 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 
 from streamingvlm.errors import ConfigError
-from streamingvlm.model.checkpoint import save_checkpoint
+from streamingvlm.model.checkpoint import ADAPTER_WEIGHTS, save_checkpoint
 from streamingvlm.model.loading import quiet_transformers
 from streamingvlm.model.vision import deepstack_inputs
+from streamingvlm.training.adapters import read_trained_base, write_trained_base
 from streamingvlm.training.examples import IGNORED_LABEL
-
-_ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class SFTModel(nn.Module):
@@ -112,7 +111,7 @@ class SFTModel(nn.Module):
         apply_liger_kernel(self.full_model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
     def save_pretrained(self, folder: str | Path, state: dict[str, torch.Tensor] | None = None):
-        """Write the full model, or its adapters, as a Hugging Face folder.
+        """Write the full model, or its adapters and whatever else was trained, as a Hugging Face folder.
 
         state: the gathered state dict of this module, if its weights are sharded over processes.
         """
@@ -125,6 +124,8 @@ class SFTModel(nn.Module):
             options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
             state = trained | {name: weights.detach() for name, weights in others.items()}
             save_checkpoint(model, Path(folder), state_dict=state, **options)
+        if hasattr(model, "peft_config"):
+            write_trained_base(model, state, folder)
 
     @property
     def num_saved_bytes(self) -> int:
@@ -134,10 +135,10 @@ class SFTModel(nn.Module):
         return sum(w.nbytes for w in saved.values() if w.requires_grad or not hasattr(model, "peft_config"))
 
     def saved_state(self, folder: str | Path) -> dict[str, torch.Tensor]:
-        """Read what `save_pretrained` wrote as a state dict of this module; for a peft model, the adapters only."""
+        """Read what `save_pretrained` wrote as a state dict of this module; of a peft model, what was trained."""
         model = self.full_model
         if hasattr(model, "peft_config"):
-            weights = load_file(Path(folder) / _ADAPTER_FILE)
+            weights = load_file(Path(folder) / ADAPTER_WEIGHTS) | read_trained_base(folder)
             in_file = {name: saved.replace(f".{model.active_adapter}", "") for name, saved in self._saved_names.items()}
             return {name: weights[saved] for name, saved in in_file.items() if saved in weights}
         dtype = next(self.text.parameters()).dtype

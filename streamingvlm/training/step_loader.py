@@ -7,7 +7,8 @@ from itertools import islice, tee
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from streamingvlm.errors import StreamingVLMError
+from streamingvlm.errors import DataError
+from streamingvlm.training.bad_examples import BadExample, BadExamples, ErrorAsValueDataset
 from streamingvlm.training.batch_plan import BatchPlan, MicroBatch
 
 
@@ -16,6 +17,7 @@ class StepLoader:
 
     batch_transform: applied to each batch in this process, which has the device, not in the workers.
     first_step: called when iteration begins.
+    max_bad_fraction: share of the examples that may be skipped because their video cannot be read.
     The DataLoader's ``num_workers`` processes prefetch batches across step boundaries.
     """
 
@@ -30,6 +32,7 @@ class StepLoader:
         pin_memory: bool = False,
         batch_transform: Callable[[dict], dict] | None = None,
         first_step: Callable[[], int] = int,
+        max_bad_fraction: float = 0.0,
     ):
         self.dataset = dataset
         self.collate = collate
@@ -39,6 +42,8 @@ class StepLoader:
         self.pin_memory = pin_memory
         self.batch_transform = batch_transform
         self.first_step = first_step
+        self.bad = BadExamples(plan.num_examples, max_bad_fraction)
+        self._last_batch: dict | None = None
 
     def __len__(self) -> int:
         return self.plan.num_steps
@@ -51,7 +56,7 @@ class StepLoader:
             DataLoader(
                 ErrorAsValueDataset(self.dataset),
                 batch_sampler=_BatchSampler(prefetched),
-                collate_fn=partial(_collate_or_error, self.collate),
+                collate_fn=partial(_collate_good, self.collate),
                 num_workers=self.num_workers,
                 pin_memory=self.pin_memory,
                 # DataLoader draws a seed here; from the global stream it would change the dropout of a resumed run.
@@ -60,34 +65,35 @@ class StepLoader:
         )
         for step, micro_batches in enumerate(planned, start=first_step + 1):
             loaded = zip(micro_batches, islice(batches, len(micro_batches)), strict=True)
-            batches_of_step = [self._transformed(micro_batch, batch) for micro_batch, batch in loaded]
+            batches_of_step = [self._transformed(micro_batch, *batch) for micro_batch, batch in loaded]
             if step == self.plan.num_steps:
                 next(batches, None)  # exhausts the DataLoader, which then stops its workers
             yield batches_of_step
 
-    def _transformed(self, micro_batch: MicroBatch, batch: dict | StreamingVLMError) -> dict:
-        if isinstance(batch, StreamingVLMError):
-            raise batch
-        batch = self.batch_transform(batch) if self.batch_transform else batch
+    def _transformed(self, micro_batch: MicroBatch, batch: dict | None, bad: list[BadExample]) -> dict:
+        for example in bad:
+            self.bad.add(example)
+        if batch is None:  # all processes run the same number of passes
+            return _with_zero_weights(self._last_batch or self._readable_batch())
+        self._last_batch = batch = self.batch_transform(batch) if self.batch_transform else batch
         return _with_zero_weights(batch) if micro_batch.is_padding else batch
 
-
-class ErrorAsValueDataset(Dataset):
-    """Returns the errors of a dataset as values: DataLoader would bury an error raised in a worker in tracebacks."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, index: int):
-        try:
-            return self.dataset[index]
-        except StreamingVLMError as error:
-            return error
+    def _readable_batch(self) -> dict:
+        """Return a batch of the first example that can be read."""
+        examples = ErrorAsValueDataset(self.dataset)
+        for index in range(self.plan.num_examples):
+            batch, bad = _collate_good(self.collate, [examples[index]])
+            if batch is not None:
+                return self.batch_transform(batch) if self.batch_transform else batch
+            self.bad.add(bad[0])
+        raise DataError("no example can be read; mend the videos, or prepare the data again")
 
 
-def _collate_or_error(collate: Callable[[list], dict], examples: list) -> dict | StreamingVLMError:
-    error = next((example for example in examples if isinstance(example, StreamingVLMError)), None)
-    return collate(examples) if error is None else error
+def _collate_good(collate: Callable[[list], dict], examples: list) -> tuple[dict | None, list[BadExample]]:
+    """Return the batch of the examples that could be read, None if there are none, and the others."""
+    bad = [example for example in examples if isinstance(example, BadExample)]
+    good = [example for example in examples if not isinstance(example, BadExample)]
+    return collate(good) if good else None, bad
 
 
 class _BatchSampler:

@@ -23,6 +23,7 @@ from streamingvlm.errors import CheckpointError, ConfigError, NonFiniteLossError
 from streamingvlm.model.checkpoint import first_line
 from streamingvlm.training.batch_plan import BatchPlan, plan_batches
 from streamingvlm.training.checkpoints import (
+    changes_since,
     check_resume_invariants,
     checkpoint_folder,
     checkpoints,
@@ -57,7 +58,7 @@ class StreamingTrainer(Trainer):
     case each micro-batch has weight 1.
 
     plan: the examples of each step. batch_transform: applied to each batch in this process before the forward pass.
-    resume_invariants: saved in every checkpoint beside those of the plan; a resumed run must have the same values.
+    resume_invariants: saved in every checkpoint beside those of plan and settings; a resumed run must have the same.
     meter: counts the work of each step.
     """
 
@@ -75,7 +76,8 @@ class StreamingTrainer(Trainer):
         self.settings = settings
         self.batch_transform = batch_transform
         self.meter = meter
-        self.resume_invariants = {name: getattr(plan, name) for name in _PLAN_INVARIANTS} | dict(resume_invariants)
+        planned = {name: getattr(plan, name) for name in _PLAN_INVARIANTS}
+        self.resume_invariants = planned | settings.deciding | dict(resume_invariants)
         super().__init__(**trainer_arguments)
         # `compute_loss` divides by the weights of the whole step; Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
@@ -87,6 +89,16 @@ class StreamingTrainer(Trainer):
         if self.settings.fsdp != "off":
             shard_on_cpu_(self)
             use_exact_inputs_(self.accelerator.state.fsdp_plugin, bf16=self.settings.bf16)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Create the schedule, without its first value if the settings skip it: warm-up begins at 0."""
+        if not self.settings.skip_zero_step or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps + 1, optimizer)
+        scheduler.lr_lambdas = [lambda step, rate=rate: rate(step + 1) for rate in scheduler.lr_lambdas]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * rate(0)
+        return scheduler
 
     # ---- batches and loss ----
 
@@ -103,6 +115,7 @@ class StreamingTrainer(Trainer):
             num_workers=self.settings.num_workers,
             pin_memory=self.args.device.type == "cuda",
             batch_transform=self.batch_transform,
+            max_bad_fraction=self.settings.max_bad_fraction,
             **more,
         )
 
@@ -193,12 +206,20 @@ class StreamingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                commit_checkpoint(folder, self.resume_invariants)
+                commit_checkpoint(folder, self.resume_invariants, self._changeable)
                 keep_newest(self.args.output_dir, self.settings.keep_checkpoints)
         except _WRITE_ERRORS as error:
             raise CheckpointError(
                 f"{folder} cannot be written ({first_line(error)}); free some space and continue with resume=true"
             ) from error
+
+    @property
+    def _changeable(self) -> dict[str, Any]:
+        return {"processes": self.accelerator.num_processes} | self.settings.changeable
+
+    def changes_since(self, checkpoint: Path) -> list[str]:
+        """Describe the settings that differ from those of the run that wrote a checkpoint."""
+        return changes_since(checkpoint, self._changeable)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         module = self.accelerator.unwrap_model(self.model)
@@ -303,7 +324,8 @@ def _checkpoint_to_resume(trainer: StreamingTrainer, *, resume: bool) -> str | N
         _LOG.info("%s holds no checkpoint; the run starts at its first step", folder)
         return None
     check_resume_invariants(latest, trainer.resume_invariants)
-    _LOG.info("resuming from %s", latest)
+    changes = trainer.changes_since(latest)
+    _LOG.info("resuming from %s%s", latest, f" with {', '.join(changes)}" if changes else "")
     return str(latest)
 
 

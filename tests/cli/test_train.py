@@ -38,7 +38,7 @@ def call(*words):
     run(VERBS["train"], [*map(str, words)])
 
 
-def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_checkpoint, tmp_path):
+def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_checkpoint, tmp_path, capsys):
     words = [data, f"model={tiny_checkpoint()}", f"folder={tmp_path / 'run'}", *FEW]
     call(*words, f"vision.cache_folder={tmp_path / 'cache'}")
     history = json.loads((checkpoints(tmp_path / "run")[-1] / "trainer_state.json").read_text())["log_history"]
@@ -49,6 +49,30 @@ def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_che
     assert (session.video_config.max_pixels, session.video_config.turn_format) == (7056, "time-range-1")
     assert session.step(render(next(Match(0).seconds()))).num_tokens > 0
     call(*words, "resume=true")
+    other_data = write_prepared(tmp_path / "other", num_matches=2, duration_s=12, seed=5)
+    for change, named in (
+        ({"data": f"data={other_data}"}, "digest of the data"),
+        ({"video.max_pixels": "video.max_pixels=9000"}, "video.max_pixels=7056, not 9000"),
+        ({"text_window_tokens": "text_window_tokens=32"}, "text_window_tokens=64, not 32"),
+        ({"lora": "lora=default"}, "lora=None, not rank 16"),
+    ):
+        given = {word.split("=")[0]: word for word in (f"data={data}", *words[1:])} | change
+        with pytest.raises(SystemExit):
+            call(*given.values(), "resume=true")
+        assert named in capsys.readouterr().err
+
+
+def test_a_damaged_video_is_skipped_and_named_or_ends_the_run(tiny_checkpoint, tmp_path, capsys, caplog):
+    data = write_prepared(tmp_path / "data", num_matches=3, duration_s=12)
+    video = tmp_path / "data" / "videos" / "0.mp4"
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    words = [data, f"model={tiny_checkpoint()}", *FEW, "fit.batch_size=4", "fit.pack_tokens=0"]
+    with pytest.raises(SystemExit):
+        call(*words, f"folder={tmp_path / 'refused'}")
+    assert "cannot be read, more than max_bad_fraction=0.01" in capsys.readouterr().err
+    call(*words, f"folder={tmp_path / 'run'}", "fit.max_bad_fraction=0.5")
+    assert "2 of 4 examples so far" in caplog.text and "0.mp4" in caplog.text
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,13 @@ def test_a_video_with_its_content_is_a_line_too():
     assert [word.text for word in repair(parsed.cues)[0].words] == ["kick"]
 
 
+def test_preasr_is_previous_text():
+    document = {"video": "1.mp4", "content": [[0.0, 0.5, "kick"]], "preasr": "said before"}
+    assert parse_conversation(json.dumps(document).encode()).previous_text == "said before"
+    both = json.dumps(document | {"previous": "this counts"}).encode()
+    assert parse_conversation(both).previous_text == "this counts"
+
+
 def test_a_video_may_be_listed_with_the_path_of_its_transcript_or_alone():
     assert parse_conversation(b'{"video": "a.mp4", "transcript": "a.vtt"}').transcript == "a.vtt"
     assert parse_conversation(b'{"video": "a.mp4"}').cues is None
@@ -77,6 +84,8 @@ def test_a_video_may_be_listed_with_the_path_of_its_transcript_or_alone():
         (b"[" * 100_000, "not JSON"),
         (b"3", "neither a conversation nor a video"),
         (b'{"title": "x"}', "neither a conversation nor a video"),
+        (b'{"video": "a.mp4", "conversations": [{"from": "human", "value": "?"}]}', "whose words have no times"),
+        (b'{"video": "a.mp4", "messages": []}', "whose words have no times"),
         (b'{"video": 3}', "where a path is expected"),
         (b'[{"role": "user"}]', "without the user's video"),
         (json.dumps(conversation("a.mp4", WORDS)[:1]).encode(), "text_stream"),

@@ -118,6 +118,19 @@ def test_all_formats_of_one_transcript_agree(tmp_path, minute, prepared):
     assert all(lines == ["word"] * 60 for lines in data.recordings["lines"])
 
 
+@pytest.mark.parametrize(("language", "is_found"), [("en", True), ("pt-BR", True), ("final cut", False)])
+def test_a_transcript_may_have_its_language_in_its_name(tmp_path, minute, prepared, language, is_found):
+    (tmp_path / "videos").mkdir()
+    shutil.copy(minute, tmp_path / "videos" / "m [1].mp4")
+    text = webvtt([(0.0, 60.0, " ".join(["word"] * 120))])
+    (tmp_path / "videos" / f"m [1].{language}.vtt").write_text(text)
+    if is_found:
+        assert len(prepared(tmp_path / "videos").recordings) == 1
+    else:
+        with pytest.raises(DataError, match="no transcript"):
+            prepared(tmp_path / "videos")
+
+
 @pytest.mark.parametrize("index", [None, "inside", "beside"])
 def test_conversations_become_spans_of_videos(tmp_path, videos, prepared, index):
     lines = [

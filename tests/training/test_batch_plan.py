@@ -1,10 +1,11 @@
 """The examples of a step depend only on seed and step, however the step is split over processes."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamingvlm.errors import VideoError
+from streamingvlm.errors import DataError, VideoError
 from streamingvlm.training.batch_plan import BatchPlan
 from streamingvlm.training.step_loader import StepLoader
 
@@ -75,9 +76,45 @@ def test_the_error_of_an_example_is_raised_unchanged(num_workers):
     assert str(error.value).endswith(".mp4 is cut off; copy it again") and "\n" not in str(error.value)
 
 
-def test_a_process_without_work_runs_padding_batches_of_weight_0():
-    import torch
+class SomeBad(list):
+    """Examples of which some cannot be read."""
 
+    bad = (0, 7, 8)
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise VideoError(f"{index}.mp4 is cut off; copy it again")
+        return index
+
+
+def collate(examples):
+    return {"examples": tuple(examples), "weights": torch.ones(len(examples))}
+
+
+def examples_of(steps):
+    return [[e for micro in step if micro["weights"].any() for e in micro["examples"]] for step in steps]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("splits", [{"accumulation_steps": 5}, {"pack_tokens": 2}, {"accumulation_steps": 1}])
+def test_bad_examples_are_skipped_named_and_counted_and_the_others_keep_their_order(num_workers, splits, caplog):
+    plan = plan_of([1] * 12, num_steps=6, seed=None, **splits)
+    good = examples_of(StepLoader(list(range(12)), collate, plan))
+    loader = StepLoader(SomeBad(range(12)), collate, plan, num_workers=num_workers, max_bad_fraction=0.25)
+    steps = list(loader)
+    assert [len(step) for step in steps] == [len(plan.micro_batches(number, 0)) for number in range(6)]
+    assert examples_of(steps) == [[e for e in step if e not in SomeBad.bad] for step in good]
+    assert len(loader.bad) == 3
+    assert "3 of 12 examples so far: 8.mp4 is cut off" in caplog.text
+
+
+def test_too_many_bad_examples_end_the_run():
+    loader = StepLoader(SomeBad(range(12)), collate, plan_of([1] * 12, seed=None), max_bad_fraction=0.2)
+    with pytest.raises(DataError, match=r"3 of 12 examples cannot be read, more than max_bad_fraction=0.2.*8\.mp4"):
+        list(loader)
+
+
+def test_a_process_without_work_runs_padding_batches_of_weight_0():
     plan = plan_of([10] * 3, batch_size=3, num_processes=2, pack_tokens=10, num_steps=1)
     mine, other = (
         [
@@ -93,6 +130,4 @@ def test_a_process_without_work_runs_padding_batches_of_weight_0():
 
 
 def _weighing(examples):
-    import torch
-
     return {"weights": torch.tensor(examples)}

@@ -1,6 +1,7 @@
 """Chunks of prepared data become the examples that match a stream, with a length known in advance."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -148,6 +149,26 @@ def test_data_that_does_not_fit_is_refused(tiny_checkpoint, prepared, tmp_path):
     with pytest.raises(DataError, match=r"2 of 2 videos are not in .*0\.mp4, 1\.mp4\); put them there"):
         check_videos_exist(prepared, tmp_path)
     check_videos_exist(prepared, prepared.video_root)
+
+
+def test_few_missing_videos_are_named_and_their_chunks_skipped(tmp_path, caplog):
+    prepared = PreparedData.open(write_prepared(tmp_path / "data", num_matches=2, duration_s=8))
+    (prepared.video_root / "1.mp4").unlink()
+    check_videos_exist(prepared, prepared.video_root, 0.5)
+    assert "1 of 2 videos are not in" in caplog.text and "(1.mp4); their 1 of 2 chunks are skipped" in caplog.text
+    with pytest.raises(DataError, match=r"1 of 2 videos are not in .*1\.mp4"):
+        check_videos_exist(prepared, prepared.video_root, 0.4)
+
+
+def test_memory_does_not_grow_with_the_previous_texts_seen():
+    turns = TurnFormat(CachedTokenizer(build_tokenizer()), temporal_step=2.0)
+    tracemalloc.start()
+    sizes = []
+    for number in range(120):
+        turns.encode_plain(f"example {number} " + "said before " * 4500)
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert sizes[119] <= 1.02 * sizes[59]
 
 
 def test_the_reader_of_a_worker_can_be_pickled(tiny_checkpoint, prepared):

@@ -1,19 +1,25 @@
-"""kill -9 at any moment: the resumed run has the losses of the undisturbed run."""
+"""kill -9 at any moment: the resumed run has the losses of the undisturbed run, or is refused if it could not."""
 
 import json
+import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_run import train
 
+from streamingvlm.errors import ConfigError
+from streamingvlm.model.loading import load_model
 from streamingvlm.training.checkpoints import latest_complete_checkpoint
+from streamingvlm.training.settings import MAY_CHANGE, FitSettings
 
 PROGRAM = Path(__file__).with_name("tiny_run.py")
 ROOT = Path(__file__).parents[2]
@@ -89,6 +95,66 @@ def test_killed_while_saving(tiny_checkpoint, tmp_path, undisturbed):
     assert latest_complete_checkpoint(tmp_path / "run").name == "checkpoint-12"
     finish(start(tiny_checkpoint(), tmp_path, "resume"))
     assert_as_undisturbed(tmp_path, undisturbed)
+
+
+CHANGES = {
+    "num_steps": 4,
+    "batch_size": 3,
+    "learning_rate": 1e-3,
+    "warmup_steps": 1,
+    "warmup_ratio": 0.5,
+    "skip_zero_step": True,
+    "weight_decay": 0.3,
+    "adam_beta2": 0.9,
+    "max_grad_norm": 0.5,
+    "silence_weight": 1.0,
+    "bf16": True,
+    "accumulation_steps": 2,
+    "pack_tokens": 500,
+    "num_workers": 1,
+    "max_bad_fraction": 0.5,
+    "gradient_checkpointing": True,
+    "attention": "sdpa",
+    "log_every_steps": 2,
+    "save_every_steps": 1,
+    "keep_checkpoints": 1,
+    "evaluate_every_steps": 1,
+}
+NEED_MORE = {"num_epochs", "fsdp", "deepspeed", "liger"}  # decided by num_steps; more processes; extras
+SHORT = {"num_steps": 2, "batch_size": 2, "save_every_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train(tiny_checkpoint(), folder, SHORT)
+    return folder
+
+
+def test_every_setting_is_tried(tiny_checkpoint):
+    assert {*CHANGES, *NEED_MORE} == {field.name for field in fields(FitSettings)}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_setting_is_refused_or_named(tiny_checkpoint, finished, tmp_path, caplog, name):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    settings = SHORT | {name: CHANGES[name]}
+    if name in MAY_CHANGE:
+        with caplog.at_level(logging.INFO):
+            train(tiny_checkpoint(), folder, settings, resume=True)
+        assert f"{name}={CHANGES[name]} (was " in caplog.text
+    else:
+        with pytest.raises(ConfigError, match=f"was written with {name}=.*; give {name}=.* to resume"):
+            train(tiny_checkpoint(), folder, settings, resume=True)
+
+
+def test_the_first_step_moves_the_weights(tiny_checkpoint, tmp_path):
+    """One step with warm-up: without ``skip_zero_step`` its learning rate is 0."""
+    start = load_model(tiny_checkpoint(), device="cpu").hf.lm_head.weight
+    one = {"num_steps": 1, "warmup_steps": 1, "skip_zero_step": True}
+    _, module = train(tiny_checkpoint(), tmp_path, one)
+    assert (module.head.weight - start).abs().max() > 1e-4
 
 
 @pytest.mark.slow

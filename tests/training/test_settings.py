@@ -49,3 +49,15 @@ def test_epochs_become_steps_and_a_ratio_becomes_a_warm_up():
 def test_steps_that_are_given_replace_the_epochs():
     settings = FitSettings(num_steps=4, num_epochs=1, batch_size=2, learning_rate=1e-5)
     assert settings.steps_for(1000) == 4
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(1, 1), (28, 1), (512, 16), (190_000, 512)])
+def test_without_a_batch_size_it_follows_the_data(num_examples, batch_size, caplog):
+    settings = FitSettings(num_epochs=1, learning_rate=1e-5)
+    assert settings.batch_size_for(num_examples) == batch_size
+    assert (settings.steps_for(num_examples) >= 20) == (num_examples >= 20)
+
+
+def test_a_run_of_few_steps_is_warned_of_with_its_arithmetic(caplog):
+    assert FitSettings(num_epochs=1, batch_size=512, learning_rate=1e-5).steps_for(28) == 1
+    assert "28 examples at batch_size=512, num_epochs=1 are 1 optimizer steps" in caplog.text
