@@ -36,7 +36,7 @@ _NET_POST: RGB = (236, 240, 240)
 _LIT_NET: RGB = (255, 240, 0)
 _BORDER_PIXELS = 24  # of the 112 x 112 image: sprites may extend beyond the edge of the canvas by this much
 _PHASES_PER_PIXEL = 4  # positions are rounded to a quarter of a pixel, which limits the number of cached sprites
-_TICKS_PER_SECOND = 1000  # resolution of a fractional frame rate
+TICKS_PER_SECOND = 1000  # resolution of a fractional frame rate
 
 
 def render(second: PitchSecond, *, size: int = 112, fps: float = 2.0) -> torch.Tensor:
@@ -46,6 +46,11 @@ def render(second: PitchSecond, *, size: int = 112, fps: float = 2.0) -> torch.T
     """
     frames = np.stack(list(_frames(second, size, fps)))
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def render_at(second: PitchSecond, tick: int, *, size: int = 112) -> torch.Tensor:
+    """Return the frame at a millisecond of a second: uint8 [3, size, size] RGB."""
+    return torch.from_numpy(_draw(second, _interpolate(second.keyframes, tick), size)).permute(2, 0, 1)
 
 
 def write_mp4(path: str | Path, seed: int, duration_s: int, *, size: int = 448, fps: int = 24) -> None:
@@ -62,19 +67,19 @@ def _frames(second: PitchSecond, size: int, fps: float) -> Iterator[np.ndarray]:
     if fps < 1:
         raise ConfigError(f"fps {fps} gives less than one frame per second; choose at least 1")
     for index in range(round(fps)):
-        yield _draw(second, _interpolate(second.keyframes, round(index * _TICKS_PER_SECOND / fps)), size)
+        yield _draw(second, _interpolate(second.keyframes, round(index * TICKS_PER_SECOND / fps)), size)
 
 
 def _interpolate(keyframes: tuple[Keyframe, Keyframe, Keyframe], tick: int) -> Keyframe:
     """Return the positions at a millisecond of the second, linearly interpolated between the keyframes."""
-    half, part = divmod(2 * tick, _TICKS_PER_SECOND)
+    half, part = divmod(2 * tick, TICKS_PER_SECOND)
     start = keyframes[half]
     if part == 0:
         return start
     stop = keyframes[half + 1]
 
     def moved(a: Point, b: Point) -> Point:
-        return between(a, b, part, _TICKS_PER_SECOND)
+        return between(a, b, part, TICKS_PER_SECOND)
 
     return Keyframe(
         tuple(map(moved, start.players, stop.players)),

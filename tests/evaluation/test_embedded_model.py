@@ -4,6 +4,7 @@ import pytest
 
 from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.inference.session import StreamingSession
+from streamingvlm.pitch.camera import Camera
 
 UNSEEN_SEED = 1007
 
@@ -18,6 +19,21 @@ def test_it_names_what_happens_in_two_minutes_of_an_unseen_match(session):
     assert result.report.accuracy >= 0.85
     assert result.report.side_accuracy >= 0.9
     assert session.stats.cache_tokens <= session.stats.capacity_tokens
+
+
+def right_shares(session, cameras):
+    return [evaluate_pitch(session, seed=4242, duration_s=60, camera=camera).right_share for camera in cameras]
+
+
+def test_compressed_frames_are_as_good_as_rendered_ones(session):
+    shares = right_shares(session, [Camera(size=224, jpeg_quality=quality) for quality in (None, 95, 40)])
+    assert min(shares) >= 0.97 * max(shares) > 0.9
+
+
+@pytest.mark.xfail(strict=True, reason="The weights were trained on frames at exact half seconds; see docs/results.md.")
+def test_the_phase_of_the_camera_does_not_matter(session):
+    shares = right_shares(session, [Camera(phase_ms=phase) for phase in (-188, -62, 0, 62, 187)])
+    assert min(shares) >= 0.97 * max(shares)
 
 
 @pytest.mark.slow

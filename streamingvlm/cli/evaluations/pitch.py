@@ -14,6 +14,7 @@ from streamingvlm.evaluation.pitch.match import evaluate_pitch
 from streamingvlm.evaluation.pitch.run import PitchRun, write_run
 from streamingvlm.evaluation.pitch.run_report import report_of
 from streamingvlm.evaluation.report.rendering import write_report
+from streamingvlm.pitch.camera import Camera
 from streamingvlm.pitch.styles import STYLES
 
 
@@ -21,6 +22,7 @@ def evaluate(options: dict[str, Any]):
     """Print the score; write the score, the record of every second and the report to the paths that are given."""
     check_style(options["style"])
     at_least("duration_s", options["duration_s"], 1, "seconds of stream")
+    camera = Camera(**options["camera"])
     check_writable(*(Path(options[name]) for name in ("result_path", "record_path", "report_path") if options[name]))
     session = StreamingSession.from_pretrained(
         **options["model"], cache=options["cache"], video=options["video"], sampling=options["sampling"]
@@ -31,6 +33,7 @@ def evaluate(options: dict[str, Any]):
         seed=options["seed"],
         duration_s=options["duration_s"],
         style=STYLES[options["style"]],
+        camera=camera,
         on_line=lambda *_: next(ticks, None),
     )
     next(ticks, None)  # the bar is one step behind; complete it

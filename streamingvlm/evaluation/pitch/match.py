@@ -17,7 +17,8 @@ from streamingvlm.evaluation.report.stream_report import CacheFill
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.limits import StreamLimits
 from streamingvlm.inference.session import StreamingSession
-from streamingvlm.pitch import Match, PitchSecond, render
+from streamingvlm.pitch import Match, PitchSecond
+from streamingvlm.pitch.camera import Camera
 from streamingvlm.pitch.styles import TELEGRAM, Style
 
 _BYTES_PER_MB = 1024 * 1024
@@ -31,13 +32,15 @@ def evaluate_pitch(
     style: Style = TELEGRAM,
     limits: StreamLimits = StreamLimits(),
     black_frames: bool = False,
+    camera: Camera = Camera(),
     on_line: Callable[[Commentary, str], None] | None = None,
 ) -> PitchRun:
     """Stream a match through ``session`` from its beginning and score the commentary.
 
     seed: of the match, one that training did not use; duration_s: seconds of stream; style: of the true lines; limits:
     the stream ends where one is exceeded, and the rest counts as silent; black_frames: replace all frames by black
-    ones, which leaves only the text; on_line: called with each second's commentary and its true line.
+    ones, which leaves only the text; camera: takes the frames; on_line: called with each second's commentary and its
+    true line.
 
     The session is reset and starts from the match's introduction.
     """
@@ -46,16 +49,22 @@ def evaluate_pitch(
     session.reset()
     seconds = itertools.islice(match.seconds(), duration_s)
     rows, stopped = [], ""
-    for second, line in _commentary(session, seconds, black_frames):
+    for second, line in _commentary(session, seconds, black_frames, camera):
         # Only the line of a second is kept; the geometry of its frames would distort the memory that is measured.
         rows.append(_row(session, line, style.reference_line(second), style))
         if on_line:
             on_line(line, rows[-1].truth)
         if stopped := limits.exceeded(session.stats, session.cache_bytes):
             break
-    rows.extend(_unreached(second, style) for second in seconds)
+    unreached = itertools.islice(match.seconds(), len(rows), duration_s)
+    rows.extend(_unreached(second, style) for second in unreached)
+    settings = settings_of(session, black_frames) | {"camera": asdict(camera)}
     return PitchRun(
-        seed=seed, style=style.name, seconds=tuple(rows), settings=settings_of(session, black_frames), stopped=stopped
+        seed=seed,
+        style=style.name,
+        seconds=tuple(rows),
+        settings=settings | {"camera": asdict(camera)},
+        stopped=stopped,
     )
 
 
@@ -67,10 +76,9 @@ def settings_of(session: StreamingSession, black_frames: bool = False) -> dict[s
 
 
 def _commentary(
-    session: StreamingSession, seconds: Iterable[PitchSecond], black_frames: bool
+    session: StreamingSession, seconds: Iterable[PitchSecond], black_frames: bool, camera: Camera
 ) -> Iterator[tuple[PitchSecond, Commentary]]:
-    for second in seconds:
-        frames = render(second, fps=session.video_config.fps)
+    for second, frames in camera.turns(seconds, fps=session.video_config.fps):
         yield second, session.step(torch.zeros_like(frames) if black_frames else frames)
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
+from torch.nn.functional import interpolate
 
 from streamingvlm.model.vision import preprocess
+from streamingvlm.pitch.camera import Camera
 from streamingvlm.pitch.renderer import render
 from streamingvlm.pitch.world import Match, PitchSecond
 from streamingvlm.training.pitch.architecture import FRAME_SIZE
@@ -53,6 +55,17 @@ def render_match(seed: int, duration_s: int) -> Footage:
     match = Match(seed)
     seconds = list(islice(match.seconds(), duration_s))
     return Footage(match.intro, seconds, torch.stack([render(second, size=FRAME_SIZE) for second in seconds]))
+
+
+def film_match(seed: int, duration_s: int, camera: Camera) -> Footage:
+    """Film the first seconds of the match of a seed; the frames have the size that the model sees."""
+    match = Match(seed)
+    seconds, frames = zip(*camera.turns(islice(match.seconds(), duration_s)), strict=True)
+    return Footage(match.intro, list(seconds), torch.stack([_resized(turn) for turn in frames]))
+
+
+def _resized(frames: torch.Tensor) -> torch.Tensor:
+    return interpolate(frames, size=(FRAME_SIZE, FRAME_SIZE), mode="bicubic", antialias=True)
 
 
 def mirrored(frames: torch.Tensor, mirroring: int) -> torch.Tensor:

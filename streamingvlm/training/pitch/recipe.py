@@ -21,15 +21,17 @@ from streamingvlm.data.chunks import CachedTokenizer
 from streamingvlm.errors import ConfigError
 from streamingvlm.model.checkpoint import save_checkpoint
 from streamingvlm.model.family import FAMILIES
+from streamingvlm.model.loading import load_model
 from streamingvlm.model.stream_settings import stream_settings
-from streamingvlm.pitch.dice import hashed
+from streamingvlm.pitch.camera import draw_camera
+from streamingvlm.pitch.dice import Dice, hashed
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.collate import Collate
 from streamingvlm.training.pitch.architecture import FRAME_SIZE, build_model, tiny_config
 from streamingvlm.training.pitch.drills import DrillDataset, DrillSettings, MixedDataset
 from streamingvlm.training.pitch.induction_heads import freeze_induction_heads_, init_induction_heads_
 from streamingvlm.training.pitch.pitch_clips import ClipDataset, ClipSettings
-from streamingvlm.training.pitch.pitch_footage import Footage, encode_footage, render_match
+from streamingvlm.training.pitch.pitch_footage import Footage, encode_footage, film_match, render_match
 from streamingvlm.training.pitch.sft_with_tower import SFTModelWithTower
 from streamingvlm.training.pitch.tower import Tower
 from streamingvlm.training.pitch.tower_pretraining import TowerDataset, TowerWithHeads
@@ -48,16 +50,25 @@ _VIDEO = VideoConfig(min_pixels=FRAME_SIZE**2, max_pixels=FRAME_SIZE**2)
 
 @dataclass(frozen=True)
 class FootagePlan:
-    """The first ``duration_s`` seconds of ``num_matches`` matches, with consecutive seeds from ``first_seed`` on."""
+    """The first ``duration_s`` seconds of ``num_matches`` matches, with consecutive seeds from ``first_seed`` on.
+
+    camera_percent: matches that are filmed by a camera drawn at random (`draw_camera`).
+    """
 
     first_seed: int
     num_matches: int
     duration_s: int
     num_mirrorings: int = 1
+    camera_percent: int = 0
 
     def render(self) -> list[Footage]:
         """Render the footage."""
-        return [render_match(self.first_seed + number, self.duration_s) for number in range(self.num_matches)]
+        return [self._render_match(self.first_seed + number) for number in range(self.num_matches)]
+
+    def _render_match(self, seed: int) -> Footage:
+        if Dice(hashed(seed, 4)).chance(self.camera_percent):
+            return film_match(seed, self.duration_s, draw_camera(hashed(seed, 5)))
+        return render_match(seed, self.duration_s)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class Recipe:
     """Everything that determines a model: the seed, the stages in order, and the sizes for `tiny_config`.
 
     induction_heads: initialize the language model with fixed induction heads (`init_induction_heads_`).
+    base: checkpoint whose weights the first stage starts from; None for new weights.
     num_averaged: average the weights after this many of the last stages (model soups, arXiv 2203.05482).
     """
 
@@ -103,6 +115,7 @@ class Recipe:
     stages: Sequence[Stage]
     sizes: Mapping[str, int] = field(default_factory=dict)
     induction_heads: bool = False
+    base: str | None = None
     num_averaged: int = 1
 
     def __post_init__(self):
@@ -170,6 +183,8 @@ class RecipeRun:
 
     def _model_before(self, number: int) -> Qwen2_5_VLForConditionalGeneration:
         path = self.recipe.path(number)
+        if len(path) == 1 and self.recipe.base:
+            return load_model(self.recipe.base, device=self.device, dtype="float32").hf
         if len(path) == 1:
             model = build_model(tiny_config(self.tokenizer, **self.recipe.sizes))
             if self.recipe.induction_heads:
@@ -250,8 +265,15 @@ def export_model(run: RecipeRun, target: str | Path):
     model = run.averaged_model().to(torch.bfloat16)
     for part in (model.config.text_config, model.config.vision_config):
         part.dtype = torch.bfloat16
-    model.config.streamingvlm = stream_defaults(run.recipe) | {"training": run.history()}
+    history = run.history()
+    history["stages"] = _stages_of_base(model) | history["stages"]
+    model.config.streamingvlm = stream_defaults(run.recipe) | {"training": history}
     _save(model, run.tokenizer, Path(target))
+
+
+def _stages_of_base(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, Any]:
+    """Return the stages that trained the recipe's base, which its stages carry along in their configuration."""
+    return getattr(model.config, "streamingvlm", {}).get("training", {}).get("stages", {})
 
 
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from streamingvlm.model.checkpoint import EMBEDDED, read_config_json
 from streamingvlm.training.pitch.recipe import recipe_from, stream_defaults
 
 FOLDER = Path(__file__).parents[3] / "configs" / "experiment"
-EXPERIMENTS = [
-    path for path in sorted(FOLDER.glob("pitch*.yaml")) if "recipe" in yaml.safe_load(path.read_text(encoding="utf-8"))
-]
+RECIPES = {path: yaml.safe_load(path.read_text(encoding="utf-8")).get("recipe") for path in FOLDER.glob("pitch*.yaml")}
+EXPERIMENTS = sorted(path for path, recipe in RECIPES.items() if recipe and "base" not in recipe)
+CONTINUED = sorted(path for path, recipe in RECIPES.items() if recipe and "base" in recipe)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -36,4 +36,11 @@ def test_the_language_model_is_trained_on_matches_that_the_tower_has_not_seen(pa
 def test_the_embedded_model_has_the_stream_settings_of_its_recipe():
     recipe = recipe_from(yaml.safe_load((FOLDER / "pitch.yaml").read_text(encoding="utf-8"))["recipe"])
     packaged = read_config_json(EMBEDDED["pitch"])["streamingvlm"]
+    assert {name: packaged.get(name) for name in stream_defaults(recipe)} == stream_defaults(recipe)
+
+
+@pytest.mark.parametrize("path", CONTINUED, ids=lambda path: path.stem)
+def test_a_further_stage_keeps_the_stream_settings_of_its_base(path):
+    recipe = recipe_from(RECIPES[path])
+    packaged = read_config_json(EMBEDDED[recipe.base])["streamingvlm"]
     assert {name: packaged.get(name) for name in stream_defaults(recipe)} == stream_defaults(recipe)

@@ -15,7 +15,7 @@ from streamingvlm.pitch import Match, render
 from streamingvlm.training.pitch.drills import DrillSettings
 from streamingvlm.training.pitch.loss_curves import write_loss_curves
 from streamingvlm.training.pitch.pitch_footage import NUM_MIRRORINGS, encode_footage, render_match
-from streamingvlm.training.pitch.recipe import RecipeRun, export_model, recipe_from
+from streamingvlm.training.pitch.recipe import FootagePlan, RecipeRun, export_model, recipe_from
 from streamingvlm.training.pitch.tower import Tower
 
 EXPERIMENTS = Path(__file__).parents[3] / "configs"
@@ -125,6 +125,31 @@ def test_a_stage_starts_from_the_stage_that_it_names(finished, tmp_path):
         (tmp_path / name).symlink_to(run.folder / name)
     first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1-clips", branching.train()))
     assert all(torch.equal(weights, second[name]) for name, weights in first.items())
+
+
+def test_a_recipe_continues_from_a_checkpoint_on_filmed_matches(finished, tmp_path):
+    run, _ = finished
+    base = tmp_path / "base"
+    export_model(run, base)
+    stage = dataclasses.replace(
+        run.recipe.stages[1],
+        name="cameras",
+        fit=dataclasses.replace(run.recipe.stages[1].fit, learning_rate=1e-9),
+        footage=dataclasses.replace(run.recipe.stages[1].footage, camera_percent=100),
+    )
+    further = RecipeRun(dataclasses.replace(run.recipe, base=str(base), stages=[stage]), tmp_path / "further")
+    further.train()
+    export_model(further, tmp_path / "model")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "model"))
+    assert all(torch.allclose(weights.float(), after[name].float(), atol=1e-3) for name, weights in before.items())
+    stages = json.loads((tmp_path / "model" / "config.json").read_text())["streamingvlm"]["training"]["stages"]
+    assert set(stages) == {"tower", "clips", "chunks", "cameras"}
+
+
+def test_a_share_of_the_matches_is_filmed():
+    plan = FootagePlan(first_seed=1, num_matches=6, duration_s=4, camera_percent=50)
+    filmed = [not torch.equal(match.frames, render_match(1 + n, 4).frames) for n, match in enumerate(plan.render())]
+    assert 0 < sum(filmed) < 6
 
 
 def test_a_stage_starts_from_earlier_stages_only():
