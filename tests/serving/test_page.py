@@ -9,10 +9,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from running_server import KEY, MATCH
 
-from streamingvlm import StreamingSession
 from streamingvlm.provenance import is_generated_text
 from streamingvlm.serving.server_config import AllowedSources
-from streamingvlm.video.reader import open_video
 
 pytestmark = pytest.mark.browser
 
@@ -128,22 +126,6 @@ def test_a_file_is_played_asked_about_sought_in_and_exported(server, open_page):
     page.get_by_role("button", name="Choose another source").click()
     expect(page.get_by_role("button", name="Camera")).to_be_focused()
     expect(lines(page)).to_have_count(0)
-
-
-@pytest.mark.slow
-def test_the_sample_match_gets_the_lines_of_the_file(server, pitch, open_page):
-    previous_text = MATCH.with_suffix(".txt").read_text().strip()
-    session = StreamingSession(pitch, previous_text=previous_text)
-    with open_video(MATCH) as video:
-        of_file = {turn.start_s: session.step(turn).text for turn in video}
-    page = open_page(server.url)
-    expect(page.get_by_text("pitch", exact=True)).to_be_visible()
-    page.get_by_role("button", name="Watch the sample match").click()
-    expect(page.get_by_role("status")).to_have_text("The video has ended")
-    _, *rows = [json.loads(row) for row in saved(page, "JSONL").splitlines()]
-    in_page = {row["start_s"]: row["text"] for row in rows}
-    same = sum(in_page.get(start_s) == text for start_s, text in of_file.items())
-    assert same >= 0.97 * len(of_file), (same, len(of_file))
 
 
 def test_the_sample_match_is_usable_by_keyboard_only(server, open_page):
