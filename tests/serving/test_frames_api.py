@@ -49,8 +49,9 @@ def test_frames_by_socket_give_the_models_own_lines(server, match_jpegs, expecte
 
 
 @pytest.mark.parametrize("fps", [8, 12, 24])
-@pytest.mark.parametrize("lag", ["wait", "drop"])
-@pytest.mark.parametrize("seconds", [pytest.param(60, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize(
+    ("lag", "seconds"), [("wait", 6), ("drop", 6), pytest.param("wait", 60, marks=pytest.mark.slow)]
+)
 def test_frames_at_any_rate_give_the_lines_of_the_file(server, pitch, fps, lag, seconds):
     with open_video(MATCH) as video:
         file_session = StreamingSession(pitch)
