@@ -6,14 +6,16 @@ import json
 import math
 import struct
 import time
+from itertools import islice
 
 import pytest
 from PIL import Image
-from running_server import error_of, turns_of
+from running_server import MATCH, as_jpeg, error_of, turns_of
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from streamingvlm import StreamingSession
 from streamingvlm.serving.jpeg import decode_jpeg
+from streamingvlm.video.reader import open_video
 
 
 def at(time_s, jpeg):
@@ -44,6 +46,28 @@ def test_frames_by_socket_give_the_models_own_lines(server, match_jpegs, expecte
     assert any(expected)
     assert end["reason"] == "finished"
     assert all(line["age_s"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("fps", [8, 12, 24])
+@pytest.mark.parametrize(
+    ("lag", "seconds"), [("wait", 6), ("drop", 6), pytest.param("wait", 60, marks=pytest.mark.slow)]
+)
+def test_frames_at_any_rate_give_the_lines_of_the_file(server, pitch, fps, lag, seconds):
+    with open_video(MATCH) as video:
+        file_session = StreamingSession(pitch)
+        of_file = [file_session.step(turn).text for turn in islice(video, seconds)]
+    session = server.open(lag=lag)
+    with open_video(MATCH, fps=fps) as video, server.socket(f"/v1/sessions/{session}/frames") as socket:
+        for second, turn in enumerate(islice(video, seconds)):
+            for index, frame in enumerate(turn.frames):
+                socket.send(at(second + index / fps, as_jpeg(frame)))
+            server.wait_for(session, second)  # the model keeps up: nothing is dropped
+        socket.send(json.dumps({"type": "finish"}))
+        lines, _ = server.lines(session)
+    assert [line["start_s"] for line in lines] == list(range(len(of_file)))
+    same = sum(line["text"] == text for line, text in zip(lines, of_file, strict=True))
+    assert same >= 0.97 * len(of_file)
+    assert any(of_file)
 
 
 def test_frames_by_request_give_the_models_own_lines(server, match_jpegs, expected):

@@ -1,5 +1,6 @@
 """One numbered clip through every door: a sample is the newest frame at or before its moment."""
 
+import base64
 import sys
 from fractions import Fraction
 from types import SimpleNamespace
@@ -9,8 +10,10 @@ import torch
 from live_sources import WebServer
 from numbered_pictures import picture
 
-from streamingvlm.config import LiveConfig
+from streamingvlm.config import LiveConfig, VideoConfig
 from streamingvlm.errors import VideoError
+from streamingvlm.serving.chat_requests import ChatRequest, clip_turns
+from streamingvlm.serving.server_config import ServerLimits
 from streamingvlm.video import PushedFrames, open_source, open_video
 
 RATES = [2, 5, 8, 12, 24, 25, Fraction(30000, 1001)]
@@ -63,6 +66,14 @@ def test_http(tmp_path, write_clip, times_s, rule, numbers):
     write_clip(tmp_path / "clip.mp4", times_s, muxer_options={"movflags": "faststart"})
     with WebServer(tmp_path) as server, open_source(f"{server.address}/clip.mp4") as video:
         assert seen(video, numbers) == rule
+
+
+def test_the_clip_of_a_chat(tmp_path, write_clip, times_s, rule, numbers):
+    data = base64.b64encode(write_clip(tmp_path / "clip.mp4", times_s).read_bytes()).decode()
+    part = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+    request = ChatRequest(messages=[{"role": "user", "content": [part]}])
+    turns = clip_turns(request, tmp_path, VideoConfig(), ServerLimits())
+    assert seen([turn.video for turn in turns], numbers) == rule
 
 
 def test_a_file_played_as_if_it_were_live(tmp_path, write_clip, regular_times, expected, numbers):
