@@ -21,10 +21,9 @@ from streamingvlm.model.checkpoint import weights_bytes
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.pitch.recognition import unknown_scene
 from streamingvlm.provenance import CAPTIONED_SUFFIX, Provenance
-from streamingvlm.video.address import Address, parse_address
+from streamingvlm.video.address import VIDEO_SUFFIXES, Address, parse_address
 from streamingvlm.video.live import LiveReader
 from streamingvlm.video.reader import VideoReader, open_video
-from streamingvlm.video.source import VIDEO_SUFFIXES
 
 EMBEDDED_MATCH = Path(streamingvlm.__file__).parent / "assets" / "pitch" / "match.mp4"
 

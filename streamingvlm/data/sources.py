@@ -16,7 +16,7 @@ from streamingvlm.data.conversations import Conversation, is_conversation_file, 
 from streamingvlm.data.transcript_files import TRANSCRIPT_SUFFIXES
 from streamingvlm.errors import DataError
 from streamingvlm.provenance import CAPTIONED_SUFFIX, is_generated_file
-from streamingvlm.video.source import VIDEO_SUFFIXES
+from streamingvlm.video.address import VIDEO_SUFFIXES
 
 _LANGUAGE = r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*"  # as BCP 47 writes it
 

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from streamingvlm.serving.api_errors import ApiError
 from streamingvlm.serving.server_config import AllowedSources
-from streamingvlm.video.source import VIDEO_SUFFIXES
+from streamingvlm.video.address import VIDEO_SUFFIXES
 
 MAX_LISTED, _MAX_SCANNED = 1000, 100_000
 

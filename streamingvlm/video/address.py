@@ -25,6 +25,8 @@ KIND_OF_SCHEME: dict[str, SourceKind] = {
 }
 """FFmpeg supports many more, including some that read any file or join several addresses (`concat:`, `subfile:`)."""
 
+VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 _WEBCAM = re.compile(r"webcam(?::(?P<device>.+))?")
 

@@ -8,8 +8,6 @@ import torch
 
 from streamingvlm.errors import VideoError
 
-VIDEO_SUFFIXES = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
-
 
 class BrokenStreamError(VideoError):
     """A live source does not answer or has stopped. The connection may be retried."""
