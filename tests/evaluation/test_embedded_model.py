@@ -22,17 +22,17 @@ def test_it_names_what_happens_in_two_minutes_of_an_unseen_match(session):
 
 
 def right_shares(session, cameras):
-    return [evaluate_pitch(session, seed=4242, duration_s=60, camera=camera).right_share for camera in cameras]
+    return [evaluate_pitch(session, seed=4242, duration_s=40, camera=camera).right_share for camera in cameras]
 
 
 def test_compressed_frames_are_as_good_as_rendered_ones(session):
-    shares = right_shares(session, [Camera(size=224, jpeg_quality=quality) for quality in (None, 95, 40)])
+    shares = right_shares(session, [Camera(size=224, jpeg_quality=quality) for quality in (None, 40)])
     assert min(shares) >= 0.97 * max(shares) > 0.9
 
 
 @pytest.mark.xfail(strict=True, reason="The weights were trained on frames at exact half seconds; see docs/results.md.")
 def test_the_phase_of_the_camera_does_not_matter(session):
-    shares = right_shares(session, [Camera(phase_ms=phase) for phase in (-188, -62, 0, 62, 187)])
+    shares = right_shares(session, [Camera(phase_ms=phase) for phase in (-188, 0, 187)])
     assert min(shares) >= 0.97 * max(shares)
 
 
