@@ -1,4 +1,4 @@
-"""Figures of the ablation tables: measures along the stream, or rows beside each other."""
+"""Figures of the ablation tables: means along the stream, or rows beside each other, a mark for each seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from math import isnan
 from pathlib import Path
 from statistics import fmean
 
-from streamingvlm.evaluation.pitch.ablation_summary import AblationResult
+from streamingvlm.evaluation.pitch.ablation_summary import AblationResult, mean
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond, right_share
 from streamingvlm.plotting import COLOURS, new_figure, save_figure, style_figure
 
@@ -45,9 +45,10 @@ def _row_by_row(result: AblationResult):
     figure = new_figure(figsize=(11, 1 + 0.42 * len(rows)))
     names = [name for name in _COMPARED if name in result.table.columns]
     for panel, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
-        figures = [result.estimates(row)[name] for row in rows]
-        spread = [0 if isnan(figure.half_width) else figure.half_width for figure in figures]
-        panel.errorbar([f.mean for f in figures], range(len(rows)), xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
+        for at, row in enumerate(rows):
+            values = result.values(row, name)
+            panel.plot(values, [at] * len(values), "|", color=COLOURS[0], markersize=9)
+            panel.plot([mean(values)], [at], "o", color=COLOURS[0])
         panel.set(xlabel=name, xlim=(-0.03, 1.03), yticks=range(len(rows)), yticklabels=[row.name for row in rows])
     panel.invert_yaxis()
     return style_figure(figure, result.table.title)

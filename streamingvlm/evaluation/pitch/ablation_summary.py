@@ -1,15 +1,14 @@
-"""Tables of runs: measures, means over seeds with intervals, as Markdown and as JSON."""
+"""Tables of runs: measures by seed and their means, as Markdown and as JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan, nan, sqrt
-from statistics import fmean, stdev
+from math import isnan, nan
+from statistics import fmean
 from typing import Any
 
 from streamingvlm.evaluation.pitch.ablation_tables import FIFTHS, AblationRow, AblationTable
 from streamingvlm.evaluation.pitch.run import PitchRun, none_if_nan
 
-CONFIDENCE = 0.95
 _MAX_COLUMNS = 6
 
 
@@ -43,35 +42,10 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and half the width of its interval, NaN for fewer than two seeds."""
-
-    mean: float
-    half_width: float
-
-    def text(self, digits: int) -> str:
-        """Format as a cell of a table: "–" if no seed has a value."""
-        if isnan(self.mean):
-            return "–"
-        spread = "" if isnan(self.half_width) else f" ± {self.half_width:,.{digits}f}"
-        return f"{self.mean:,.{digits}f}{spread}"
-
-
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Return the mean of one value per seed with Student's interval; seeds without a value (NaN) are left out.
-
-    Not a bootstrap: three seeds have only ten resamples, and the interval would be too narrow.
-    """
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of one value per seed; seeds without a value (NaN) are left out. NaN if none has one."""
     known = [float(value) for value in values if not isnan(value)]
-    if not known:
-        return Estimate(nan, nan)
-    if len(known) == 1:
-        return Estimate(known[0], nan)
-    from scipy.stats import t as student  # an optional dependency; a single stream is scored without it
-
-    quantile = float(student.ppf((1 + confidence) / 2, len(known) - 1))
-    return Estimate(fmean(known), quantile * stdev(known) / sqrt(len(known)))
+    return fmean(known) if known else nan
 
 
 @dataclass(frozen=True)
@@ -81,22 +55,38 @@ class AblationResult:
     table: AblationTable
     runs: Mapping[str, Sequence[PitchRun]]
 
-    def estimates(self, row: AblationRow) -> dict[str, Estimate]:
-        """Return the figures of a row by column."""
-        return {name: estimate([MEASURES[name].of(run) for run in self.runs[row.name]]) for name in self.table.columns}
+    def values(self, row: AblationRow, column: str) -> list[float]:
+        """Return a figure of a row by seed."""
+        return [MEASURES[column].of(run) for run in self.runs[row.name]]
 
     def markdown(self) -> str:
-        """Return the tables in Markdown, without a heading: one per group of columns, the paper's figures last."""
-        estimates = {row.name: self.estimates(row) for row in self.table.rows}
-        blocks = [
-            {name: [estimates[row.name][name].text(MEASURES[name].digits) for row in self.table.rows] for name in group}
-            for group in self.table.column_groups
-        ]
-        if paper := self._paper_columns():
-            fits = 1 + len(blocks[-1]) + len(paper) <= _MAX_COLUMNS
-            blocks = [*blocks[:-1], blocks[-1] | paper] if fits else [*blocks, paper]
+        """Return the tables in Markdown, without a heading: one per group of columns, the paper's figures last.
+
+        A row is a mean over the seeds. The first table has the rows of the seeds, too.
+        """
         names = [row.name for row in self.table.rows]
-        return "\n\n".join([*(_markdown_table(names, block) for block in blocks), "\n".join(self._notes())])
+        first, *others = self.table.column_groups
+        blocks = [{column: self._means(column) for column in group} for group in others]
+        if paper := self._paper_columns():
+            fits = blocks and 1 + len(blocks[-1]) + len(paper) <= _MAX_COLUMNS
+            blocks = [*blocks[:-1], blocks[-1] | paper] if fits else [*blocks, paper]
+        tables = [self._by_seed(first), *(_markdown_table(names, block) for block in blocks)]
+        return "\n\n".join([*tables, "\n".join(self._notes())])
+
+    def _means(self, column: str) -> list[str]:
+        return [_cell(mean(self.values(row, column)), column) for row in self.table.rows]
+
+    def _by_seed(self, columns: Sequence[str]) -> str:
+        """Return the table of some columns, each mean above its seeds if there are several."""
+        names, cells = [], {column: [] for column in columns}
+        for row in self.table.rows:
+            runs = self.runs[row.name]
+            seeds = [f"· seed {run.seed}" for run in runs] if len(runs) > 1 else []
+            names += [row.name, *seeds]
+            for column, of_column in cells.items():
+                values = self.values(row, column)
+                of_column += [_cell(value, column) for value in [mean(values), *values][: 1 + len(seeds)]]
+        return _markdown_table(names, cells)
 
     def _paper_columns(self) -> dict[str, list[str]]:
         return {
@@ -107,7 +97,7 @@ class AblationResult:
     def _notes(self) -> list[str]:
         runs = self.runs[self.table.rows[0].name]
         seeds = ", ".join(str(run.seed) for run in runs)
-        spread = f"; mean ± half the {CONFIDENCE:.0%} interval of Student's t over the seeds" if len(runs) > 1 else ""
+        spread = "; a row is the mean over the seeds" if len(runs) > 1 else ""
         matches = "Matches of seeds" if len(runs) > 1 else "Match of seed"
         setup = f"{matches} {seeds}, {len(runs[0].seconds):,} s each{spread}."
         ended = [
@@ -134,15 +124,18 @@ class AblationResult:
             "paper": list(row.paper) or None,
             "settings": runs[0].settings,
             "figures": {
-                name: {
-                    "mean": none_if_nan(figure.mean),
-                    "half_width": none_if_nan(figure.half_width),
-                    "by_seed": [none_if_nan(MEASURES[name].of(run)) for run in runs],
+                column: {
+                    "mean": none_if_nan(mean(values := self.values(row, column))),
+                    "by_seed": [none_if_nan(value) for value in values],
                 }
-                for name, figure in self.estimates(row).items()
+                for column in self.table.columns
             },
             "stopped": [run.stopped for run in runs],
         }
+
+
+def _cell(value: float, column: str) -> str:
+    return "–" if isnan(value) else f"{value:,.{MEASURES[column].digits}f}"
 
 
 def _markdown_table(row_names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> str:

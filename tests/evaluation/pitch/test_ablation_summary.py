@@ -1,13 +1,12 @@
-"""Means and intervals over seeds, and their tables."""
+"""Means over seeds, and their tables."""
 
 import json
 from math import isnan, nan
 
 import pytest
-from scipy import stats
 
 from streamingvlm.evaluation.pitch.ablation_figures import draw
-from streamingvlm.evaluation.pitch.ablation_summary import AblationResult, estimate
+from streamingvlm.evaluation.pitch.ablation_summary import AblationResult, mean
 from streamingvlm.evaluation.pitch.ablation_tables import AblationRow, AblationTable
 from streamingvlm.evaluation.pitch.run import PitchRun, RunSecond
 from streamingvlm.evaluation.report.stream_report import CacheFill
@@ -34,30 +33,37 @@ def _result(by_time=False):
     return AblationResult(table, runs)
 
 
-def test_the_interval_is_students():
-    values = [0.91, 0.97, 0.92]
-    figure = estimate(values)
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (figure.mean - figure.half_width, figure.mean + figure.half_width) == pytest.approx((low, high))
+def test_seeds_that_have_nothing_to_judge_are_left_out_of_the_mean():
+    assert mean([nan, 0.5, 1.0]) == 0.75
+    assert isnan(mean([nan])) and isnan(mean([]))
 
 
-def test_seeds_that_have_nothing_to_judge_are_left_out():
-    assert estimate([nan, 0.5, nan]).text(2) == "0.50" and isnan(estimate([0.5]).half_width)
-    assert estimate([nan]).text(2) == "–" and estimate([]).text(2) == "–"
-    assert estimate([1000, 1002]).text(0) == "1,001 ± 13"
-
-
-def test_the_table_has_the_papers_figures_in_a_column_of_their_own():
+def test_each_mean_stands_above_its_seeds_and_the_papers_figures_in_a_table_of_their_own():
     lines = _result().markdown().splitlines()
-    assert lines[:4] == [
-        "|  | macro-F1 | club | time per token, ms | paper: wins, % |",
-        "| --- | --- | --- | --- | --- |",
-        "| streaming | 1.000 ± 0.000 | – | 20.0 ± 127.1 | 66.18 |",
-        "| silent | 0.000 ± 0.000 | – | 20.0 ± 127.1 | – |",
+    assert lines[:8] == [
+        "|  | macro-F1 | club | time per token, ms |",
+        "| --- | --- | --- | --- |",
+        "| streaming | 1.000 | – | 20.0 |",
+        "| · seed 1 | 1.000 | – | 10.0 |",
+        "| · seed 3 | 1.000 | – | 30.0 |",
+        "| silent | 0.000 | – | 20.0 |",
+        "| · seed 1 | 0.000 | – | 10.0 |",
+        "| · seed 3 | 0.000 | – | 30.0 |",
     ]
-    assert lines[5:] == [
-        "Matches of seeds 1, 3, 40 s each; mean ± half the 95% interval of Student's t over the seeds. A note.",
+    assert lines[9:13] == ["|  | paper: wins, % |", "| --- | --- |", "| streaming | 66.18 |", "| silent | – |"]
+    assert lines[14:] == [
+        "Matches of seeds 1, 3, 40 s each; a row is the mean over the seeds. A note.",
         "silent, seed 3: the work took 9 s.",
+    ]
+
+
+def test_one_seed_has_no_rows_of_its_own():
+    result = _result()
+    alone = AblationResult(result.table, {name: runs[:1] for name, runs in result.runs.items()})
+    assert alone.markdown().splitlines()[2:5] == [
+        "| streaming | 1.000 | – | 10.0 |",
+        "| silent | 0.000 | – | 10.0 |",
+        "",
     ]
 
 
@@ -67,7 +73,7 @@ def test_the_document_holds_every_value_with_seeds_settings_and_commit():
     streaming, silent = document["rows"]
     assert streaming["paper"] == ["66.18"] and streaming["settings"] == {"model": "pitch"}
     assert streaming["figures"]["time per token, ms"]["by_seed"] == pytest.approx([10, 30])
-    assert silent["figures"]["club"] == {"mean": None, "half_width": None, "by_seed": [None, None]}
+    assert silent["figures"]["club"] == {"mean": None, "by_seed": [None, None]}
     assert silent["stopped"] == ["", "the work took 9 s"]
 
 
