@@ -122,12 +122,10 @@ def load_model(
     name: ``pitch`` (embedded), a folder in the layout of Hugging Face, or a hub name such as mit-han-lab/StreamingVLM.
     device: by default CUDA if available, else the CPU.
     dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 elsewhere.
-    attention: the attention that the language model uses outside of streams, by its name in transformers; by default
-        sdpa. Streams use their own.
+    attention: of the language model outside of streams, by its name in transformers; by default sdpa.
     quantization: how to quantise the weights, one of `quantization.QUANTIZATIONS` or a configuration of transformers;
         by default not at all.
-    cpu_kernels: use oneDNN kernels of torch's private interface where they are faster than the public ones (float32 on
-        a CPU with AVX-512). False uses public operators alone.
+    cpu_kernels: use oneDNN of torch's private interface where it is faster: float32 on a CPU with AVX-512.
 
     Raises CheckpointError for a checkpoint that cannot be used, ConfigError for a device, dtype or quantisation that is
     unknown or not available.
@@ -148,8 +146,7 @@ def load_model(
     with quiet_transformers():
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
-        family = family.with_vision_config(config.vision_config.to_dict())
-        family, recommended = read_processor_settings(folder, family, own)
+        family, stream_defaults = _with_settings(family, folder, config.vision_config, own)
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device, stored)
         if quantization is not None:
             check_quantised(hf.model.language_model, method)
@@ -159,8 +156,8 @@ def load_model(
         # Quantised weights were made on the device. transformers' wrapper of `to` hides its signature.
         hf=(hf.to(device) if quantization is stored is None else hf).eval(),  # type: ignore[arg-type]
         tokenizer=tokenizer,
-        family=family.with_turn_format(own.get("turn_format")),
-        stream_defaults=recommended | own,
+        family=family,
+        stream_defaults=stream_defaults,
         device=device,
         dtype=dtype,
     )
@@ -181,15 +178,14 @@ def load_without_weights(
     dtype = dtype_named(dtype, device_named(device))
     folder = find_checkpoint(name, has_weights=False)
     config_json = read_config_json(folder)
-    family, stream_defaults = _family(config_json, folder), read_stream_settings(config_json, folder)
+    family, own = _family(config_json, folder), read_stream_settings(config_json, folder)
     with quiet_transformers():
         config = _load_config(folder)
         if tokenizer is None or has_tokenizer(folder):
             tokenizer = _load_tokenizer(folder, config)
         with torch.device("meta"):
             hf = getattr(transformers, family.class_name)._from_config(config, dtype=dtype)
-    family = family.with_vision_config(config.vision_config.to_dict())
-    family = family.with_turn_format(stream_defaults.get("turn_format"))
+        family, stream_defaults = _with_settings(family, folder, config.vision_config, own)
     return StreamingModel(str(name), hf.eval(), tokenizer, family, stream_defaults, torch.device("meta"), dtype)
 
 
@@ -223,6 +219,12 @@ def _family(config_json: Mapping[str, Any], folder: Path) -> Family:
             f"{', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
+
+
+def _with_settings(family: Family, folder: Path, vision: Any, own: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+    """Return the family as this checkpoint's files describe it, and the settings of its streams."""
+    family, recommended = read_processor_settings(folder, family.with_vision_config(vision.to_dict()), own)
+    return family.with_turn_format(own.get("turn_format")), {**recommended, **own}
 
 
 def _load_config(folder: Path) -> transformers.PreTrainedConfig:

@@ -68,6 +68,22 @@ def test_a_config_json_is_enough(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_files_beside_a_checkpoint_change_its_size_as_they_change_its_streams(
+    model_type, tiny_checkpoint, tmp_path
+):
+    folder = shutil.copytree(tiny_checkpoint(model_type), tmp_path / "tuned")
+    limits = {"shortest_edge": 50_000, "longest_edge": 200_000}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps({"size": limits}))
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "max_new_tokens": 70}))
+    model, structure = load_model(folder, device="cpu"), load_without_weights(folder, device="cpu")
+    assert structure.stream_defaults == model.stream_defaults
+    stock = load_without_weights(tiny_checkpoint(model_type), device="cpu")
+    tuned, stock = (StreamSizing.of(StreamConfig.resolve(one)) for one in (structure, stock))
+    assert tuned.tokens != stock.tokens
+    assert tuned.cache_bytes(NUM_STREAMS) == pytest.approx(allocated_bytes(model, {"cache": {}}), rel=0.01)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_tokens_of_a_second_are_those_of_its_frames(tiny_checkpoint, model_type):
     model = load_model(tiny_checkpoint(model_type), device="cpu")
     config = StreamConfig.resolve(model)
