@@ -1,6 +1,6 @@
 # make demo    create .venv if needed, then stream the embedded match with the embedded model to the terminal
 # make test    create .venv if needed, then run the tests, except the slow ones
-# make test-attacks  run all attacks on the server, which take minutes
+# make test-attacks  run the attacks on the server alone
 # make test-slow  run the slow tests, which stream for minutes
 # make lint    run ruff, as pre-commit does, and mypy on the public modules
 # make types   run mypy on the public modules

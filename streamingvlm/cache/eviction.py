@@ -49,7 +49,7 @@ class EvictionPlan:
 
 
 def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_s: float, end_s: float) -> EvictionPlan:
-    """Decide which tokens stay before turn number ``turn``, from ``start_s`` to ``end_s``, is appended.
+    """Decide which tokens stay when turn number ``turn``, from ``start_s`` to ``end_s``, is about to be appended.
 
     Sec. 3.1 of the paper (arXiv 2510.09608) for ``streaming``; the released code at a940d8c for ``reference``.
     """
@@ -89,7 +89,7 @@ def capacity_tokens(
 ) -> int | None:
     """The most tokens that the cache can hold, the newest turn and its reply included; None for an unbounded policy.
 
-    markup_tokens: the prologue without its previous text, and the standing query.
+    markup_tokens: the standing query, and the prologue without its previous text.
     previous_tokens: the previous text that the stream begins with.
     turn_tokens: the largest turn with its reply.
     turn_s: seconds per turn.
@@ -135,7 +135,7 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
 def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, turn_s: float) -> Iterator[Span]:
     """Evict as the released code does.
 
-    It counts turns instead of seconds, drops the last token of a reply as if it were the tail, and has a window one
+    It counts turns instead of seconds, drops the last token of a reply, whether text or markup, and has a window one
     token short.
     """
     num_turns_kept, num_vision_turns_kept = (round(s / turn_s) for s in (config.turn_window_s, config.vision_window_s))

@@ -1,6 +1,6 @@
 """Rotary positions (t, h, w) as a pure function of the layout.
 
-Sec. 3.1 of the paper and Sec. 2.1 of Qwen2.5-VL (arXiv 2502.13923). A text token has one integer on all three axes, the
+Sec. 3.1 of the paper and Sec. 2.1 of Qwen2.5-VL (arXiv 2502.13923). A text token has one number on all three axes, the
 largest position so far plus one. A vision grid that starts at s has (s + t * temporal_step, s + row, s + column), where
 temporal_step is the seconds of a temporal patch times the checkpoint's positions per second.
 """
@@ -19,7 +19,7 @@ from streamingvlm.cache.layout import Segment
 def contiguous_positions(segments: Iterable[Segment], first: float = 0.0) -> torch.Tensor:
     """Number the tokens of ``segments`` from ``first`` without gaps.
 
-    Returns float32 [3, T]: the temporal axis is not truncated, so it may be fractional at odd frame rates.
+    Returns float32 [3, T]: time is not truncated, so positions may be fractional at odd frame rates.
     """
     # numpy, because torch is slow at many small pieces.
     pieces, starts = [_line(0)], [first]
@@ -37,7 +37,7 @@ def next_position(positions: torch.Tensor) -> float:
 
 
 def _pieces(segments: Iterable[Segment]) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield positions [3, n] from 0, and how many they take up: one piece per grid, one per stretch of text."""
+    """Yield positions [3, n] from 0, and their extent: one piece per grid, one per stretch of text."""
     for grid, neighbours in groupby(segments, key=attrgetter("grid")):
         if grid is None:
             num_tokens = sum(map(attrgetter("num_tokens"), neighbours))

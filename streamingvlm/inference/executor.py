@@ -1,4 +1,4 @@
-"""Executes a round: begins requests, runs the scheduled passes, and passes the sampled tokens to the requests.
+"""Executes a round: begins requests, runs the scheduled passes, and gives the sampled tokens to the requests.
 
 Several streams share a forward pass. An error in the pass fails all its requests; an error raised by one request's own
 methods or callbacks fails only that request.
@@ -91,7 +91,7 @@ class Executor:
         return [requests[row] for row in started], _select_rows(logits, started)
 
     def _score(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[Sequence[Request], torch.Tensor]:
-        """Call `on_first_logits`; drop the requests that appended more tokens to prefill."""
+        """Call `on_first_logits`; return the requests that did not append more tokens to prefill."""
         if not any(request.score_token_ids for request in requests):
             return requests, logits
         ready = []
@@ -122,5 +122,5 @@ class Executor:
 
 
 def _select_rows(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Return these rows, in ascending order. Indexing by a list would copy it to CUDA and wait for the copy."""
+    """Return these rows, given in ascending order. Indexing by a list would copy it to CUDA and wait for the copy."""
     return logits if len(rows) == len(logits) else logits[on_device(rows, torch.long, logits.device)]

@@ -71,7 +71,7 @@ class Scheduler:
             self.condition.notify_all()
 
     def add(self, request: Request):
-        """Append a request to its stream's queue."""
+        """Append a request to the waiting ones."""
         with self.condition:
             self._waiting.append(request)
             self.condition.notify_all()

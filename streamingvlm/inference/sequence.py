@@ -56,6 +56,7 @@ class TokenSequence:
         self.kv = kv
         self._rotation = rotation
         self._num_uids = 0
+        self.num_appended = 0
         self.clear()
 
     def clear(self):
@@ -64,7 +65,7 @@ class TokenSequence:
 
     @property
     def state(self) -> SequenceState:
-        """The current state. Setting an earlier one removes what was appended since, if nothing was evicted since."""
+        """The current state. An earlier one may be set unless tokens were evicted since; it removes later ones."""
         return SequenceState(
             layout=self.layout,
             ids=tuple(self.ids),
@@ -155,11 +156,7 @@ class TokenSequence:
         self.layout = self.layout.append(tokens.segments)
         self.ids.extend(tokens.ids)
         self.token_uids += self.new_uids(len(tokens))
-
-    @property
-    def num_appended(self) -> int:
-        """Tokens appended so far, evicted ones included."""
-        return self._num_uids
+        self.num_appended += len(tokens)
 
     def new_uids(self, num_tokens: int) -> list[int]:
         """Return numbers that no token has had."""
@@ -171,7 +168,7 @@ class TokenSequence:
         self.vision[turn] = vision
 
     def commit_reply(self, tokens: Tokens):
-        """Replace the ids that `append_token` added with ``tokens``: the same ids with segments, plus the end."""
+        """Replace the ids from `append_token` by ``tokens``: the same ids with segments, plus the reply's end."""
         del self.ids[self.layout.num_tokens :]
         self.append(tokens)
 
@@ -180,7 +177,7 @@ class TokenSequence:
 
         Raises EngineFull if the pool has no room for an unbounded cache or a long question.
         """
-        # "native" positions never change once keys were computed with them; with nothing cached, number from 0.
+        # "native" positions are fixed while keys are cached; with nothing cached, number from 0.
         if self.kv.num_tokens == 0:
             self._has_positions = False
         self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)

@@ -29,7 +29,7 @@ class StatsTotals:
 
 @dataclass(frozen=True)
 class StreamState:
-    """What changes while a stream runs, except keys and values, the query and the settings.
+    """What changes while a stream runs, except keys and values, ``query`` and the settings.
 
     cached_query: the query in the cache; random_state: state of the sampler's generator.
     """
@@ -116,7 +116,7 @@ class Stream:
         return self.sequence.layout.segments[-1].end_s if self.num_turns else 0.0
 
     def set_cached_query(self, query: str):
-        """Record the query in the cache, and update capacity_tokens, which depends on its length."""
+        """Record which query is cached, and update capacity_tokens, which depends on its length."""
         if query != self.cached_query:
             self.cached_query, self.capacity_tokens = query, self.config.capacity_tokens(query, self.previous_text)
             self.stats.capacity_tokens = self.capacity_tokens
@@ -133,7 +133,7 @@ class Stream:
     ) -> Commentary:
         """Record a finished turn, call the hooks, and return the Commentary.
 
-        created_at: time.perf_counter() at which the turn was submitted. video_turn: lag of its frames.
+        created_at: time.perf_counter() at which the turn was submitted. video_turn: the frames, which give its lag.
         """
         self.num_turns += 1
         latency_s = time.perf_counter() - created_at

@@ -111,7 +111,7 @@ def _attend_slice(query, keys, values, mask, scaling):
         keys,
         values,
         attn_mask=mask,
-        is_causal=mask is None,  # without a mask, a slice starts at token 0: its keys are its own tokens
+        is_causal=mask is None,  # no mask: the slice starts at token 0, so its keys are its own tokens
         scale=scaling,
         enable_gqa=True,
     )

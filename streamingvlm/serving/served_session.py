@@ -141,13 +141,13 @@ class ServedSession:
         time_s: float | None,
         *,
         may_wait: bool,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> bool:
         """Push a frame and return True unless it is late; a frame that is not sampled is not decoded.
 
         time_s: stream time; None for the time of arrival, counted from the first frame. may_wait: under the policy
-        ``wait``, wait for room; otherwise ApiError is raised if there is none. check: called before, in a
-        thread; raises VideoError for an invalid frame, also if it is not sampled.
+        ``wait``, wait for room; otherwise ApiError is raised if there is none. check: called first, in a
+        thread; raises VideoError for an invalid frame, sampled or not.
         """
         self.check_takes_frames()
         self.last_push_at_s = time.monotonic()
@@ -159,7 +159,8 @@ class ServedSession:
             at_s = self.clock_s() if time_s is None else time_s
             if not self._source.wants(at_s):
                 return self._count_frame("late")
-            await self._loop.run_in_executor(self._decoders, check)
+            if check is not None:
+                await self._loop.run_in_executor(self._decoders, check)
             is_used = await self._loop.run_in_executor(self._decoders, self._source.push, decode, at_s)
             return self._count_frame("accepted" if is_used else "late")
 

@@ -26,9 +26,8 @@ _SHUTDOWN_S = 2
 def bind(config: ServerConfig) -> socket.socket:
     """Bind the port, so that an error shows before a model is loaded. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(
-        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # asyncio sets TCP_NODELAY only with this protocol
+    # asyncio sets TCP_NODELAY only if the protocol is given.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host.strip("[]"), config.port))

@@ -107,7 +107,7 @@ class EncodeVision:
 
 
 def with_pixels(batch: dict[str, Any]) -> dict[str, Any]:
-    """Batch transform for a trained tower: replace ``chunks`` by pixels [all patches, values] and grids [turns, 3]."""
+    """Batch transform to train the tower: replace ``chunks`` by pixels [all patches, values] and grids [turns, 3]."""
     turns = [turn for chunk in batch["chunks"] for turn in chunk.turns]
     return _without_chunks(batch) | {
         "pixels": torch.cat([turn.pixels for turn in turns]),

@@ -154,8 +154,8 @@ class FineTuning:
     @property
     def _dtype(self) -> str:
         """Trained weights are kept in float32; the frozen weights under adapters may be in bfloat16."""
-        has_adapters = self.adapt is not None and not self.settings.vision.train
-        is_frozen = has_adapters and self.device.type == "cuda" and self.settings.fit.bf16
+        trains_adapters_alone = self.adapt is not None and not self.settings.vision.train
+        is_frozen = trains_adapters_alone and self.device.type == "cuda" and self.settings.fit.bf16
         return self.settings.weights_dtype or ("bfloat16" if is_frozen else "float32")
 
     @property

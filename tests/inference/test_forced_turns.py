@@ -191,3 +191,14 @@ def test_wrong_frames_are_refused(model):
     with pytest.raises(VideoError, match="uint8"):
         session.step(torch.zeros(2, 3, 56, 56), reply="goal")
     assert session.step(frames(0), reply="goal").start_s == 0.0
+
+
+@pytest.mark.parametrize("cache", ["reread", "recompute"])
+def test_tokens_that_are_computed_again_are_not_counted_as_appended(model, cache):
+    counts = []
+    for name in ("streaming", cache):
+        session = open_session(model, CACHES[name])
+        for second in range(8):
+            session.step(frames(second), reply="the ball")
+        counts.append(session.num_appended_tokens)
+    assert counts[0] == counts[1] > 0

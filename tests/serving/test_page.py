@@ -196,7 +196,7 @@ def test_a_video_of_the_servers_folder_is_picked(serving, open_page, tmp_path):
     with serving(allowed=AllowedSources(folder=tmp_path)) as server:
         page = open_page(server.url, reduced_motion="reduce")  # axe measures a line that fades in as too pale
         page.get_by_role("button", name="Address").click()
-        address = page.get_by_role("combobox", name="One of the server’s 1")
+        address = page.get_by_role("combobox", name="Name of a video on the server")
         expect(address).to_be_focused()
         listed = page.locator("#videos option")
         assert [option.get_attribute("value") for option in listed.all()] == ["games/final.mp4"]

@@ -63,7 +63,7 @@ def evaluate_pitch(
         seed=seed,
         style=style.name,
         seconds=tuple(rows),
-        settings=settings | {"camera": asdict(camera)},
+        settings=settings,
         stopped=stopped,
     )
 

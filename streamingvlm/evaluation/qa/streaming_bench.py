@@ -9,7 +9,6 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,10 @@ def _item(name: str, video: Path, row: Mapping[str, Any], context_s: float | Non
 
 def _seconds(time_stamp: str) -> float:
     """Parse H:M:S, M:S or S."""
-    return float(reduce(lambda seconds, part: 60 * seconds + int(part), time_stamp.strip().split(":"), 0))
+    seconds = 0
+    for part in time_stamp.strip().split(":"):
+        seconds = 60 * seconds + int(part)
+    return float(seconds)
 
 
 def _unlabelled(options: list[str]) -> tuple[str, ...]:

@@ -182,6 +182,7 @@ function toggleAddress() {
 async function loadSettings() {
   try {
     settings = await call("GET", "/v1/settings");
+    if (settings.files) await listVideos();
   } catch (error) {
     if (error instanceof ServerError && error.status === 401) byId("key-dialog").showModal();
     else byId("trouble").textContent = error.message;
@@ -191,15 +192,20 @@ async function loadSettings() {
   byId("model").textContent = settings.model;
   const isOpen = settings.addresses || settings.files;
   byId("use-address").disabled = !isOpen;
-  byId("address-note").textContent = isOpen ? "stream or playlist" : "disabled by the operator";
-  if (settings.files) await listVideos();
+  byId("address-note").textContent = addressNote(settings);
+}
+
+function addressNote({ addresses, files }) {
+  if (files) return addresses ? "or a video on the server" : "a video on the server";
+  return addresses ? "stream or playlist" : "disabled by the operator";
 }
 
 async function listVideos() {
   const { data } = await call("GET", "/v1/videos");
   byId("videos").replaceChildren(...data.map(({ id }) => new Option(id, id)));
-  byId("address-note").textContent = settings.addresses ? "or a video of the server" : "a video of the server";
-  byId("address-label").textContent = `${settings.addresses ? "Address of the video, or one" : "One"} of the server’s ${data.length}`;
+  byId("address-label").textContent = settings.addresses
+    ? "Address, or name of a video on the server"
+    : "Name of a video on the server";
 }
 
 async function useKey(event) {
