@@ -98,7 +98,8 @@ class Executor:
         scores = self.runner.score_tokens(logits, [request.score_token_ids for request in requests])
         for row, (request, probabilities) in enumerate(zip(requests, scores, strict=True)):
             with self._failing([request]):
-                if not request.on_first_logits(probabilities, logits[row]):
+                # A forced silence, which is prefilled in a second pass, has nothing left to score.
+                if not (request.score_token_ids and request.on_first_logits(probabilities, logits[row])):
                     ready.append(row)
         return [requests[row] for row in ready], _select_rows(logits, ready)
 

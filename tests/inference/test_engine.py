@@ -39,6 +39,8 @@ SAMPLINGS = (
     SamplingConfig(temperature=0, repetition_penalty=1.3, max_new_tokens=7),
     SamplingConfig(temperature=0.9, top_p=0.8, max_new_tokens=3, seed=5),
     SamplingConfig(temperature=1.1, repetition_penalty=1.0, max_new_tokens=9, seed=6),
+    SamplingConfig(temperature=0, max_new_tokens=4, silence_threshold=0.0),
+    SamplingConfig(temperature=0, max_new_tokens=4, silence_threshold=1.0),
 )
 
 

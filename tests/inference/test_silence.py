@@ -7,6 +7,7 @@ from tiny_streams import SMALL, VIDEO, small
 
 from streamingvlm.config import SamplingConfig
 from streamingvlm.errors import ConfigError
+from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
 
 
@@ -47,6 +48,21 @@ def test_a_threshold_decides_turn_by_turn(model):
 def test_the_ends_of_the_scale(model, threshold, is_silent):
     session = open_session(model, threshold)
     assert [silent for _, silent in replies(session, 5)] == [is_silent] * 5
+
+
+def test_a_forced_silence_shares_a_round_with_a_turn_that_is_scored(model):
+    """The silent reply is prefilled in the round in which the other stream's turn gets its probability."""
+    engine = Engine(model, num_slots=2)
+    sampling = SamplingConfig(temperature=0, max_new_tokens=8, silence_threshold=0.0)
+    sessions = [StreamingSession(model, engine=engine, cache=SMALL, video=VIDEO, sampling=sampling) for _ in range(2)]
+    futures = []
+    for session in sessions:
+        futures.append(session.submit(small(0)))
+        engine.step()
+    engine.run_until_idle()
+    alone = open_session(model, 0.0, temperature=0.0).step(small(0))
+    assert [future.result(timeout=0).silence for future in futures] == pytest.approx([alone.silence] * 2)
+    assert all(future.result(timeout=0).is_silent for future in futures)
 
 
 def test_a_silence_by_threshold_is_kept_as_one_that_was_heard_and_draws_no_random_number(model):
