@@ -9,6 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from running_server import KEY, MATCH
 
+from streamingvlm import StreamingSession
 from streamingvlm.provenance import is_generated_text
 from streamingvlm.serving.server_config import AllowedSources
 
@@ -126,6 +127,20 @@ def test_a_file_is_played_asked_about_sought_in_and_exported(server, open_page):
     page.get_by_role("button", name="Choose another source").click()
     expect(page.get_by_role("button", name="Camera")).to_be_focused()
     expect(lines(page)).to_have_count(0)
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_command_says_about_the_sample_match(server, open_page):
+    session = StreamingSession.from_pretrained("pitch", previous_text=MATCH.with_suffix(".txt").read_text())
+    expected = {line.start_s: line.text for line in session.stream(MATCH)}
+    page = open_page(server.url)
+    page.get_by_role("button", name="Watch the sample match").click()
+    expect(page.get_by_role("status")).to_have_text("The video has ended")
+    _, *rows = map(json.loads, saved(page, "JSONL").splitlines())
+    told = {row["start_s"]: row["text"] for row in rows}
+    num_same = sum(told.get(start_s) == text for start_s, text in expected.items())
+    print(f"{num_same} of {len(expected)} lines are those of the command")
+    assert num_same >= 0.97 * len(expected) > 80
 
 
 def test_the_sample_match_is_usable_by_keyboard_only(server, open_page):

@@ -5,6 +5,7 @@ import { openSocket } from "./api.js";
 const JPEG_QUALITY = 0.86;
 const MAX_BUFFERED_BYTES = 512 * 1024;
 const POLL_MS = 40;
+const MAX_ENCODING = 8; // frames that are being compressed at the same time
 
 export class FramePusher {
   // maxPixels: larger frames are scaled down before they are sent; clock: returns the
@@ -14,9 +15,9 @@ export class FramePusher {
     this.maxPixels = maxPixels;
     this.clock = clock;
     this.newestS = -1;
-    this.isBusy = false;
+    this.numEncoding = 0;
+    this.sent = Promise.resolve();
     this.hasStopped = false;
-    this.canvas = document.createElement("canvas");
     this.socket = openSocket(`/v1/sessions/${sessionId}/frames`);
     this.opened = new Promise((resolve, reject) => {
       this.socket.onopen = resolve;
@@ -43,16 +44,17 @@ export class FramePusher {
   async finish() {
     this.hasStopped = true;
     clearInterval(this.timer);
-    while (this.isBusy) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    await this.sent;
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ type: "finish" }));
   }
 
   capture(timeS = this.clock()) {
-    if (this.hasStopped || this.isBusy || this.video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) return;
+    if (this.hasStopped || this.video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) return;
+    if (this.numEncoding >= MAX_ENCODING || this.socket.bufferedAmount > MAX_BUFFERED_BYTES) return;
     // Send each moment once: seeking back in a file shows the transcript and does not process the video again.
-    if (timeS <= this.newestS || this.socket.bufferedAmount > MAX_BUFFERED_BYTES) return;
+    if (timeS <= this.newestS) return;
     this.newestS = timeS;
-    this.#send(timeS);
+    this.#queue(timeS);
   }
 
   #watchFrames() {
@@ -65,28 +67,31 @@ export class FramePusher {
     this.video.requestVideoFrameCallback(onFrame);
   }
 
-  async #send(timeS) {
-    this.isBusy = true;
-    try {
-      this.#draw();
-      const jpeg = await new Promise((resolve) => this.canvas.toBlob(resolve, "image/jpeg", JPEG_QUALITY));
-      if (jpeg && this.socket.readyState === WebSocket.OPEN) {
-        const time = new DataView(new ArrayBuffer(8));
-        time.setFloat64(0, timeS);
-        this.socket.send(await new Blob([time, jpeg]).arrayBuffer());
-      }
-    } finally {
-      this.isBusy = false;
-    }
+  // Copy the frame at once, compress it beside the others, send it after those before it.
+  #queue(timeS) {
+    this.numEncoding += 1;
+    const encoded = this.#draw().convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
+    this.sent = Promise.all([encoded, this.sent])
+      .then(([jpeg]) => this.#send(timeS, jpeg))
+      .catch((error) => console.error("A frame could not be sent:", error))
+      .finally(() => (this.numEncoding -= 1));
+  }
+
+  async #send(timeS, jpeg) {
+    const time = new DataView(new ArrayBuffer(8));
+    time.setFloat64(0, timeS);
+    const message = await new Blob([time, jpeg]).arrayBuffer();
+    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(message);
   }
 
   #draw() {
     const { videoWidth, videoHeight } = this.video;
     const scale = Math.min(1, Math.sqrt(this.maxPixels / (videoWidth * videoHeight)));
-    this.canvas.width = Math.max(1, Math.round(videoWidth * scale));
-    this.canvas.height = Math.max(1, Math.round(videoHeight * scale));
-    const context = this.canvas.getContext("2d");
+    const [width, height] = [videoWidth, videoHeight].map((side) => Math.max(1, Math.round(side * scale)));
+    const canvas = new OffscreenCanvas(width, height);
+    const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
-    context.drawImage(this.video, 0, 0, this.canvas.width, this.canvas.height);
+    context.drawImage(this.video, 0, 0, width, height);
+    return canvas;
   }
 }

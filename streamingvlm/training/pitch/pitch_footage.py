@@ -26,7 +26,7 @@ _ENCODED_AT_ONCE = 100
 class Footage:
     """The first seconds of one match; each second is one turn of F frames.
 
-    frames: uint8 [S, F, 3, H, W]; empty once encoded.
+    frames: uint8 [S, F, 3, H, W]; empty once encoded. rendered: the same before a camera filmed them, None if none did.
     vision: [M, S, V, D], the features of each of M mirrorings; empty until encoded.
     """
 
@@ -34,6 +34,7 @@ class Footage:
     seconds: list[PitchSecond]
     frames: torch.Tensor
     vision: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    rendered: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -54,14 +55,19 @@ def render_match(seed: int, duration_s: int) -> Footage:
     """Render the first seconds of the match of a seed."""
     match = Match(seed)
     seconds = list(islice(match.seconds(), duration_s))
-    return Footage(match.intro, seconds, torch.stack([render(second, size=FRAME_SIZE) for second in seconds]))
+    return Footage(match.intro, seconds, _rendered(seconds))
 
 
 def film_match(seed: int, duration_s: int, camera: Camera) -> Footage:
     """Film the first seconds of the match of a seed; the frames have the size that the model sees."""
     match = Match(seed)
     seconds, frames = zip(*camera.turns(islice(match.seconds(), duration_s)), strict=True)
-    return Footage(match.intro, list(seconds), torch.stack([_resized(turn) for turn in frames]))
+    filmed = torch.stack([_resized(turn) for turn in frames])
+    return Footage(match.intro, list(seconds), filmed, rendered=_rendered(seconds))
+
+
+def _rendered(seconds: Iterable[PitchSecond]) -> torch.Tensor:
+    return torch.stack([render(second, size=FRAME_SIZE) for second in seconds])
 
 
 def _resized(frames: torch.Tensor) -> torch.Tensor:
@@ -87,6 +93,7 @@ def encode_footage(matches: Iterable[Footage], tower: Tower, *, num_mirrorings: 
         mirrorings = (mirrored(footage.frames, number) for number in range(num_mirrorings))
         footage.vision = torch.stack([_encode(frames, tower) for frames in mirrorings])
         footage.frames = footage.frames[:0].clone()  # a view would keep the memory
+        footage.rendered = None
 
 
 def _encode(frames: torch.Tensor, tower: Tower) -> torch.Tensor:

@@ -34,6 +34,7 @@ from streamingvlm.training.pitch.pitch_clips import ClipDataset, ClipSettings
 from streamingvlm.training.pitch.pitch_footage import Footage, encode_footage, film_match, render_match
 from streamingvlm.training.pitch.sft_with_tower import SFTModelWithTower
 from streamingvlm.training.pitch.tower import Tower
+from streamingvlm.training.pitch.tower_distillation import FilmedSecondsDataset, TowerWithTeacher
 from streamingvlm.training.pitch.tower_pretraining import TowerDataset, TowerWithHeads
 from streamingvlm.training.settings import FitSettings
 from streamingvlm.training.sft_model import SFTModel
@@ -45,6 +46,8 @@ _RECORD = "training.json"
 _MODEL_TYPE = "qwen2_5_vl"
 # The text window is recomputed whenever it is cut. Cut by 20 tokens at once, that is one turn in ten (was six in ten).
 _TEXT_STEP_TOKENS = 20
+# Module and dataset of a stage that trains the tower alone, by `Stage.distil_tower`.
+_TOWER_TRAINING = {False: (TowerWithHeads, TowerDataset), True: (TowerWithTeacher, FilmedSecondsDataset)}
 _VIDEO = VideoConfig(min_pixels=FRAME_SIZE**2, max_pixels=FRAME_SIZE**2)
 
 
@@ -73,12 +76,14 @@ class FootagePlan:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the tower is pretrained, or the language model is trained on clips, drills or both.
+    """One stage: the tower is trained, or the language model is trained on clips, drills or both.
 
     train_tower: also train the tower, jointly with the language model, from the frames of the clips.
+    distil_tower: train the tower alone, to give filmed seconds the features that it gives rendered ones.
     after: name of the stage whose weights this one starts from; by default the previous stage. Two stages that start
         from the same one draw the same random numbers.
-    footage: for tower pretraining or for the clips; clips, drills: None if unused, both None to pretrain the tower.
+    footage: for training of the tower alone or for the clips; clips, drills: None if unused, both None to train the
+        tower alone.
     drills_percent: share of drills among the examples of a stage with clips.
     """
 
@@ -89,17 +94,22 @@ class Stage:
     drills: DrillSettings | None = None
     drills_percent: int = 0
     train_tower: bool = False
+    distil_tower: bool = False
     after: str | None = None
 
+    def __post_init__(self):
+        if self.distil_tower and not self.trains_tower_alone:
+            raise ConfigError(f"stage {self.name} has distil_tower and clips or drills; make two stages of it")
+
     @property
-    def is_tower_pretraining(self) -> bool:
-        """Return True if the stage trains the tower alone."""
+    def trains_tower_alone(self) -> bool:
+        """Return True if the stage pretrains or distils the tower."""
         return self.clips is None and self.drills is None
 
     @property
     def changes_tower(self) -> bool:
         """Return True if the stage changes the tower, and with it the features of all footage."""
-        return self.is_tower_pretraining or self.train_tower
+        return self.trains_tower_alone or self.train_tower
 
 
 @dataclass(frozen=True)
@@ -196,9 +206,10 @@ class RecipeRun:
         self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage
     ) -> list[dict[str, float]]:
         draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": self._seed_of(number)}
-        if stage.is_tower_pretraining:
-            module = TowerWithHeads(Tower(model)).to(self.device)
-            dataset, collate = TowerDataset(stage.footage.render(), **draw), module.collate
+        if stage.trains_tower_alone:
+            of_module, of_dataset = _TOWER_TRAINING[stage.distil_tower]
+            module = of_module(Tower(model)).to(self.device)
+            dataset, collate = of_dataset(stage.footage.render(), **draw), module.collate
         else:
             if self.recipe.induction_heads:
                 freeze_induction_heads_(model)
@@ -316,8 +327,7 @@ def _stage(
     clips: Mapping | None = None,
     drills: Mapping | None = None,
     drills_percent: int = 0,
-    train_tower: bool = False,
-    after: str | None = None,
+    **more: Any,
 ) -> Stage:
     return Stage(
         name,
@@ -326,8 +336,7 @@ def _stage(
         None if clips is None else ClipSettings(**{**clips, **all_clips}),
         None if drills is None else DrillSettings(**drills),
         drills_percent,
-        train_tower,
-        after,
+        **more,
     )
 
 

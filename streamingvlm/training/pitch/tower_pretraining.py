@@ -36,11 +36,15 @@ class TowerDataset(SeededDataset):
 
     def draw(self, index: int, dice: Dice) -> tuple[torch.Tensor, int, int]:
         """Return frames [F, 3, H, W], the index of the event kind and that of the colour (or IGNORED_LABEL)."""
-        group = self.by_kind[dice.below(len(self.by_kind))] if index % 2 else self.samples
-        match, number = group[dice.below(len(group))]
+        match, number = self.draw_second(index, dice)
         second = match.seconds[number]
         frames = mirrored(match.frames[number], dice.below(NUM_MIRRORINGS))
         return frames, KINDS.index(second.kind), _colour_index(second)
+
+    def draw_second(self, index: int, dice: Dice) -> tuple[Footage, int]:
+        """Draw a match and the number of a second in it."""
+        group = self.by_kind[dice.below(len(self.by_kind))] if index % 2 else self.samples
+        return group[dice.below(len(group))]
 
 
 class TowerWithHeads(nn.Module):

@@ -17,7 +17,7 @@ CONTINUED = sorted(path for path, recipe in RECIPES.items() if recipe and "base"
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_is_a_recipe(path):
     recipe = recipe_from(yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"])
-    assert recipe.stages[0].is_tower_pretraining
+    assert recipe.stages[0].trains_tower_alone
     assert max(stage.clips.clip_turns for stage in recipe.stages if stage.clips) == 24
     assert stream_defaults(recipe)["text_window_tokens"] == recipe.stages[-1].clips.text_window_tokens
 
@@ -29,7 +29,7 @@ def test_the_language_model_is_trained_on_matches_that_the_tower_has_not_seen(pa
     def seeds(stages):
         return {s.footage.first_seed + n for s in stages for n in range(s.footage.num_matches)}
 
-    tower = seeds(stage for stage in recipe.stages if stage.is_tower_pretraining)
+    tower = seeds(stage for stage in recipe.stages if stage.trains_tower_alone)
     assert not tower & seeds(stage for stage in recipe.stages if stage.clips)
 
 

@@ -72,6 +72,22 @@ def test_a_stage_can_train_the_tower_too(finished, tmp_path):
     assert not any("mlp" in name for name in still)
 
 
+def test_distillation_changes_the_tower_alone(finished, tmp_path):
+    run, last = finished
+    tower, *stages = run.recipe.stages
+    distil = dataclasses.replace(tower, name="distil", footage=FootagePlan(1, 2, 6, camera_percent=100), distil_tower=True)
+    for folder in ("0-tower", "1-clips", "2-chunks"):
+        (tmp_path / folder).symlink_to(run.folder / folder)
+    after = RecipeRun(dataclasses.replace(run.recipe, stages=[tower, *stages, distil]), tmp_path).train()
+    before, after = (load_file(folder / "model.safetensors") for folder in (last, after))
+    assert {"visual" in name for name in before if not torch.equal(before[name], after[name])} == {True}
+
+
+def test_distillation_of_a_stage_with_clips_is_refused():
+    with pytest.raises(ConfigError, match="stage clips has distil_tower and clips"):
+        dataclasses.replace(recipe_from(options()).stages[1], distil_tower=True)
+
+
 def test_footage_gives_frames_until_it_is_encoded(finished):
     run, _ = finished
     footage = render_match(7, 12)

@@ -2,10 +2,12 @@
 
 import torch
 
+from streamingvlm.pitch.camera import Camera
 from streamingvlm.pitch.tokenizer import build_tokenizer
 from streamingvlm.training.pitch.architecture import build_model, tiny_config
-from streamingvlm.training.pitch.pitch_footage import patches_of, render_match
+from streamingvlm.training.pitch.pitch_footage import film_match, patches_of, render_match
 from streamingvlm.training.pitch.tower import Tower
+from streamingvlm.training.pitch.tower_distillation import FilmedSecondsDataset, TowerWithTeacher
 
 
 def test_the_output_equals_that_of_transformers():
@@ -26,3 +28,26 @@ def test_gradients_reach_the_weights_of_the_model():
     tower = Tower(model)
     tower(patches_of(render_match(5, 2).frames, tower)).square().sum().backward()
     assert all(weights.grad is not None for weights in model.model.visual.parameters())
+
+
+def distillation_loss(module: TowerWithTeacher, footage) -> torch.Tensor:
+    dataset = FilmedSecondsDataset([footage], num_examples=16, seed=1)
+    return module(**module.collate([dataset[index] for index in range(16)]))["loss"]
+
+
+def test_distillation_moves_filmed_features_to_those_of_the_same_seconds_as_rendered():
+    torch.manual_seed(0)
+    tower = Tower(build_model(tiny_config(build_tokenizer(), vision_hidden_size=32, vision_depth=1)))
+    module = TowerWithTeacher(tower)
+    filmed = film_match(5, 12, Camera(phase_ms=-200))
+    before = {name: weights.clone() for name, weights in module.teacher.named_parameters()}
+    assert distillation_loss(module, render_match(5, 12)) == 0
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-4)
+    losses = []
+    for _ in range(40):
+        losses.append(distillation_loss(module, filmed))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(torch.equal(weights, before[name]) for name, weights in module.teacher.named_parameters())
