@@ -1,7 +1,7 @@
 """Distillation of the vision tower: filmed seconds get the features that rendered ones had.
 
-The teacher is the tower before the stage; it sees each second as rendered. The student sees it as a camera films it. The
-language model reads the student's features as it read the teacher's, so it need not learn anything for that.
+The teacher is the tower before the stage and sees each second as rendered; the student sees it as a camera films it.
+The language model can read the student's features as it read the teacher's, without further training.
 """
 
 import copy

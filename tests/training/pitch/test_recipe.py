@@ -75,7 +75,8 @@ def test_a_stage_can_train_the_tower_too(finished, tmp_path):
 def test_distillation_changes_the_tower_alone(finished, tmp_path):
     run, last = finished
     tower, *stages = run.recipe.stages
-    distil = dataclasses.replace(tower, name="distil", footage=FootagePlan(1, 2, 6, camera_percent=100), distil_tower=True)
+    filmed = FootagePlan(1, 2, 6, camera_percent=100)
+    distil = dataclasses.replace(tower, name="distil", footage=filmed, distil_tower=True)
     for folder in ("0-tower", "1-clips", "2-chunks"):
         (tmp_path / folder).symlink_to(run.folder / folder)
     after = RecipeRun(dataclasses.replace(run.recipe, stages=[tower, *stages, distil]), tmp_path).train()
