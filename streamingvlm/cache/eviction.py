@@ -23,7 +23,7 @@ _REPLY_KINDS = frozenset(
 
 @dataclass(frozen=True)
 class EvictionPlan:
-    """The kept tokens, as spans of the old layout in the order of the new one.
+    """The kept tokens: spans of the old layout, in the order of the new layout.
 
     restart: the policy drops everything; the caller appends the prologue and the query again.
     """
@@ -51,7 +51,7 @@ class EvictionPlan:
 def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_s: float, end_s: float) -> EvictionPlan:
     """Decide which tokens stay when turn number ``turn``, from ``start_s`` to ``end_s``, is about to be appended.
 
-    Sec. 3.1 of the paper (arXiv 2510.09608) for ``streaming``; the released code at a940d8c for ``reference``.
+    ``streaming`` follows Sec. 3.1 of the paper (arXiv 2510.09608), ``reference`` the released code at a940d8c.
     """
     spans = layout.spans()
     if config.policy == "streaming":
@@ -64,18 +64,17 @@ def plan_eviction(layout: CacheLayout, config: CacheConfig, *, turn: int, start_
 
 
 def without_query(layout: CacheLayout) -> EvictionPlan:
-    """Drop the standing query, so that another can replace it. Its turn is then evicted like any other."""
+    """Plan to drop the standing query, so that another can replace it; its turn is then evicted like any other."""
     return EvictionPlan(tuple(span for span in layout.spans() if span.segment.kind is not SegmentKind.QUERY))
 
 
 def kept_text_ranges(
     num_tokens: int, sink_tokens: int, window_tokens: int, step_tokens: int = 1
 ) -> list[tuple[int, int]]:
-    """Ranges of ``num_tokens`` of text that stay: the first ``sink_tokens``, and at most ``window_tokens`` at the end.
+    """Return which of ``num_tokens`` of text stay: the first ``sink_tokens``, and at most ``window_tokens`` at the end.
 
-    Between them, whole steps of min(step_tokens, window_tokens) tokens are dropped: the fewest that leave at most
-    ``window_tokens``. A text that grows and is evicted after each addition therefore ends
-    with the same tokens as a text that is evicted once, at the end.
+    Between them, whole steps of min(step_tokens, window_tokens) tokens are dropped: as few as leave at most
+    ``window_tokens``. A text that is cut after each addition therefore keeps the same tokens as one that is cut once.
     """
     num_over = num_tokens - sink_tokens - window_tokens
     if num_over <= 0:
@@ -87,7 +86,7 @@ def kept_text_ranges(
 def capacity_tokens(
     config: CacheConfig, *, markup_tokens: int, previous_tokens: int, turn_tokens: int, turn_s: float
 ) -> int | None:
-    """The most tokens that the cache can hold, the newest turn and its reply included; None for an unbounded policy.
+    """Return the most tokens that the cache can hold, with the newest turn and its reply; None if it is unbounded.
 
     markup_tokens: the standing query, and the prologue without its previous text.
     previous_tokens: the previous text that the stream begins with.
@@ -135,8 +134,8 @@ def _streaming(spans: tuple[Span, ...], config: CacheConfig, end_s: float) -> It
 def _reference(spans: tuple[Span, ...], config: CacheConfig, turn: int, turn_s: float) -> Iterator[Span]:
     """Evict as the released code does.
 
-    It counts turns instead of seconds, drops the last token of a reply, whether text or markup, and has a window one
-    token short.
+    Unlike `_streaming`, it counts turns instead of seconds, drops the last token of a retired reply, whether text or
+    markup, and has a text window one token shorter.
     """
     num_turns_kept, num_vision_turns_kept = (round(s / turn_s) for s in (config.turn_window_s, config.vision_window_s))
 
@@ -169,7 +168,7 @@ def _is_window_full(layout: CacheLayout, config: CacheConfig, end_s: float) -> b
 
 
 def _assemble(spans: tuple[Span, ...], previous: Iterable[Span], is_kept: Callable[[Segment], bool]) -> Iterator[Span]:
-    """Order the kept spans: the prologue with the previous text inside it, then the turns."""
+    """Yield the kept spans in order: the prologue with the previous text inside it, then the turns."""
     for span in spans:
         if span.segment.kind is SegmentKind.PREVIOUS_CLOSE:
             yield from previous
@@ -179,7 +178,7 @@ def _assemble(spans: tuple[Span, ...], previous: Iterable[Span], is_kept: Callab
 
 
 def _previous_text(spans: Iterable[Span], retired: Iterable[Span]) -> list[Span]:
-    """The previous text, with the speech of the retired turns appended."""
+    """Return the previous text, with the speech of the retired turns appended."""
     moved = [span._replace(segment=replace(span.segment, kind=SegmentKind.PREVIOUS)) for span in retired]
     return [span for span in spans if span.segment.kind is SegmentKind.PREVIOUS] + moved
 

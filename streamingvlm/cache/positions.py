@@ -1,8 +1,9 @@
 """Rotary positions (t, h, w) as a pure function of the layout.
 
-Sec. 3.1 of the paper and Sec. 2.1 of Qwen2.5-VL (arXiv 2502.13923). A text token has one number on all three axes, the
-largest position so far plus one. A vision grid that starts at s has (s + t * temporal_step, s + row, s + column), where
-temporal_step is the seconds of a temporal patch times the checkpoint's positions per second.
+Sec. 3.1 of the paper and Sec. 2.1 of Qwen2.5-VL (arXiv 2502.13923). A text token has the same position on all three
+axes: the largest position before it, plus one. The tokens of a vision grid that starts at s have positions
+(s + t * temporal_step, s + row, s + column), where temporal_step is the number of seconds of a temporal patch times the
+checkpoint's positions per second.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from streamingvlm.cache.layout import Segment
 def contiguous_positions(segments: Iterable[Segment], first: float = 0.0) -> torch.Tensor:
     """Number the tokens of ``segments`` from ``first`` without gaps.
 
-    Returns float32 [3, T]: time is not truncated, so positions may be fractional at odd frame rates.
+    Returns float32 [3, T]. Times are not rounded, so that positions may be fractional at odd frame rates.
     """
     # numpy, because torch is slow at many small pieces.
     pieces, starts = [_line(0)], [first]

@@ -95,7 +95,7 @@ def _last_indices(batch: Sequence[PrefillSlice], device: torch.device) -> torch.
 class StaticDecodeInputs(AttentionMetadata):
     """One new token a row, in tensors whose addresses never change, as a CUDA graph needs them.
 
-    numbers: int64 [B, 5], of each row its token, the slot that is written, the stream's first slot, the sequence
+    numbers: int64 [B, 5], of each row its token, the pool row written, the stream's first pool row, the sequence
     length, and the stream's row of the penalty mask. max_seqlen_k: the longest sequence there may be.
     """
 

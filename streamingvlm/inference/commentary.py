@@ -14,7 +14,7 @@ class Commentary:
     age_s: age of the turn's newest frame when the line was complete; None if the source was not live.
     dropped_s, coalesced_s: seconds of a live stream that the lag policy skipped just before the turn, and that it
         merged into the turn beyond the turn's own length.
-    detail: share of the usual pixels and tokens that was spent on the turn.
+    detail: share of the usual frames, and of a frame's pixels, that the model saw.
     """
 
     start_s: float

@@ -2,7 +2,7 @@
 
 All that changes from step to step is copied into two small buffers, so that the host waits for nothing but the sampled
 tokens. On CUDA the step is captured as a graph for each number of rows and each set of sampling features; on a CPU the
-same code runs eagerly. Rows without a stream are padding: they write to a slot of the pool that no stream owns.
+same code runs eagerly. Batch rows without a stream are padding: they write to a row of the pool that no stream owns.
 
 Shapes: B rows, the first of which are streams, V tokens of the vocabulary.
 """
@@ -19,7 +19,7 @@ from streamingvlm.model.loading import StreamingModel
 from streamingvlm.model.text_forward import forward_text
 
 _NUM_WARM_UPS = 3
-# Token, slot written, first slot of the stream, sequence length; position, penalty, temperature, top_p.
+# Token, pool row written, first pool row of the stream, sequence length; position, penalty, temperature, top_p.
 _PADDING = ([0, PADDING_SLOT, PADDING_SLOT, 1], [0.0, 1.0, 0.0, 1.0])
 
 
@@ -53,7 +53,7 @@ class DecodeGraph:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def capture_(self, memory_pool):
-        """Capture the step as a CUDA graph. All rows are padding at this time, so only the padding slot is written.
+        """Capture the step as a CUDA graph. All rows are padding at this time, so only the padding row is written.
 
         memory_pool: the handle of the memory that all graphs of an engine share.
         """

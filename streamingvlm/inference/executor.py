@@ -1,7 +1,7 @@
 """Executes a round: begins requests, runs the scheduled passes, and gives the sampled tokens to the requests.
 
-Several streams share a forward pass. An error in the pass fails all its requests; an error raised by one request's own
-methods or callbacks fails only that request.
+Several streams share a forward pass. An error in `begin`, `on_first_logits` or `append` of a request, or in a callback
+that it calls, fails only that request. Any other error in a pass fails all requests of the pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ class Executor:
             self._append(requests, tokens)
 
     def _after_prefill(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[list[Request], torch.Tensor]:
-        """Handle requests whose prefill is complete; return those to sample from, with their logits."""
+        """Advance requests whose prefill is complete; return those that generate a reply, with their logits."""
         complete = [row for row, request in enumerate(requests) if not request.sequence.num_pending]
         if not complete:  # the first one used the whole budget
             self.scheduler.defer_first_prefill()
@@ -85,13 +85,13 @@ class Executor:
         for request in requests:
             self.scheduler.start_decoding(request)
             request.start_decoding()
-            if not request.max_new_tokens:  # a forced or scored reply
+            if not request.max_new_tokens:  # a forced reply, or a question with choices
                 self.finish(request)
         started = [row for row, request in enumerate(requests) if request.max_new_tokens]
         return [requests[row] for row in started], _select_rows(logits, started)
 
     def _score(self, requests: Sequence[Request], logits: torch.Tensor) -> tuple[Sequence[Request], torch.Tensor]:
-        """Call `on_first_logits`; return the requests that did not append more tokens to prefill."""
+        """Call `on_first_logits` of requests with scores; return all that have no more tokens to prefill."""
         if not any(request.score_token_ids for request in requests):
             return requests, logits
         ready = []
@@ -123,5 +123,5 @@ class Executor:
 
 
 def _select_rows(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Return these rows, given in ascending order. Indexing by a list would copy it to CUDA and wait for the copy."""
+    """Return the rows with these ascending indices. With a list as index, the host would wait for its copy to CUDA."""
     return logits if len(rows) == len(logits) else logits[on_device(rows, torch.long, logits.device)]

@@ -1,7 +1,7 @@
 """Runs the model for an engine: batched prefill, which may include decode tokens, and batched decode.
 
-The runner has no scheduling logic. It owns what all streams share: the pool of keys and values, the penalty mask, and
-the decode steps with their CUDA graphs.
+The runner has no scheduling logic. It holds what all streams share: the pool of keys and values, the penalty mask, and
+the decode graphs.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ class ModelRunner:
         graphs: bool = False,
         sample: SampleTokens | None = None,
     ):
-        forget_copies()  # reordered copies of weights, which may have changed since the last engine
+        forget_copies()  # of reordered weights: the weights may have changed since the last engine
         self.model = model
         self.pool = pool
         self.num_slots = num_slots
@@ -69,7 +69,7 @@ class ModelRunner:
         self._graph_memory = torch.cuda.graph_pool_handle() if graphs else None
 
     def prefill(self, batch: Sequence[PrefillSlice]) -> torch.Tensor:
-        """Prefill slices of several streams in one pass; return the logits [N, V] after the last token of each."""
+        """Run slices of several streams in one pass; return the logits [N, V] after the last token of each stream."""
         inputs = PrefillInputs.of(self.model, self.pool, batch)
         hidden = forward_text(
             self.model.text_model,
@@ -115,12 +115,12 @@ class ModelRunner:
         return tokens.tolist()
 
     def decode(self, items: Sequence[DecodeItem]) -> list[int]:
-        """Run a decode step for the appended token of each stream; return the sampled tokens."""
+        """Run the decode graph on the appended token of each stream; return the sampled tokens."""
         features = SamplingFeatures.of([item.sampler for item in items])
         return self._decode_graph(len(items), features).run(items)
 
     def capture_graphs(self, num_streams: int, sampler: Sampler, on_progress: OnProgress | None = None):
-        """Build, and with ``graphs`` capture, the decode steps for up to ``num_streams`` streams.
+        """Build, and with ``graphs`` capture, the decode graphs for up to ``num_streams`` streams.
 
         All streams share them, so they include every sampling feature that any stream has used. The largest is captured
         first, because the smaller ones then fit in its memory. on_progress: called with (done, total).
@@ -137,7 +137,7 @@ class ModelRunner:
     def _decode_graph(self, num_items: int, features: SamplingFeatures) -> DecodeGraph:
         num_rows = padded_rows(num_items) if self.static_decode else num_items
         features = self._features.union(features) if self.static_decode else features
-        # A decode step is valid for one address of the pool and one longest sequence.
+        # A decode graph is valid for one address of the pool and one longest sequence.
         graph_key = (self.pool.keys.data_ptr(), self.pool.max_seqlen)
         if graph_key != self._graph_key or not self.static_decode:
             kept = self._decode_graphs.get((num_rows, features)) if graph_key == self._graph_key else None
@@ -156,7 +156,7 @@ class ModelRunner:
             features=features,
             max_seqlen_k=self.pool.max_seqlen,
             noise=self._noise_for(num_rows, features),
-            sample=lambda *logits, **rows: self.sample(*logits, **rows),  # late binding: it may be replaced
+            sample=lambda *args, **kwargs: self.sample(*args, **kwargs),  # looked up at each call: it may be replaced
         )
         if self.graphs:
             graph.capture_(self._graph_memory)
@@ -178,6 +178,6 @@ def padded_rows(num_streams: int) -> int:
 
 
 def can_capture(model: StreamingModel) -> bool:
-    """Return True if the decode step can be a CUDA graph: it needs a variable-length attention kernel."""
+    """Return True if decoding can be captured as a CUDA graph, which needs a variable-length attention kernel."""
     head_size = model.text_model.layers[0].self_attn.head_dim
     return supports_varlen(torch.empty(0, head_size, dtype=model.dtype, device=model.device))

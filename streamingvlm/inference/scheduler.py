@@ -1,8 +1,8 @@
 """Decides which requests run in the next round, and how many tokens of each.
 
-A request is waiting, prefilling, decoding, then done; at most one request of a stream runs at a time. Prefills are
-served in order of arrival, at most max_prefill_tokens in a round. If no prefill of a round completes, the first one
-moves to the back, so that a long prefill does not block the others.
+A request waits, prefills, then decodes; it may end after any of the three. At most one request of a stream runs at a
+time. A round prefills at most max_prefill_tokens in total, in the order of the prefilling queue. If none of its
+prefills completes, the first request moves to the back of the queue, so that a long prefill does not block the others.
 
 The scheduler does no tensor work. It may be called from any thread.
 """
@@ -33,7 +33,8 @@ class Scheduler:
     """The requests of an engine.
 
     max_prefill_tokens: maximum number of tokens prefilled in one round.
-    condition: guards all fields; notified when a request was added or a round has ended.
+    condition: guards the queues; notified when a request was added, when frames were encoded, and by the engine when a
+        thread should look again.
     """
 
     def __init__(self, max_prefill_tokens: int):
@@ -88,7 +89,7 @@ class Scheduler:
         return due, upcoming
 
     def admit(self, request: Request) -> bool:
-        """Move a due request to the prefilling ones; return False if it was cancelled."""
+        """Move a due request from waiting to prefilling; if it was cancelled, only remove it and return False."""
         with self.condition:
             self._waiting.remove(request)
             if not request.future.set_running_or_notify_cancel():

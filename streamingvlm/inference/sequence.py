@@ -1,8 +1,8 @@
-"""CPU-side state of one stream's tokens, together with its KVCache.
+"""The tokens of one stream: their host-side state, together with the stream's KVCache.
 
-A sequence tracks ids, layout and positions, and which tokens are *pending*, that is, need a forward pass. New tokens
-are pending, and so are *stale* ones, whose cached keys and values must be recomputed. New tokens are always at the end.
-The last one or two tokens of a reply stay new until the next turn, and are prefilled with it.
+A sequence tracks ids, layout and positions, and which tokens are *pending*, that is, need a forward pass: *new* tokens,
+which have no cached keys and values yet and are always at the end, and *stale* ones, whose cached keys and values must
+be recomputed. The last one or two tokens of a reply stay new until the next turn, and are prefilled with it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ class SequenceState:
     num_cached: number of leading tokens with cached keys and values.
     stale_range: cached tokens that must be recomputed, because tokens before them were dropped or moved.
     vision: features by turn: for pending vision tokens only, or for all under ``recompute``.
-    token_uids: one id for each token, replaced when its key and value are recomputed. A snapshot skips
-        the tokens whose id it has already written.
+    token_uids: a number for each version of a token's key and value, replaced when they are recomputed. An incremental
+        snapshot skips the tokens whose number it has already written.
     """
 
     layout: CacheLayout
@@ -65,7 +65,7 @@ class TokenSequence:
 
     @property
     def state(self) -> SequenceState:
-        """The current state. An earlier one may be set unless tokens were evicted since; it removes later ones."""
+        """The current state. Setting an earlier one drops the tokens since; it is invalid once tokens were evicted."""
         return SequenceState(
             layout=self.layout,
             ids=tuple(self.ids),
@@ -99,7 +99,7 @@ class TokenSequence:
 
     @property
     def positions(self) -> torch.Tensor:
-        """Rotary positions of the tokens in the layout, without a reply in progress; float32 [3, T]."""
+        """Rotary positions of the tokens in the layout, which has no reply in progress; float32 [3, T]."""
         self._update_positions()
         return self._positions
 
@@ -110,7 +110,7 @@ class TokenSequence:
         return self._next_position
 
     def evict(self, plan: EvictionPlan):
-        """Drop and move tokens as planned. New tokens must still be at the end afterwards: see `moves_pending`."""
+        """Drop and move tokens as planned. If the plan moves new tokens (`moves_pending`), prefill them before."""
         assert not self.moves_pending(plan), "pending tokens must be prefilled before they are moved"
         if self.config.recompute:
             self.kv.clear_()
@@ -133,7 +133,7 @@ class TokenSequence:
         self.vision = {turn: vision for turn, vision in self.vision.items() if turn in kept_turns}
 
     def _mark_stale(self, plan: EvictionPlan):
-        """Mark the previous text as stale from the first moved token on; earlier tokens keep their context."""
+        """Mark the previous text as stale from its first moved token on; what precedes that has not changed."""
         first, stop = num_in_place(plan.runs), plan.layout.prologue.num_tokens
         self.stale_range = range(min(first, stop, self.stale_range.start if self.stale_range else stop), stop)
 
@@ -141,7 +141,7 @@ class TokenSequence:
         """Return True if the plan moves a new token before a cached one, where it could not be prefilled."""
         if self.config.recompute:
             return False
-        # After a run that reaches new tokens, a run of cached ones would land behind new ones.
+        # A cached token behind a new one: a later run starts before the new tokens.
         reaching_new = dropwhile(lambda run: run.stop <= self.kv.num_tokens, plan.runs)
         return any(run.start < self.kv.num_tokens for run in islice(reaching_new, 1, None))
 
@@ -159,12 +159,12 @@ class TokenSequence:
         self.num_appended += len(tokens)
 
     def new_uids(self, num_tokens: int) -> list[int]:
-        """Return numbers that no token has had."""
+        """Return numbers that have not been used in this sequence."""
         self._num_uids += num_tokens
         return list(range(self._num_uids - num_tokens, self._num_uids))
 
     def attach_vision(self, turn: int, vision: VisionFeatures):
-        """Attach the features of a turn whose tokens were appended and are all pending."""
+        """Attach the vision features of a turn whose tokens were appended and are all pending."""
         self.vision[turn] = vision
 
     def commit_reply(self, tokens: Tokens):
@@ -177,7 +177,7 @@ class TokenSequence:
 
         Raises EngineFull if the pool has no room for an unbounded cache or a long question.
         """
-        # "native" positions are fixed while keys are cached; with nothing cached, number from 0.
+        # "native" positions never change while keys are cached; without any, number from 0.
         if self.kv.num_tokens == 0:
             self._has_positions = False
         self.kv.reserve_(len(self.ids) + num_reply_tokens, is_bounded=self.config.is_bounded)
@@ -233,7 +233,7 @@ class TokenSequence:
         self.kv.num_tokens += 1
 
     def pending_vision(self, slices: list[SequenceSlice]) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
-        """Yield each part of a vision span in ``slices``: its offset in the concatenated slices, and its features."""
+        """Yield the vision features in ``slices``, each with its offset in the concatenated slices."""
         offset = 0
         for part in slices:
             for first, features in self._vision_between(part.first, part.stop):
@@ -241,7 +241,7 @@ class TokenSequence:
             offset += len(part)
 
     def _vision_between(self, first: int, stop: int) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
-        num_before: dict[int, int] = {}  # each span of a turn takes the next rows of the turn's features
+        num_before: dict[int, int] = {}  # by turn: rows of its features that earlier spans took
         for segment, start, end in self.layout.spans_of(SegmentKind.VISION):
             if start >= stop:
                 return

@@ -1,4 +1,4 @@
-"""All state of one stream, in one object. It holds neither weights nor scheduling state."""
+"""All state of one stream, in one object. It owns no weights and no scheduling state."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from streamingvlm.video.video_turn import VideoTurn
 
 @dataclass(frozen=True)
 class StatsTotals:
-    """The totals of a stream's stats that a snapshot saves."""
+    """The totals of `SessionStats` that a snapshot saves."""
 
     num_turns: int = 0
     num_tokens: int = 0
@@ -29,7 +29,7 @@ class StatsTotals:
 
 @dataclass(frozen=True)
 class StreamState:
-    """What changes while a stream runs, except keys and values, ``query`` and the settings.
+    """The state that turns change, except keys and values.
 
     cached_query: the query in the cache; random_state: state of the sampler's generator.
     """
@@ -49,7 +49,7 @@ class StreamView:
     num_cached: number of leading tokens with cached keys and values.
     keys, values: [layers, kv heads, num_cached, head size], as stored, keys before the rotary embedding. They alias the
         live cache: clone them to keep them.
-    allocated_tokens, num_bytes: memory reserved for the stream's cache.
+    allocated_tokens: tokens that fit in the memory reserved for the stream's cache; num_bytes: its size.
     stale_range: cached tokens that will be recomputed; vision_turns: turns whose features are still needed.
     random_state: state of the sampler's generator.
     """
@@ -133,7 +133,7 @@ class Stream:
     ) -> Commentary:
         """Record a finished turn, call the hooks, and return the Commentary.
 
-        created_at: time.perf_counter() at which the turn was submitted. video_turn: the frames, which give its lag.
+        created_at: time.perf_counter() at which the turn was submitted. video_turn: source of the lag and the detail.
         """
         self.num_turns += 1
         latency_s = time.perf_counter() - created_at

@@ -1,7 +1,7 @@
-"""The attention of streams and of the vision tower. This is the only module that chooses a kernel.
+"""Attention of streams and of the vision tower: the only module that chooses a kernel for them.
 
-`forward_text` calls `attend` for the text model. `windowed_attention` runs all windows of the vision tower at once; it
-is registered with transformers under a name and selected by ``attn_implementation``, so that no class is patched.
+`forward_text` calls `attend` for the text model. `windowed_attention` runs all windows of the vision tower in one call;
+it is registered with transformers under a name and selected by ``attn_implementation``, so that no class is patched.
 
 Shapes: T new tokens of N sequence slices, S cached tokens including the new ones, H heads, D head size.
 """
@@ -54,7 +54,7 @@ def has_flash_attn() -> bool:
 
 
 def supports_varlen(query: torch.Tensor) -> bool:
-    """Return True if one kernel call takes slices of any lengths: flash attention, on CUDA in half precision."""
+    """Return True if one kernel call can take slices of several lengths: flash attention in half precision on CUDA."""
     return query.is_cuda and query.dtype in _HALF and query.shape[-1] <= _MAX_FLASH_HEAD_SIZE
 
 
@@ -70,7 +70,7 @@ def windowed_attention(
     max_length_q: int,
     **_transformers_extras,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each window, all windows at once.
+    """Attend within each window, in one call for all windows.
 
     query, key, value: [1, H, T, D]; cu_seq_lens_q: [windows + 1], the window boundaries.
     Returns [1, T, H, D] and no weights.

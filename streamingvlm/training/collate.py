@@ -1,4 +1,4 @@
-"""Collation: examples of different lengths become one batch, padded to a rectangle or packed without padding."""
+"""Collation of examples of different lengths into one batch, padded to a rectangle or packed without padding."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ _NOT_MODEL_INPUTS = ("names", "num_supervised", "weights")
 class Collate:
     """Makes batches of examples: concatenated if ``packed``, else padded on the right.
 
-    Neither needs an attention mask: attention is causal, so no token sees the padding behind it, and a packed batch
-    carries its sequence boundaries. silence_weight: loss weight of the tokens of a silent turn's reply.
+    Neither needs an attention mask: attention is causal, so that no token attends to the padding after it, and a packed
+    batch has its sequence boundaries. silence_weight: loss weight of the tokens of a silent turn's reply.
     """
 
     def __init__(self, pad_token_id: int, *, packed: bool = False, silence_weight: float = 1.0):
@@ -107,7 +107,7 @@ class EncodeVision:
 
 
 def with_pixels(batch: dict[str, Any]) -> dict[str, Any]:
-    """Batch transform to train the tower: replace ``chunks`` by pixels [all patches, values] and grids [turns, 3]."""
+    """Replace ``chunks`` by pixels [all patches, values] and grids [turns, 3]: the transform to train the tower."""
     turns = [turn for chunk in batch["chunks"] for turn in chunk.turns]
     return _without_chunks(batch) | {
         "pixels": torch.cat([turn.pixels for turn in turns]),

@@ -17,4 +17,4 @@ class VideoTurn:
     captured_s: float | None = None  # capture time of the newest frame, by time.monotonic(); None if unknown
     dropped_s: float = 0.0  # seconds of a live stream dropped before this turn because the model was late
     coalesced_s: float = 0.0  # seconds beyond turn_s that were merged into this turn because the model was late
-    detail: float = 1.0  # share of the pixels and tokens to spend on this turn; below 1 while the model is late
+    detail: float = 1.0  # share of the usual frames and of a frame's pixels; below 1 while the model is late

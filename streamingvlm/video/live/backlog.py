@@ -36,7 +36,7 @@ class Backlog:
     coalesce: one turn merged from all that wait, up to a gap in the stream. degrade: every turn in order, with less
     detail the longer the model is late; turns beyond `max_lag_s` are dropped.
 
-    All state is read and written under one lock, which is reentrant, so locked methods may call each other.
+    One reentrant lock guards all state, so that locked methods may call each other.
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class Backlog:
         return self._turns.popleft()
 
     def _pop_contiguous(self) -> list[VideoTurn]:
-        """Pop the turns up to the first gap: a turn merged across it would claim video for seconds without any."""
+        """Pop the turns up to the first gap; a turn merged across a gap would cover seconds without video."""
         turns = [self._turns.popleft()]
         while self._turns and is_contiguous(turns[-1], self._turns[0]):
             turns.append(self._turns.popleft())
         return turns
 
     def _degrade(self, turn: VideoTurn) -> VideoTurn:
-        """Lower the detail one step while other turns wait, and restore it after some turns on time."""
+        """Lower the detail by one step if other turns wait; raise it by one after RECOVERY_TURNS turns on time."""
         if self._turns:
             self._turns_on_time = 0
             self._level = min(self._level + 1, len(DETAIL_LEVELS) - 1)
