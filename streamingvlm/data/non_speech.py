@@ -1,32 +1,53 @@
-"""What transcripts contain beside speech: sounds in brackets, speaker labels, and the signs of music."""
+"""What transcripts contain beside speech: sounds in brackets, speaker labels, and the signs of music.
+
+``Word:`` at the start of a line may be a speaker's name or speech ("GOAL: the red team"). It is a label if a mark of a
+new speaker precedes it, if it is SPEAKER with a number, or if it opens several cues of a transcript.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import accumulate, pairwise
 
 import regex
 
 NON_SPEECH = {
     "sound": "dropped: a sound or a name in brackets, such as [Music] or (applause)",
-    "speaker": "dropped: the mark or the label of a speaker, such as >> or ANNA:",
+    "speaker": "dropped: the mark or the label of a speaker, such as >>, or a name that opens several cues as ANNA:",
     "note": "dropped: the sign of music",
 }
 """The meaning of each count in the manifest."""
 
-_LABEL = r"(?:(?:SPEAKER|Speaker)[ _]?\w{1,3}|\p{Lu}[\p{Lu} .'’-]{1,30}):(?=[^\n]*\p{Ll})"
-_PATTERNS = {
-    "sound": regex.compile(r"\[[^\[\]]{0,80}\]:?|【[^【】]{0,80}】|[(（](?=[^()（）]*\p{L})[^()（）\d]{1,80}[)）]:?"),
-    "speaker": regex.compile(rf"(?m)^\s*(?:(?:>>+|[-–—](?=\s*\p{{L}}))\s*(?:{_LABEL})?|{_LABEL})"),
-    "note": regex.compile(r"[♪♫♩♬🎵🎶]+"),
-}
+_NAME = r"\p{Lu}[\p{L}.'’-]*(?: \p{Lu}[\p{L}.'’-]*){0,2}"
+_LABEL = rf"(?:(?:SPEAKER|Speaker)[ _]?\w{{1,3}}|(?P<name>{_NAME})):(?=\s|$)"
+_SPEAKER = regex.compile(rf"(?m)^\s*(?:(?P<mark>>>+|[-–—](?=\s*\p{{L}}))\s*(?:{_LABEL})?|{_LABEL})")
+_SOUND = regex.compile(r"\[[^\[\]]{0,80}\]:?|【[^【】]{0,80}】|[(（](?=[^()（）]*\p{L})[^()（）\d]{1,80}[)）]:?")
+_NOTE = regex.compile(r"[♪♫♩♬🎵🎶]+")
 
 
-def without_non_speech(texts: Sequence[str], counts: Counter[str]) -> list[str]:
-    """Replace non-speech in the texts of a cue by blanks; it may extend over several, and each one found is counted."""
-    kept = "".join(texts)
-    for name, pattern in _PATTERNS.items():
-        # A blank for each character keeps the rest in its place.
-        kept, num_found = pattern.subn(lambda match: " " * len(match[0]), kept)
-        counts[name] += num_found
+def recurring_labels(cues: Iterable[Sequence[str]]) -> frozenset[str]:
+    """Return the names that open several cues of a transcript as ``Name:``; ``cues``: the texts of each cue."""
+    found = (_SPEAKER.match("".join(texts)) for texts in cues)
+    names = Counter(match["name"] for match in found if match and match["name"])
+    return frozenset(name for name, num_cues in names.items() if num_cues > 1)
+
+
+def without_non_speech(texts: Sequence[str], counts: Counter[str], labels: Set[str] = frozenset()) -> list[str]:
+    """Replace non-speech in the texts of a cue by blanks; it may extend over several, and each one found is counted.
+
+    labels: names that are labels without a mark before them, as `recurring_labels` returns them.
+    """
+
+    def blank(match: regex.Match) -> str:
+        return " " * len(match[0])  # keeps the rest in its place
+
+    def blank_label(match: regex.Match) -> str:
+        if match["name"] and not match["mark"] and match["name"] not in labels:
+            return match[0]
+        counts["speaker"] += 1
+        return blank(match)
+
+    kept, num_sounds = _SOUND.subn(blank, "".join(texts))
+    kept, num_notes = _NOTE.subn(blank, _SPEAKER.sub(blank_label, kept))
+    counts.update(sound=num_sounds, note=num_notes)
     bounds = pairwise(accumulate(map(len, texts), initial=0))
     return [kept[start:stop] for start, stop in bounds]

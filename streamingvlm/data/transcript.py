@@ -7,13 +7,13 @@ into one `Transcript` by the rules in `RULES` and counts what each rule did.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from numbers import Real
 
 from streamingvlm.config import TIME_SLACK_S
-from streamingvlm.data.non_speech import NON_SPEECH, without_non_speech
+from streamingvlm.data.non_speech import NON_SPEECH, recurring_labels, without_non_speech
 from streamingvlm.data.units import is_one_unit, split_units, starts_unspaced
 
 RULES = {
@@ -107,8 +107,9 @@ def turn_of(end_s: float, *, start_s: float, turn_s: float) -> int:
 
 def repair(cues: Iterable[Cue], *, start_s: float = 0.0, end_s: float = math.inf) -> tuple[Transcript, Counter[str]]:
     """Build a transcript of the cues from ``start_s`` to ``end_s``; count how often each of the `RULES` applied."""
-    counts: Counter[str] = Counter()
-    timed = [text for cue in cues for text in _timed(cue, counts)]
+    cues, counts = list(cues), Counter[str]()
+    labels = recurring_labels([text.text for text in cue.words] for cue in cues)
+    timed = [text for cue in cues for text in _timed(cue, counts, labels)]
     ordered = _without_overlap(_in_order(timed, counts), counts)
     words = [word for text in ordered for word in _words(text)]
     kept = [word for word in words if not _is_outside(word, start_s, end_s, counts)]
@@ -144,11 +145,11 @@ def clean_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _timed(cue: Cue, counts: Counter[str]) -> Iterator[TimedText]:
+def _timed(cue: Cue, counts: Counter[str], labels: Set[str]) -> Iterator[TimedText]:
     """Yield the non-empty texts of a cue, each with both times and its start not after its end."""
     counts["repeated"] += cue.num_repeated
     counts["empty"] += sum(not text.text.strip() for text in cue.words)
-    speech = without_non_speech([text.text for text in cue.words], counts)
+    speech = without_non_speech([text.text for text in cue.words], counts, labels)
     pieces = (replace(text, text=said) for text, said in zip(cue.words, speech, strict=True))
     texts = _whole_words([_checked(piece, counts) for piece in pieces])
     bounds = _checked(TimedText("", cue.start_s, cue.end_s), Counter())

@@ -111,7 +111,10 @@ def test_characters_may_be_highlighted(read):
         ("&gt;&gt; goal", "goal", {"speaker": 1}),
         (">> ANNA: goal", "goal", {"speaker": 1}),
         ("- Goal?\n- Goal.", "Goal? Goal.", {"speaker": 2}),
-        ("ANNA: goal", "goal", {"speaker": 1}),
+        ("- Anna: goal", "goal", {"speaker": 1}),
+        ("ANNA: goal", "ANNA: goal", {}),
+        ("GOAL: the red team", "GOAL: the red team", {}),
+        ("NOTE: rain", "NOTE: rain", {}),
         ("Speaker 1: goal", "goal", {"speaker": 1}),
         ("[SPEAKER_00]: goal", "goal", {"sound": 1}),
         ("-1 degrees", "-1 degrees", {}),
@@ -124,6 +127,14 @@ def test_characters_may_be_highlighted(read):
 def test_what_is_not_speech_is_dropped_and_counted(read, write, text, line, reason):
     lines, counts = read(write((0, 1, text), (2, 3, "end")))
     assert (lines[0], counts) == (line, reason)
+
+
+@FORMATS
+def test_a_name_that_opens_several_cues_is_a_speaker(read, write):
+    cues = ["Anna Bell: goal", "BO: yes", "Score: one nil", "Anna Bell: red: one", "BO: NO", "Anna Bell said so", "end"]
+    lines, counts = read(write(*((second, second + 1, text) for second, text in enumerate(cues))))
+    assert lines[:6] == ["goal", "yes", "Score: one nil", "red: one", "NO", "Anna Bell said so"]
+    assert counts == {"speaker": 4}
 
 
 def test_voices_and_readings_of_webvtt(read):
