@@ -35,12 +35,15 @@ def _log_level() -> int:
 
 def train_recipe(options: dict[str, Any]):
     """Train the embedded model, then write it and its loss curves."""
+    from rich.console import Console
+
     from streamingvlm.model.loading import device_named
     from streamingvlm.training.pitch.loss_curves import write_loss_curves
     from streamingvlm.training.pitch.recipe import RecipeRun, export_model, recipe_from
+    from streamingvlm.training.progress import ProgressLine
 
-    device = str(device_named(options["device"]))
-    recipe_run = RecipeRun(recipe_from(options["recipe"]), options["folder"], device=device)
+    recipe, device = recipe_from(options["recipe"]), str(device_named(options["device"]))
+    recipe_run = RecipeRun(recipe, options["folder"], device=device, callbacks=[ProgressLine(Console())])
     recipe_run.train()
     target = Path(options["target"] or recipe_run.folder / "model")
     export_model(recipe_run, target)

@@ -1,6 +1,7 @@
 """The training recipe of the embedded model: vision tower first, then language model, in stages.
 
-Each stage writes a Hugging Face folder; an interrupted run continues after the last complete stage.
+Each stage writes a Hugging Face folder. An interrupted run continues after the last complete stage, or from the newest
+checkpoint of the stage that was interrupted.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, set_seed
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration, TrainerCallback, set_seed
 
 from streamingvlm.config import CacheConfig, SamplingConfig, VideoConfig
 from streamingvlm.data.chunks import CachedTokenizer
@@ -150,12 +151,15 @@ class Recipe:
 
 
 class RecipeRun:
-    """The training of a recipe in a folder, with one subfolder per stage."""
+    """The training of a recipe in a folder, with one subfolder per stage. callbacks: of each stage's training."""
 
-    def __init__(self, recipe: Recipe, folder: str | Path, *, device: str = "cpu"):
+    def __init__(
+        self, recipe: Recipe, folder: str | Path, *, device: str = "cpu", callbacks: Sequence[TrainerCallback] = ()
+    ):
         self.recipe = recipe
         self.folder = Path(folder)
         self.device = device
+        self.callbacks = callbacks
         self.tokenizer = build_tokenizer()
         self._encoded: tuple[object, list[Footage]] = (None, [])
 
@@ -166,6 +170,7 @@ class RecipeRun:
             if (folder / _RECORD).is_file():
                 continue
             started = time.monotonic()
+            _LOG.info("stage %d of %d: %s", number + 1, len(self.recipe.stages), stage.name)
             set_seed(self._seed_of(number) % 2**32)
             model = self._model_before(number)
             loss_curve = self._train_stage(model, number, stage)
@@ -215,8 +220,17 @@ class RecipeRun:
                 freeze_induction_heads_(model)
             module = SFTModelWithTower(model).to(self.device) if stage.train_tower else SFTModel(model)
             dataset, collate = self._examples(model, number, stage, draw), Collate(self.tokenizer.pad_token_id)
-        folder = self._stage_folder(number)
-        return fit_(module, dataset, collate, stage.fit, seed=self.recipe.seed, folder=folder, device=self.device)
+        return fit_(
+            module,
+            dataset,
+            collate,
+            stage.fit,
+            seed=self.recipe.seed,
+            folder=self._stage_folder(number),
+            device=self.device,
+            callbacks=self.callbacks,
+            resume=True,
+        )
 
     def _examples(
         self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage, draw: Mapping[str, int]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from streamingvlm import StreamingSession
 from streamingvlm.errors import ConfigError
@@ -108,6 +109,27 @@ def test_a_run_resumes_after_its_last_complete_stage(finished, tmp_path):
     resumed = load_file(broken.train() / "model.safetensors")
     assert all(torch.equal(weights, resumed[name]) for name, weights in load_file(last / "model.safetensors").items())
     assert json.loads((tmp_path / "2-chunks" / "training.json").read_text())["minutes"] > 0
+
+
+class Interruption(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_stage_resumes_from_its_newest_checkpoint(finished, tmp_path):
+    run, _ = finished
+    tower = run.recipe.stages[0]
+    tower = dataclasses.replace(tower, fit=dataclasses.replace(tower.fit, save_every_steps=2))
+    recipe = dataclasses.replace(run.recipe, stages=[tower, *run.recipe.stages[1:]])
+    with pytest.raises(KeyboardInterrupt):
+        RecipeRun(recipe, tmp_path, callbacks=[Interruption()]).train()
+    assert sorted(path.name for path in (tmp_path / "0-tower").iterdir()) == ["checkpoint-2"]
+    for folder in ("1-clips", "2-chunks"):
+        (tmp_path / folder).symlink_to(run.folder / folder)
+    RecipeRun(recipe, tmp_path).train()
+    resumed, whole = (load_file(folder / "0-tower/model.safetensors") for folder in (tmp_path, run.folder))
+    assert all(torch.equal(weights, resumed[name]) for name, weights in whole.items())
 
 
 def test_the_exported_model_streams_with_its_own_settings(finished, tmp_path):
