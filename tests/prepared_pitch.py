@@ -1,5 +1,6 @@
 """A few seconds of Pitch as prepared data with real videos, in the format of ``streamingvlm prepare``."""
 
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -19,17 +20,19 @@ def write_prepared(
     videos = folder / "videos"
     videos.mkdir(parents=True)
     with PreparedDataWriter(folder / "prepared") as prepared:
+        counts = Counter()
         for number in range(num_matches):
             seconds = list(islice(Match(seed + number).seconds(), duration_s))
             pictures = [picture.permute(1, 2, 0).numpy() for second in seconds for picture in render(second, size=SIDE)]
             write_video(videos / f"{number}.mp4", pictures, fps=2)
             chunks = plan_chunks(duration_s, chunk_turns=chunk_turns, overlap_turns=4)
             split = "held_out" if number == num_matches - 1 else "train"
+            counts[f"chunks_{split}"] += len(chunks)
             prepared.add(
                 _recording(number, [reference_line(second) for second in seconds], Match(seed + number).intro),
                 [_chunk(number, turns, split) for turns in chunks],
             )
-        prepared.finish({"turn_s": 1.0, "video_root": str(videos)})
+        prepared.finish({"turn_s": 1.0, "video_root": str(videos), "counts": dict(counts)})
     return folder / "prepared"
 
 

@@ -9,6 +9,8 @@ from streamingvlm.data.manifest import read_manifest
 from streamingvlm.data.sources import resolve_sources
 from streamingvlm.errors import CheckpointError, ConfigError
 from streamingvlm.model.checkpoint import find_local_checkpoint
+from streamingvlm.training.checkpoints import check_run_folder
+from streamingvlm.training.settings import FitSettings
 from streamingvlm.video.address import check_video_file, parse_address
 
 _QUESTIONS = ("transcripts", "segments", "events", "questions")
@@ -30,10 +32,23 @@ def check_model(options: dict[str, Any]):
 
 
 def check_train(options: dict[str, Any]):
-    """Check the data and the model."""
+    """Check the model, and for fine-tuning the data, the folder and the ranges of the settings."""
     check_model(options)
-    if not options["recipe"] and not options["restyling"]:
-        read_manifest(options["data"])
+    if options["recipe"] or options["restyling"]:
+        return
+    counts = read_manifest(options["data"])["counts"]
+    FitSettings(**options["fit"])
+    if not counts.get("chunks_train"):
+        raise ConfigError(
+            f"data={options['data']} has no chunk to train on, {counts.get('chunks_held_out', 0)} are held out; prepare it "
+            "with held_out_fraction=0"
+        )
+    if options["held_out_stream"]["every_steps"] and not counts.get("chunks_held_out"):
+        raise ConfigError(
+            f"held_out_stream.every_steps={options['held_out_stream']['every_steps']}, but data={options['data']} has no "
+            "held-out chunk; give held_out_stream.every_steps=0, or prepare it with held_out_fraction above 0"
+        )
+    check_run_folder(options["folder"], resume=options["resume"])
 
 
 def check_prepare(options: dict[str, Any]):

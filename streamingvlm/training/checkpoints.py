@@ -22,6 +22,15 @@ _MARKER = "complete.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
+def check_run_folder(folder: str | Path, *, resume: bool):
+    """Raise ConfigError unless a run can be written to the folder: an empty or a new one, or a run to resume."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"folder={folder} is a file; give a folder")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"folder={folder} is not empty; give resume=true to resume the run in it, or another folder")
+
+
 def checkpoint_folder(folder: str | Path, step: int) -> Path:
     """Return the folder of the checkpoint of a step."""
     return Path(folder) / f"checkpoint-{step}"

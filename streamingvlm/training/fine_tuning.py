@@ -22,7 +22,7 @@ from streamingvlm.model.checkpoint import find_checkpoint
 from streamingvlm.model.loading import StreamingModel, device_named, load_model
 from streamingvlm.model.stream_settings import stream_settings
 from streamingvlm.training.adapters import base_fingerprint, lora_shape
-from streamingvlm.training.checkpoints import check_free_space
+from streamingvlm.training.checkpoints import check_free_space, check_run_folder
 from streamingvlm.training.collate import Collate, EncodeVision, with_pixels
 from streamingvlm.training.feature_store import FeatureStore
 from streamingvlm.training.prepared_chunks import ChunkDataset, ChunkSettings, check_videos_exist
@@ -123,19 +123,11 @@ class FineTuning:
         self.device = _process_device(device_named(settings.device))
         self.folder = Path(settings.folder)
         self.target = Path(settings.target or self.folder / "model")
-        self._check_folder()
+        check_run_folder(self.folder, resume=settings.resume)
         find_checkpoint(settings.model)
         self.prepared = PreparedData.open(settings.data)
         self.video_root = Path(settings.video_root or self.prepared.video_root)
         check_videos_exist(self.prepared, self.video_root, settings.fit.max_bad_fraction)
-
-    def _check_folder(self):
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"folder={self.folder} is a file; give a folder")
-        if not self.settings.resume and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ConfigError(
-                f"folder={self.folder} is not empty; give resume=true to resume the run in it, or another folder"
-            )
 
     @cached_property
     def model(self) -> StreamingModel:

@@ -1,5 +1,6 @@
 """--help of every verb, the page of all options, and what they are made from."""
 
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from streamingvlm.cli.meanings import (
 )
 from streamingvlm.cli.options_page import options_page
 from streamingvlm.cli.verbs import VERBS
+from streamingvlm.data.manifest import MANIFEST, VERSION
 from streamingvlm.errors import ConfigError
 
 ALL_GROUPS = sorted({group for command in VERBS.values() for group in groups_of(command.config_name)})
@@ -129,6 +131,10 @@ WRONG = {
     "a wrong path": ["stream", "nowhere.mp4"],
     "an unknown option": ["stream", "cache.vision_windw_s=8"],
     "training without data": ["train"],
+    "a batch of no examples": ["train", "data=small", "fit.batch_size=0"],
+    "a held-out stream without held-out chunks": ["train", "data=small", "held_out_stream.every_steps=5"],
+    "data that is all held out": ["train", "data=held_out"],
+    "a folder that is in use": ["train", "data=small", "folder=small"],
     "a wrong model": ["serve", "model=no/such/folder"],
     "a wrong benchmark file": ["evaluate", "benchmark=ovo_bench", "questions=none.json"],
 }
@@ -145,6 +151,9 @@ finally:
 
 @pytest.mark.parametrize("words", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_refused_before_torch_is_imported(words, folder):
+    for name, split in (("small", "chunks_train"), ("held_out", "chunks_held_out")):
+        (folder / name).mkdir()
+        (folder / name / MANIFEST).write_text(json.dumps({"version": VERSION, "counts": {split: 3}}))
     environment = {"PYTHONPATH": str(Path(streamingvlm.__file__).parents[1])}
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *words], env=environment, cwd=folder, capture_output=True, text=True
