@@ -36,17 +36,15 @@ def check_train(options: dict[str, Any]):
     check_model(options)
     if options["recipe"] or options["restyling"]:
         return
-    counts = read_manifest(options["data"])["counts"]
+    data, every_steps = options["data"], options["held_out_stream"]["every_steps"]
+    counts = read_manifest(data)["counts"]
     FitSettings(**options["fit"])
     if not counts.get("chunks_train"):
+        raise ConfigError(f"all chunks of data={data} are held out; prepare it with held_out_fraction=0")
+    if every_steps and not counts.get("chunks_held_out"):
         raise ConfigError(
-            f"data={options['data']} has no chunk to train on, {counts.get('chunks_held_out', 0)} are held out; prepare it "
-            "with held_out_fraction=0"
-        )
-    if options["held_out_stream"]["every_steps"] and not counts.get("chunks_held_out"):
-        raise ConfigError(
-            f"held_out_stream.every_steps={options['held_out_stream']['every_steps']}, but data={options['data']} has no "
-            "held-out chunk; give held_out_stream.every_steps=0, or prepare it with held_out_fraction above 0"
+            f"held_out_stream.every_steps={every_steps}, but data={data} has no held-out chunk; give "
+            "held_out_stream.every_steps=0, or prepare the data with held_out_fraction above 0"
         )
     check_run_folder(options["folder"], resume=options["resume"])
 
