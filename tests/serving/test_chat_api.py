@@ -280,13 +280,27 @@ def test_every_form_of_data_url_is_accepted(client, url):
 def test_a_client_that_leaves_frees_its_place(serving, match_jpegs):
     body = {"model": "pitch", "messages": user(*images(match_jpegs[:2]))}
     with serving(limits={"max_clips": 1}) as server, held(server, match_jpegs[:2]):
-        for _ in range(2):
+        for streams in (False, True):
             with pytest.raises(httpx.ReadTimeout):
-                server.http.post("/v1/chat/completions", json=body, timeout=0.5)
-            deadline_s = time.monotonic() + PATIENCE_S
-            while server.app.state.manager._num_clips:
-                assert time.monotonic() < deadline_s
-                time.sleep(0.02)
+                server.http.post("/v1/chat/completions", json=body | {"stream": streams}, timeout=0.5)
+            wait_until_free(server)
+
+
+def wait_until_free(server):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while server.app.state.manager._num_clips:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def test_a_client_that_leaves_between_two_lines_frees_its_place_before_the_clip_is_over(serving):
+    clip = {"type": "video_url", "video_url": {"url": data_url("video/mp4", MATCH.read_bytes())}}
+    body = {"model": "pitch", "messages": user(clip), "stream": True}
+    with serving(limits={"max_clips": 1}) as server:
+        with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            next(line for line in response.iter_lines() if "pass" in line)
+        wait_until_free(server)
+        assert "streamingvlm_clips_total 0.0" in server.http.get("/metrics").text
 
 
 def test_a_model_is_found_by_its_name(client):
