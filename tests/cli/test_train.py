@@ -1,8 +1,10 @@
 """``streamingvlm train`` fine-tunes a checkpoint on prepared data, and reports bad input before it trains."""
 
 import json
+import shutil
 
 import pytest
+import transformers
 from prepared_pitch import write_prepared
 
 from streamingvlm import StreamingSession
@@ -60,6 +62,36 @@ def test_a_checkpoint_is_fine_tuned_and_streams_with_its_settings(data, tiny_che
         with pytest.raises(SystemExit):
             call(*given.values(), "resume=true")
         assert named in capsys.readouterr().err
+
+
+MEAN = [0.4, 0.5, 0.6]
+
+
+@pytest.fixture(params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def base_with_processors(request, tiny_checkpoint, tmp_path):
+    """A tiny checkpoint with the processor files that a release has."""
+    base = shutil.copytree(tiny_checkpoint(request.param), tmp_path / "base")
+    transformers.Qwen2VLImageProcessor(image_mean=MEAN).save_pretrained(base)
+    kind = "Qwen3VL" if request.param == "qwen3_vl" else "Qwen2VL"
+    own = {"image_mean": MEAN, "video_processor_type": f"{kind}VideoProcessor"}
+    (base / "video_preprocessor_config.json").write_text(json.dumps(own))
+    (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    return base
+
+
+def test_other_engines_load_what_training_and_merging_write(data, base_with_processors, tmp_path):
+    words = [data, f"model={base_with_processors}", *FEW, "fit.num_steps=1"]
+    call(*words, f"folder={tmp_path / 'whole'}")
+    call(*words, f"folder={tmp_path / 'lora'}", "lora=default")
+    run(VERBS["merge"], [str(tmp_path / "lora" / "model"), f"target={tmp_path / 'merged'}"])
+    for folder in (tmp_path / "whole" / "model", tmp_path / "merged"):
+        assert list(transformers.AutoImageProcessor.from_pretrained(folder).image_mean) == MEAN
+        assert json.loads((folder / "video_preprocessor_config.json").read_text())["image_mean"] == MEAN
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "goal"}], tokenize=False) == "goal"
+        assert transformers.AutoModelForImageTextToText.from_pretrained(folder).config.model_type
+        if transformers.utils.is_torchvision_available():  # the video processor needs it
+            assert list(transformers.AutoProcessor.from_pretrained(folder).video_processor.image_mean) == MEAN
 
 
 def test_a_damaged_video_is_skipped_and_named_or_ends_the_run(tiny_checkpoint, tmp_path, capsys, caplog):
