@@ -6,7 +6,6 @@ reach the tower.
 """
 
 import torch
-from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from streamingvlm.training.pitch.pitch_footage import patches_of
@@ -14,21 +13,17 @@ from streamingvlm.training.pitch.tower import Tower
 from streamingvlm.training.sft_model import SFTModel
 
 
-class SFTModelWithTower(nn.Module):
-    """`SFTModel` with a trainable vision tower that takes frames.
-
-    model: shares its weights with this module.
-    """
+class SFTModelWithTower(SFTModel):
+    """`SFTModel` with a trainable vision tower that takes frames, encoded by the kernels of `Tower`."""
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration):
-        super().__init__()
-        self.sft_model = SFTModel(model)
-        self.tower = Tower(model)
-        self.tower.requires_grad_(True)
+        super().__init__(model, train_vision=True)
+        self._tower = [Tower(model)]  # in a list: its weights are part of this module already
 
     def forward(self, vision: torch.Tensor, **batch) -> dict[str, torch.Tensor]:
         """Take frames uint8 [S, F, 3, H, W] as vision, empty in a batch of drills; return the losses of `SFTModel`."""
         if len(vision):
+            (tower,) = self._tower
             frames = vision.to(torch.uint8)  # float after concatenation with the empty vision of a drill
-            vision = self.tower(patches_of(frames, self.tower)).flatten(0, 1)
-        return self.sft_model(vision=vision, **batch)
+            vision = tower(patches_of(frames, tower)).flatten(0, 1)
+        return super().forward(vision=vision, **batch)

@@ -1,5 +1,6 @@
 """A tiny recipe: it trains, is reproducible, resumes, and its model streams."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -117,18 +118,20 @@ class Interruption(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_a_stage_resumes_from_its_newest_checkpoint(finished, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"train_tower": True}, {"clips": None, "distil_tower": True}], ids=str)
+def test_a_stage_resumes_from_its_newest_checkpoint(finished, tmp_path, changes):
     run, _ = finished
-    tower = run.recipe.stages[0]
-    tower = dataclasses.replace(tower, fit=dataclasses.replace(tower.fit, save_every_steps=2))
-    recipe = dataclasses.replace(run.recipe, stages=[tower, *run.recipe.stages[1:]])
-    with pytest.raises(KeyboardInterrupt):
-        RecipeRun(recipe, tmp_path, callbacks=[Interruption()]).train()
-    assert sorted(path.name for path in (tmp_path / "0-tower").iterdir()) == ["checkpoint-2"]
-    for folder in ("1-clips", "2-chunks"):
-        (tmp_path / folder).symlink_to(run.folder / folder)
-    RecipeRun(recipe, tmp_path).train()
-    resumed, whole = (load_file(folder / "0-tower/model.safetensors") for folder in (tmp_path, run.folder))
+    tower, stage, _ = run.recipe.stages
+    for every, folder, callbacks in ((0, "whole", []), (2, "resumed", [Interruption()]), (2, "resumed", [])):
+        fit = dataclasses.replace(stage.fit, save_every_steps=every)
+        stages = [tower, dataclasses.replace(stage, fit=fit, **changes)]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        if not (tmp_path / folder / "0-tower").exists():
+            (tmp_path / folder / "0-tower").symlink_to(run.folder / "0-tower")
+        recipe_run = RecipeRun(dataclasses.replace(run.recipe, stages=stages), tmp_path / folder, callbacks=callbacks)
+        with pytest.raises(KeyboardInterrupt) if callbacks else contextlib.nullcontext():
+            recipe_run.train()
+    resumed, whole = (load_file(tmp_path / folder / "1-clips/model.safetensors") for folder in ("resumed", "whole"))
     assert all(torch.equal(weights, resumed[name]) for name, weights in whole.items())
 
 
