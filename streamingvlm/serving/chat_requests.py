@@ -41,12 +41,28 @@ _ONLY_VALUES = {
     "frequency_penalty": 0,
     "presence_penalty": 0,
     "modalities": ["text"],
+    "reasoning_effort": "none",
+    "store": False,
+    "verbosity": "medium",
 }
 """Parameters that change an answer, each with the only value that this server supports."""
 
+_WITHOUT_EFFECT = {
+    "metadata",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "user",
+}
+"""Parameters that change no answer. All others are refused, as OpenAI does."""
+
 
 class _OpenAIModel(BaseModel):
-    # OpenAI's clients send fields that do not change an answer, such as user and metadata.
+    # Parts and messages have fields that do not change an answer, such as name.
     model_config = ConfigDict(extra="ignore")
 
     @model_validator(mode="before")
@@ -121,10 +137,13 @@ class ChatRequest(_OpenAIModel):
     @model_validator(mode="before")
     @classmethod
     def _is_supported(cls, fields: Any) -> Any:
-        for name, supported in _ONLY_VALUES.items():
-            value = fields.get(name) if isinstance(fields, dict) else None
-            if value is not None and value != supported:
-                raise ValueError(f"{name} is supported as {json.dumps(supported)} only; leave it out")
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            if name in _ONLY_VALUES:
+                supported = _ONLY_VALUES[name]
+                if value is not None and value != supported:
+                    raise ValueError(f"{name} is supported as {json.dumps(supported)} only; leave it out")
+            elif value is not None and name not in cls.model_fields and name not in _WITHOUT_EFFECT:
+                raise ValueError(f"{name[:100]!r} is not supported; leave it out")
         return fields
 
     def sampling(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
+from openai.types.chat import completion_create_params
 from PIL import Image
 from running_server import KEY, MATCH, PATIENCE_S, error_of, held, turns_of
 
@@ -224,22 +225,79 @@ def test_a_second_question_needs_no_second_clip(client, pitch, match_jpegs):
     assert answer.choices[0].message.content == session.step(again, question="pass", max_new_tokens=5).text
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"stop": ["x"]},
-        {"response_format": {"type": "json_object"}},
-        {"n": 2},
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"logprobs": True},
-        {"logit_bias": {"5": 1}},
-        {"presence_penalty": 1},
-    ],
-    ids=lambda asked: next(iter(asked)),
-)
-def test_a_parameter_that_is_not_supported_is_refused_by_name(client, match_jpegs, asked):
-    with pytest.raises(openai.BadRequestError, match=f"{next(iter(asked))} is supported as"):
-        client.chat.completions.create(model="pitch", messages=user(*images(match_jpegs[:2])), **asked)
+OBEYED = {"max_tokens": 3, "max_completion_tokens": 3, "temperature": 0.1, "top_p": 0.9, "seed": 4}
+WITHOUT_EFFECT = {
+    "metadata": {"a": "b"},
+    "parallel_tool_calls": False,
+    "prediction": {"type": "content", "content": "goal"},
+    "prompt_cache_key": "a",
+    "prompt_cache_retention": "24h",
+    "safety_identifier": "a",
+    "service_tier": "default",
+    "user": "a",
+}
+REFUSED = {
+    "audio": {"voice": "ash", "format": "wav"},
+    "frequency_penalty": 1,
+    "function_call": "auto",
+    "functions": [{"name": "f"}],
+    "logit_bias": {"5": 1},
+    "logprobs": True,
+    "modalities": ["text", "audio"],
+    "n": 2,
+    "presence_penalty": 1,
+    "reasoning_effort": "high",
+    "response_format": {"type": "json_object"},
+    "stop": ["x"],
+    "store": True,
+    "tool_choice": "auto",
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "top_logprobs": 3,
+    "verbosity": "low",
+    "web_search_options": {},
+}
+
+
+def test_every_documented_parameter_of_the_client_is_tried_here():
+    """Parameters that newer clients have are refused by name, like any other unknown one."""
+    documented = set(completion_create_params.CompletionCreateParamsBase.__annotations__)
+    tried = OBEYED.keys() | WITHOUT_EFFECT.keys() | REFUSED.keys() | {"model", "messages", "stream_options"}
+    assert documented - tried <= {"moderation", "prompt_cache_options"}, "add what is new to the lists"
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED.items(), ids=REFUSED)
+def test_a_parameter_that_is_not_supported_is_refused_by_name(client, match_jpegs, name, value):
+    with pytest.raises(openai.BadRequestError, match=f"'?{name}'? is (supported as|not supported)"):
+        client.chat.completions.create(model="pitch", messages=user(*images(match_jpegs[:2])), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["frames", "top_k", "moderation"])
+def test_an_unknown_parameter_is_refused_by_name(client, match_jpegs, name):
+    with pytest.raises(openai.BadRequestError, match=f"'{name}' is not supported; leave it out"):
+        client.chat.completions.create(
+            model="pitch", messages=user(*images(match_jpegs[:2])), extra_body={name: {"a": 1}}
+        )
+
+
+def test_parameters_that_change_no_answer_are_accepted(client, match_jpegs):
+    messages = user(*images(match_jpegs[:2]))
+    plain, given = (
+        client.chat.completions.create(model="pitch", messages=messages, **more) for more in ({}, WITHOUT_EFFECT)
+    )
+    assert given.choices[0].message.content == plain.choices[0].message.content
+
+
+def test_sampling_parameters_are_obeyed(client, match_jpegs):
+    messages = user(*images(match_jpegs[:2]), {"type": "text", "text": "Say what happens."})
+
+    def ask(**options):
+        completion = client.chat.completions.create(model="pitch", messages=messages, **options)
+        return completion.choices[0].message.content, completion.usage.completion_tokens
+
+    assert ask(max_tokens=2)[1] == ask(max_completion_tokens=2)[1] == 2
+    assert ask(temperature=2, seed=1) == ask(temperature=2, seed=1)
+    assert len({ask(temperature=2, seed=seed) for seed in range(6)}) > 1
+    assert len({ask(temperature=2, seed=seed, top_p=1e-6) for seed in range(6)}) == 1
 
 
 def test_a_null_means_that_the_field_is_absent(locked, match_jpegs):
