@@ -2,13 +2,16 @@
 
 import asyncio
 import fractions
+import time
 
 import av
 import numpy as np
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription, VideoStreamTrack
+from numbered_pictures import picture, read_number
 from running_server import MATCH, error_of
 
+from streamingvlm.serving.stream_pool import StreamHandle
 from streamingvlm.video.reader import open_video
 
 
@@ -30,17 +33,32 @@ class Film(VideoStreamTrack):
         return picture
 
 
-async def offer_from(peer):
-    peer.addTrack(Film())
+class Numbers(VideoStreamTrack):
+    """A camera of 25 frames/s whose pictures show their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.index, self.began_s = 0, time.monotonic()
+
+    async def recv(self):
+        await asyncio.sleep(self.began_s + self.index / 25 - time.monotonic())
+        shown = av.VideoFrame.from_ndarray(picture(self.index, 320, 240), format="rgb24")
+        shown.pts, shown.time_base = self.index, fractions.Fraction(1, 25)
+        self.index += 1
+        return shown
+
+
+async def offer_from(peer, track=Film):
+    peer.addTrack(track())
     await peer.setLocalDescription(await peer.createOffer())
     return peer.localDescription.sdp
 
 
-async def film(server, session, num_lines):
+async def film(server, session, num_lines, track=Film):
     """Send the film until so much has been said of it."""
     peer = RTCPeerConnection()
     try:
-        body = {"sdp": await offer_from(peer)}
+        body = {"sdp": await offer_from(peer, track)}
         answer = await asyncio.to_thread(server.http.post, f"/v1/sessions/{session}/webrtc", json=body)
         assert answer.status_code == 200, answer.text
         await peer.setRemoteDescription(RTCSessionDescription(**answer.json()))
@@ -59,6 +77,20 @@ def test_a_camera_runs_in_real_time_and_may_reconnect(server):
     assert starts == sorted(set(starts))
     assert starts[0] == 0
     assert "kick-off" in lines[0]["text"]
+
+
+def test_the_model_sees_the_newest_frame_at_or_before_each_moment(server, monkeypatch):
+    shown, submit = [], StreamHandle.submit
+
+    def record(stream, turn, *args, **options):
+        shown.extend(map(read_number, turn.frames))
+        return submit(stream, turn, *args, **options)
+
+    monkeypatch.setattr(StreamHandle, "submit", record)
+    asyncio.run(film(server, server.open(), 5, Numbers))
+    # Moments are half a second apart, 12 or 13 frames, wherever the first one falls.
+    assert [later - number for number, later in zip(shown, shown[2:], strict=False)] == [25] * (len(shown) - 2)
+    assert len(shown) >= 10
 
 
 @pytest.mark.parametrize(

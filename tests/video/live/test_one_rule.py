@@ -2,13 +2,16 @@
 
 import base64
 import sys
+import time
 from fractions import Fraction
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 import torch
-from live_sources import WebServer
+from live_sources import WebServer, ffmpeg
 from numbered_pictures import picture
+from rtsp_server import RtspServer
 
 from streamingvlm.config import LiveConfig, VideoConfig
 from streamingvlm.errors import VideoError
@@ -66,6 +69,24 @@ def test_http(tmp_path, write_clip, times_s, rule, numbers):
     write_clip(tmp_path / "clip.mp4", times_s, muxer_options={"movflags": "faststart"})
     with WebServer(tmp_path) as server, open_source(f"{server.address}/clip.mp4") as video:
         assert seen(video, numbers) == rule
+
+
+def test_hls(tmp_path, write_clip, times_s, rule, numbers):
+    segments = ["-c", "copy", "-f", "hls", "-hls_playlist_type", "vod", "-hls_time", "1", tmp_path / "clip.m3u8"]
+    with ffmpeg("-i", write_clip(tmp_path / "clip.mp4", times_s), *segments) as process:
+        process.wait(30)
+    with WebServer(tmp_path) as server, open_source(f"{server.address}/clip.m3u8") as video:
+        assert seen(video, numbers) == rule
+
+
+def test_rtsp_from_wherever_it_begins(camera_clip, numbers):
+    server = RtspServer(camera_clip, epoch_s=time.time()).start()
+    try:
+        with open_source(f"rtsp://127.0.0.1:{server.port}/stream", live=LiveConfig(policy="coalesce")) as video:
+            shown = [number for turn in numbers(islice(video, 4)) for number in turn]
+    finally:
+        server.close()
+    assert [number - shown[0] for number in shown] == [25 * k // 2 for k in range(8)]
 
 
 def test_the_clip_of_a_chat(tmp_path, write_clip, times_s, rule, numbers):
