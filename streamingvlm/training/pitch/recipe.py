@@ -47,8 +47,6 @@ _RECORD = "training.json"
 _MODEL_TYPE = "qwen2_5_vl"
 # The text window is recomputed whenever it is cut. Cut by 20 tokens at once, that is one turn in ten (was six in ten).
 _TEXT_STEP_TOKENS = 20
-# Module and dataset of a stage that trains the tower alone, by `Stage.distil_tower`.
-_TOWER_TRAINING = {False: (TowerWithHeads, TowerDataset), True: (TowerWithTeacher, FilmedSecondsDataset)}
 _VIDEO = VideoConfig(min_pixels=FRAME_SIZE**2, max_pixels=FRAME_SIZE**2)
 
 
@@ -80,7 +78,7 @@ class Stage:
     """One stage: the tower is trained, or the language model is trained on clips, drills or both.
 
     train_tower: also train the tower, jointly with the language model, from the frames of the clips.
-    distil_tower: train the tower alone, to give filmed seconds the features that it gives rendered ones.
+    distil_tower: train the tower alone, to give filmed seconds the features that the base's tower gives rendered ones.
     after: name of the stage whose weights this one starts from; by default the previous stage. Two stages that start
         from the same one draw the same random numbers.
     footage: for training of the tower alone or for the clips; clips, drills: None if unused, both None to train the
@@ -136,6 +134,8 @@ class Recipe:
                 f"to {len(self.stages)}"
             )
         for number, stage in enumerate(self.stages):
+            if stage.distil_tower and self.base is None:
+                raise ConfigError(f"stage {stage.name} has distil_tower, but the recipe has no base; give recipe.base")
             before = [earlier.name for earlier in self.stages[:number]]
             if stage.after is not None and stage.after not in before:
                 raise ConfigError(
@@ -199,7 +199,7 @@ class RecipeRun:
     def _model_before(self, number: int) -> Qwen2_5_VLForConditionalGeneration:
         path = self.recipe.path(number)
         if len(path) == 1 and self.recipe.base:
-            return load_model(self.recipe.base, device=self.device, dtype="float32").hf
+            return self._base_model()
         if len(path) == 1:
             model = build_model(tiny_config(self.tokenizer, **self.recipe.sizes))
             if self.recipe.induction_heads:
@@ -207,14 +207,17 @@ class RecipeRun:
             return model.to(self.device)
         return _load(self._stage_folder(path[-2])).to(self.device)
 
+    def _base_model(self) -> Qwen2_5_VLForConditionalGeneration:
+        return load_model(self.recipe.base, device=self.device, dtype="float32").hf
+
     def _train_stage(
         self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage
     ) -> list[dict[str, float]]:
         draw = {"num_examples": stage.fit.num_steps * stage.fit.batch_size, "seed": self._seed_of(number)}
         if stage.trains_tower_alone:
-            of_module, of_dataset = _TOWER_TRAINING[stage.distil_tower]
-            module = of_module(Tower(model)).to(self.device)
-            dataset, collate = of_dataset(stage.footage.render(), **draw), module.collate
+            module = self._tower_module(model, stage).to(self.device)
+            of_seconds = FilmedSecondsDataset if stage.distil_tower else TowerDataset
+            dataset, collate = of_seconds(stage.footage.render(), **draw), module.collate
         else:
             if self.recipe.induction_heads:
                 freeze_induction_heads_(model)
@@ -231,6 +234,11 @@ class RecipeRun:
             callbacks=self.callbacks,
             resume=True,
         )
+
+    def _tower_module(self, model: Qwen2_5_VLForConditionalGeneration, stage: Stage) -> TowerWithHeads:
+        if not stage.distil_tower:
+            return TowerWithHeads(Tower(model))
+        return TowerWithTeacher(Tower(model), Tower(self._base_model()))
 
     def _examples(
         self, model: Qwen2_5_VLForConditionalGeneration, number: int, stage: Stage, draw: Mapping[str, int]
@@ -290,20 +298,18 @@ def export_model(run: RecipeRun, target: str | Path):
     model = run.averaged_model().to(torch.bfloat16)
     for part in (model.config.text_config, model.config.vision_config):
         part.dtype = torch.bfloat16
+    of_base = getattr(model.config, "streamingvlm", {})
     history = run.history()
-    history["stages"] = _stages_of_base(model) | history["stages"]
-    model.config.streamingvlm = stream_defaults(run.recipe) | {"training": history}
+    history["stages"] = of_base.get("training", {}).get("stages", {}) | history["stages"]
+    model.config.streamingvlm = of_base | stream_defaults(run.recipe) | {"training": history}
     _save(model, run.tokenizer, Path(target))
 
 
-def _stages_of_base(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, Any]:
-    """Return the stages that trained the recipe's base, which its stages carry along in their configuration."""
-    return getattr(model.config, "streamingvlm", {}).get("training", {}).get("stages", {})
-
-
 def stream_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Return the stream settings of the model: those it was trained with."""
-    clips = next(stage.clips for stage in reversed(recipe.stages) if stage.clips)
+    """Return the stream settings of the model: those it was trained with; none if no stage has clips."""
+    clips = next((stage.clips for stage in reversed(recipe.stages) if stage.clips), None)
+    if clips is None:
+        return {}
     # The last score is read from text that is no longer in its turn. With keys computed inside that turn it is
     # sometimes misread, so the text is recomputed. Clips have previous text of any length, so a text window that is a
     # step short of full is not new to the model.

@@ -37,9 +37,8 @@ class TowerDataset(SeededDataset):
     def draw(self, index: int, dice: Dice) -> tuple[torch.Tensor, int, int]:
         """Return frames [F, 3, H, W], the index of the event kind and that of the colour (or IGNORED_LABEL)."""
         match, number = self.draw_second(index, dice)
-        second = match.seconds[number]
         frames = mirrored(match.frames[number], dice.below(NUM_MIRRORINGS))
-        return frames, KINDS.index(second.kind), _colour_index(second)
+        return frames, *labels_of(match.seconds[number])
 
     def draw_second(self, index: int, dice: Dice) -> tuple[Footage, int]:
         """Draw a match and the number of a second in it."""
@@ -58,7 +57,10 @@ class TowerWithHeads(nn.Module):
 
     def forward(self, pixels: torch.Tensor, kinds: torch.Tensor, colours: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the loss and the logits of both heads, [S, kinds] and [S, colours]."""
-        mean = self.tower(pixels).mean(dim=1)
+        return self.classify(self.tower(pixels).mean(dim=1), kinds, colours)
+
+    def classify(self, mean: torch.Tensor, kinds: torch.Tensor, colours: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what `forward` does, for the mean tokens [S, D]."""
         kind, colour = self.kind(mean).float(), self.colour(mean).float()
         loss = nn.functional.cross_entropy(kind, kinds)
         if (colours != IGNORED_LABEL).any():
@@ -75,7 +77,9 @@ class TowerWithHeads(nn.Module):
         }
 
 
-def _colour_index(second: PitchSecond) -> int:
+def labels_of(second: PitchSecond) -> tuple[int, int]:
+    """Return the index of a second's event kind, and that of its colour (or IGNORED_LABEL)."""
+    kind = KINDS.index(second.kind)
     if second.actor is None or second.kind in _EVENTS_WITHOUT_VISIBLE_ACTOR:
-        return IGNORED_LABEL
-    return COLOURS.index(second.colours[side_of(second.actor)])
+        return kind, IGNORED_LABEL
+    return kind, COLOURS.index(second.colours[side_of(second.actor)])

@@ -14,6 +14,10 @@ EXPERIMENTS = sorted(path for path, recipe in RECIPES.items() if recipe and "bas
 CONTINUED = sorted(path for path, recipe in RECIPES.items() if recipe and "base" in recipe)
 
 
+def seeds(stages):
+    return {s.footage.first_seed + n for s in stages if s.footage for n in range(s.footage.num_matches)}
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_is_a_recipe(path):
     recipe = recipe_from(yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"])
@@ -26,9 +30,6 @@ def test_an_experiment_is_a_recipe(path):
 def test_the_language_model_is_trained_on_matches_that_the_tower_has_not_seen(path):
     recipe = recipe_from(yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"])
 
-    def seeds(stages):
-        return {s.footage.first_seed + n for s in stages for n in range(s.footage.num_matches)}
-
     tower = seeds(stage for stage in recipe.stages if stage.trains_tower_alone)
     assert not tower & seeds(stage for stage in recipe.stages if stage.clips)
 
@@ -40,7 +41,7 @@ def test_the_embedded_model_has_the_stream_settings_of_its_recipe():
 
 
 @pytest.mark.parametrize("path", CONTINUED, ids=lambda path: path.stem)
-def test_a_further_stage_keeps_the_stream_settings_of_its_base(path):
-    recipe = recipe_from(RECIPES[path])
-    packaged = read_config_json(EMBEDDED[recipe.base])["streamingvlm"]
-    assert {name: packaged.get(name) for name in stream_defaults(recipe)} == stream_defaults(recipe)
+def test_a_further_stage_trains_on_matches_of_its_own(path):
+    own = seeds(recipe_from(RECIPES[path]).stages)
+    others = [seeds(recipe_from(RECIPES[other]).stages) for other in EXPERIMENTS]
+    assert own and not any(own & other for other in others)

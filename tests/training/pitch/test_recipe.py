@@ -33,6 +33,14 @@ def finished(tmp_path_factory):
     return run, run.train()
 
 
+@pytest.fixture(scope="module")
+def base(finished, tmp_path_factory):
+    """The exported model of the finished run."""
+    folder = tmp_path_factory.mktemp("base")
+    export_model(finished[0], folder)
+    return str(folder)
+
+
 def test_every_stage_leaves_a_model_and_a_loss_that_falls(tmp_path):
     recipe = recipe_from(options())
     tower, clips, _ = recipe.stages
@@ -74,21 +82,31 @@ def test_a_stage_can_train_the_tower_too(finished, tmp_path):
     assert not any("mlp" in name for name in still)
 
 
-def test_distillation_changes_the_tower_alone(finished, tmp_path):
-    run, last = finished
-    tower, *stages = run.recipe.stages
+def test_distillation_changes_the_tower_alone_and_keeps_the_settings_of_the_base(finished, base, tmp_path):
+    run, _ = finished
     filmed = FootagePlan(1, 2, 6, camera_percent=100)
-    distil = dataclasses.replace(tower, name="distil", footage=filmed, distil_tower=True)
-    for folder in ("0-tower", "1-clips", "2-chunks"):
-        (tmp_path / folder).symlink_to(run.folder / folder)
-    after = RecipeRun(dataclasses.replace(run.recipe, stages=[tower, *stages, distil]), tmp_path).train()
-    before, after = (load_file(folder / "model.safetensors") for folder in (last, after))
+    distil = dataclasses.replace(run.recipe.stages[0], name="distil", footage=filmed, distil_tower=True)
+    further = RecipeRun(dataclasses.replace(run.recipe, base=base, stages=[distil]), tmp_path / "further")
+    further.train()
+    export_model(further, tmp_path / "model")
+    folders = (Path(base), tmp_path / "model")
+    before, after = (load_file(folder / "model.safetensors") for folder in folders)
     assert {"visual" in name for name in before if not torch.equal(before[name], after[name])} == {True}
+    before, after = (json.loads((folder / "config.json").read_text())["streamingvlm"] for folder in folders)
+    assert {*before.pop("training")["stages"], "distil"} == {*after.pop("training")["stages"]}
+    assert before == after
 
 
 def test_distillation_of_a_stage_with_clips_is_refused():
     with pytest.raises(ConfigError, match="stage clips has distil_tower and clips"):
         dataclasses.replace(recipe_from(options()).stages[1], distil_tower=True)
+
+
+def test_distillation_needs_a_base():
+    recipe = options()
+    recipe["stages"][0]["distil_tower"] = True
+    with pytest.raises(ConfigError, match="stage tower has distil_tower, but the recipe has no base"):
+        recipe_from(recipe)
 
 
 def test_footage_gives_frames_until_it_is_encoded(finished):
@@ -119,7 +137,7 @@ class Interruption(TrainerCallback):
 
 
 @pytest.mark.parametrize("changes", [{}, {"train_tower": True}, {"clips": None, "distil_tower": True}], ids=str)
-def test_a_stage_resumes_from_its_newest_checkpoint(finished, tmp_path, changes):
+def test_a_stage_resumes_from_its_newest_checkpoint(finished, base, tmp_path, changes):
     run, _ = finished
     tower, stage, _ = run.recipe.stages
     for every, folder, callbacks in ((0, "whole", []), (2, "resumed", [Interruption()]), (2, "resumed", [])):
@@ -128,7 +146,8 @@ def test_a_stage_resumes_from_its_newest_checkpoint(finished, tmp_path, changes)
         (tmp_path / folder).mkdir(exist_ok=True)
         if not (tmp_path / folder / "0-tower").exists():
             (tmp_path / folder / "0-tower").symlink_to(run.folder / "0-tower")
-        recipe_run = RecipeRun(dataclasses.replace(run.recipe, stages=stages), tmp_path / folder, callbacks=callbacks)
+        recipe = dataclasses.replace(run.recipe, stages=stages, base=base)
+        recipe_run = RecipeRun(recipe, tmp_path / folder, callbacks=callbacks)
         with pytest.raises(KeyboardInterrupt) if callbacks else contextlib.nullcontext():
             recipe_run.train()
     resumed, whole = (load_file(tmp_path / folder / "1-clips/model.safetensors") for folder in ("resumed", "whole"))
@@ -169,20 +188,18 @@ def test_a_stage_starts_from_the_stage_that_it_names(finished, tmp_path):
     assert all(torch.equal(weights, second[name]) for name, weights in first.items())
 
 
-def test_a_recipe_continues_from_a_checkpoint_on_filmed_matches(finished, tmp_path):
+def test_a_recipe_continues_from_a_checkpoint_on_filmed_matches(finished, base, tmp_path):
     run, _ = finished
-    base = tmp_path / "base"
-    export_model(run, base)
     stage = dataclasses.replace(
         run.recipe.stages[1],
         name="cameras",
         fit=dataclasses.replace(run.recipe.stages[1].fit, learning_rate=1e-9),
         footage=dataclasses.replace(run.recipe.stages[1].footage, camera_percent=100),
     )
-    further = RecipeRun(dataclasses.replace(run.recipe, base=str(base), stages=[stage]), tmp_path / "further")
+    further = RecipeRun(dataclasses.replace(run.recipe, base=base, stages=[stage]), tmp_path / "further")
     further.train()
     export_model(further, tmp_path / "model")
-    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "model"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (Path(base), tmp_path / "model"))
     assert all(torch.allclose(weights.float(), after[name].float(), atol=1e-3) for name, weights in before.items())
     stages = json.loads((tmp_path / "model" / "config.json").read_text())["streamingvlm"]["training"]["stages"]
     assert set(stages) == {"tower", "clips", "chunks", "cameras"}
