@@ -1,7 +1,7 @@
 """Distillation of the vision tower: filmed seconds get the features that rendered ones have.
 
-The teacher is the tower of the recipe's base and sees each second as rendered; the student sees it as a camera films it.
-The language model can read the student's features as it read the teacher's, without further training. The heads of
+The teacher is the tower of the recipe's base and sees each second as rendered; the student sees it as filmed. The
+language model can read the student's features as it read the teacher's, without further training. The heads of
 `TowerWithHeads` make the student keep what decides a line, which is a small part of the features.
 """
 
@@ -42,7 +42,7 @@ class TowerWithTeacher(TowerWithHeads):
     ) -> dict[str, torch.Tensor]:
         """Return the loss, and the logits of both heads for the filmed seconds.
 
-        The loss has the squared errors of the tokens and of their mean, each relative to the teacher's variance, and the
+        The loss is the squared errors of the tokens and of their mean, each relative to the teacher's variance, plus the
         loss of the heads.
         """
         with torch.no_grad():
