@@ -1,7 +1,7 @@
 """What transcripts contain beside speech: sounds in brackets, speaker labels, and the signs of music.
 
 ``Word:`` at the start of a line may be a speaker's name or speech ("GOAL: the red team"). It is a label if a mark of a
-new speaker precedes it, if it is SPEAKER with a number, or if it opens several cues of a transcript.
+new speaker precedes it, if it is SPEAKER with a number, or if it recurs and labels open a tenth of the cues or more.
 """
 
 from collections import Counter
@@ -12,11 +12,12 @@ import regex
 
 NON_SPEECH = {
     "sound": "dropped: a sound or a name in brackets, such as [Music] or (applause)",
-    "speaker": "dropped: the mark or the label of a speaker, such as >>, or a name that opens several cues as ANNA:",
+    "speaker": "dropped: the mark or the label of a speaker, such as >>, or names that recur as ANNA:",
     "note": "dropped: the sign of music",
 }
 """The meaning of each count in the manifest."""
 
+_MIN_LABELLED = 0.1
 _NAME = r"\p{Lu}[\p{L}.'’-]*(?: \p{Lu}[\p{L}.'’-]*){0,2}"
 _LABEL = rf"(?:(?:SPEAKER|Speaker)[ _]?\w{{1,3}}|(?P<name>{_NAME})):(?=\s|$)"
 _SPEAKER = regex.compile(rf"(?m)^\s*(?:(?P<mark>>>+|[-–—](?=\s*\p{{L}}))\s*(?:{_LABEL})?|{_LABEL})")
@@ -25,10 +26,14 @@ _NOTE = regex.compile(r"[♪♫♩♬🎵🎶]+")
 
 
 def recurring_labels(cues: Iterable[Sequence[str]]) -> frozenset[str]:
-    """Return the names that open several cues of a transcript as ``Name:``; ``cues``: the texts of each cue."""
-    found = (_SPEAKER.match("".join(texts)) for texts in cues)
+    """Return the names that open several cues of a transcript as ``Name:``; ``cues``: the texts of each cue.
+
+    Returns none if they open less than a tenth of the cues: "GOAL:" now and then is speech.
+    """
+    found = [_SPEAKER.match("".join(texts)) for texts in cues]
     names = Counter(match["name"] for match in found if match and match["name"])
-    return frozenset(name for name, num_cues in names.items() if num_cues > 1)
+    recurring = {name: num_cues for name, num_cues in names.items() if num_cues > 1}
+    return frozenset(recurring if sum(recurring.values()) >= _MIN_LABELLED * len(found) else ())
 
 
 def without_non_speech(texts: Sequence[str], counts: Counter[str], labels: Set[str] = frozenset()) -> list[str]:

@@ -30,6 +30,8 @@ RULES = {
 }
 """The meaning of each count in the manifest."""
 
+# Zero-width and soft break points, byte-order marks, and marks of direction; joiners stay, which shape letters.
+_NOT_SHOWN = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _CLOCK = re.compile(r"\s*(?:(?:(\d+):)?(\d+):)?(\d+(?:[.,]\d+)?)\s*s?\s*", re.ASCII)
 
 
@@ -141,8 +143,8 @@ def _shares(lengths: Sequence[int], start_s: float, end_s: float) -> list[tuple[
 
 
 def clean_text(text: str) -> str:
-    """Replace lone surrogates, which JSON can encode and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    """Replace lone surrogates, which JSON can encode and UTF-8 cannot, and drop marks that are not shown."""
+    return _NOT_SHOWN.sub("", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _timed(cue: Cue, counts: Counter[str], labels: Set[str]) -> Iterator[TimedText]:

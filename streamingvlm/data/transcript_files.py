@@ -28,6 +28,10 @@ _ENCODINGS = {
 }
 
 
+# The first line of an .ass, .ssa or .lrc file.
+_BRACKETED_LINE = re.compile(r"\s*\[(?:[A-Z][\w+ ]*|\w+:[^\]\n]*|\d+:\d+[.:]\d+)\]")
+
+
 def read_cues(path: str | Path) -> list[Cue]:
     """Read a transcript of any of these formats. Raises DataError with the file and the fault."""
     text = _read_text(Path(path))
@@ -37,13 +41,16 @@ def read_cues(path: str | Path) -> list[Cue]:
             "give another transcript"
         )
     start = text.lstrip()[:1]
-    if start and start in "{[":
+    if start and start in "{[" and not _BRACKETED_LINE.match(text):
         return _whisper_cues(_json(text, path), path)
     if text.startswith("WEBVTT"):
         return caption_cues(text, "vtt", path)
     if _SUBRIP_TIMING.search(text):
         return caption_cues(text, "srt", path)
-    raise DataError(f"{path} is not a transcript; give WhisperX or faster-whisper JSON, WebVTT or SubRip")
+    raise DataError(
+        f"{path} is not a transcript; give WhisperX or faster-whisper JSON, WebVTT or SubRip (ffmpeg -i FILE NEW.srt "
+        "converts other captions)"
+    )
 
 
 def segment_cue(segment: Any, where: str) -> Cue:

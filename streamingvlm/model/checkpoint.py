@@ -21,6 +21,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HUB_TEXT_FILES = ["*.json", "*.txt", "*.jinja"]
 _HUB_FILES = [*_HUB_TEXT_FILES, "*.safetensors"]
+_INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
@@ -86,19 +87,31 @@ def _adapter_found(folder: Path, *, beside_model: bool) -> str:
 
 def check_weights_exist(folder: Path):
     """Raise CheckpointError unless the folder has all its weights in safetensors."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / _INDEX
     if (folder / "model.safetensors").is_file():
         return
     if not index.is_file():
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         found = f"only {pickled[0]}, which can execute code when read" if pickled else "no weights"
         raise CheckpointError(f"{folder} has {found}; put model.safetensors (or its shards and their index) there")
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of shards ({first_line(error)}); copy it again") from error
+    shards = _shards(index)
+    if outside := sorted(shard for shard in shards if Path(shard).name != shard):
+        raise CheckpointError(f"{index} names {outside[0]}, expected the name of a file beside it; correct the index")
     if absent := sorted(shard for shard in shards if not (folder / shard).is_file()):
         raise CheckpointError(f"{folder} lacks {len(absent)} of {len(shards)} shards ({absent[0]}); copy them there")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a folder that `check_weights_exist` has checked."""
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else [folder / shard for shard in sorted(_shards(folder / _INDEX))]
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of shards ({first_line(error)}); copy it again") from error
 
 
 def has_tokenizer(folder: Path) -> bool:

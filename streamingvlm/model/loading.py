@@ -40,14 +40,14 @@ from streamingvlm.model.quantization import (
     stored_quantization,
 )
 from streamingvlm.model.rotation import Rotation
-from streamingvlm.model.stream_settings import read_stream_settings
+from streamingvlm.model.stream_settings import check_settings, read_stream_settings
 from streamingvlm.model.vision import Resize, VisionEncoder
+from streamingvlm.model.weights import check_finite, check_keys, check_stored_dtypes
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_NUM_KEYS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ def load_model(
     if stored is not None and quantization is not None:
         raise ConfigError(f"{folder} is quantised by {stored} already; leave model.quantization={method} out")
     check_weights_exist(folder)
+    if stored is None:
+        check_stored_dtypes(folder)
     with quiet_transformers():
         config = _load_config(folder)
         tokenizer = _load_tokenizer(folder, config)
@@ -150,11 +152,13 @@ def load_model(
         hf = _load_weights(folder, family, config, dtype, attention or "sdpa", quantization, device, stored)
         if quantization is not None:
             check_quantised(hf.model.language_model, method)
+        elif stored is None:
+            hf = hf.to(device)  # type: ignore[arg-type] # transformers' wrapper of `to` hides its signature
+            check_finite(hf, folder)
     choose_kernels_(hf, attention, device, dtype, cpu_kernels=cpu_kernels)
     return StreamingModel(
         name=str(name),
-        # Quantised weights were made on the device. transformers' wrapper of `to` hides its signature.
-        hf=(hf.to(device) if quantization is stored is None else hf).eval(),  # type: ignore[arg-type]
+        hf=hf.eval(),
         tokenizer=tokenizer,
         family=family,
         stream_defaults=stream_defaults,
@@ -224,7 +228,9 @@ def _family(config_json: Mapping[str, Any], folder: Path) -> Family:
 def _with_settings(family: Family, folder: Path, vision: Any, own: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     """Return the family as this checkpoint's files describe it, and the settings of its streams."""
     family, recommended = read_processor_settings(folder, family.with_vision_config(vision.to_dict()), own)
-    return family.with_turn_format(own.get("turn_format")), {**recommended, **own}
+    settings = {**recommended, **own}
+    check_settings(settings, f"the settings in the processor files of {folder}")
+    return family.with_turn_format(own.get("turn_format")), settings
 
 
 def _load_config(folder: Path) -> transformers.PreTrainedConfig:
@@ -287,7 +293,7 @@ def _load_weights(
             attn_implementation={"text_config": attention, "vision_config": "sdpa"},
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # reported by _check_keys
+            ignore_mismatched_sizes=True,  # reported by check_keys
             output_loading_info=True,
             **placement,
         )
@@ -309,7 +315,7 @@ def _load_weights(
         raise CheckpointError(
             f"the weights of {folder} cannot be read ({first_line(error)}); copy them again"
         ) from error
-    _check_keys(info, folder)
+    check_keys(info, folder)
     return hf
 
 
@@ -339,21 +345,6 @@ def choose_kernels_(
 def _uses_windowed_attention(attention: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Return True if the vision tower attends in all windows at once. Elsewhere transformers loops over them."""
     return attention is None and device.type == "cuda" and dtype != torch.float32
-
-
-def _check_keys(info: Mapping[str, Any], folder: Path):
-    problems = {
-        "are missing": info["missing_keys"],
-        "are not of this architecture": info["unexpected_keys"],
-        "have another shape than config.json says": [key for key, *_ in info["mismatched_keys"]],
-    }
-    for problem, keys in problems.items():
-        if keys:
-            more = f" and {len(keys) - _NUM_KEYS_SHOWN} more" if len(keys) > _NUM_KEYS_SHOWN else ""
-            shown = ", ".join(sorted(keys)[:_NUM_KEYS_SHOWN]) + more
-            raise CheckpointError(
-                f"weights of {folder} {problem} ({shown}); take weights and config.json of one checkpoint"
-            )
 
 
 def dtype_named(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

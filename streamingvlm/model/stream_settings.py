@@ -5,13 +5,16 @@ settings that differ from it. Keys that are not settings (a record of the traini
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from streamingvlm.config import RENAMED_SETTINGS, TURN_FORMATS, CacheConfig, SamplingConfig, VideoConfig
-from streamingvlm.errors import CheckpointError
+from streamingvlm.config import RENAMED_SETTINGS, TURN_FORMATS, CacheConfig, SamplingConfig, VideoConfig, resolve
+from streamingvlm.errors import CheckpointError, ConfigError
 
 SETTINGS_KEY = "streamingvlm"
+_CONFIGS: tuple[type, ...] = (CacheConfig, VideoConfig, SamplingConfig)
 
 # These determine the tokens of a turn, so streams should keep them. Windows and sampling are a stream's own choice.
 _TURN_SETTINGS = ("turn_format", "fps", "turn_s", "min_pixels", "max_pixels", "resize")
@@ -53,7 +56,21 @@ def read_stream_settings(config_json: Mapping[str, Any], folder: Path) -> dict[s
             f"{folder} was trained with the turn format {name!r}, expected one of {', '.join(TURN_FORMATS)}; "
             "use the version of streamingvlm that trained it"
         )
+    check_settings(settings, f"the key {SETTINGS_KEY} of {folder / 'config.json'}")
     return settings
+
+
+def check_settings(settings: Mapping[str, Any], where: str):
+    """Raise CheckpointError for a misspelt setting or an impossible value; ``where`` it was found."""
+    known = {field.name for kind in _CONFIGS for field in fields(kind)}
+    for key in settings.keys() - known:
+        if near := get_close_matches(key, known, 1, cutoff=0.8):
+            raise CheckpointError(f"{where} has {key!r}, which is unknown; {near[0]} is meant, or remove it")
+    for kind in _CONFIGS:
+        try:
+            resolve(kind, None, settings)
+        except ConfigError as error:
+            raise CheckpointError(f"{where} cannot be used: {error}") from error
 
 
 def contradictions(video: VideoConfig, settings: Mapping[str, Any]) -> list[str]:

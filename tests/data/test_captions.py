@@ -137,6 +137,19 @@ def test_a_name_that_opens_several_cues_is_a_speaker(read, write):
     assert counts == {"speaker": 4}
 
 
+@FORMATS
+def test_a_word_that_opens_a_cue_now_and_then_is_speech(read, write):
+    cues = [(second, second + 1, "GOAL: red" if second in (3, 9) else f"word {second}") for second in range(30)]
+    lines, counts = read(write(*cues), 30)
+    assert (lines[3], lines[9], counts) == ("GOAL: red", "GOAL: red", {})
+
+
+@FORMATS
+def test_marks_that_are_not_shown_are_dropped(read, write):
+    lines, _ = read(write((0, 1, "\u200bgo\u00adal\u200f for\ufeff"), (1, 2, "\u202bred\u202c"), (2, 3, "می\u200cرود")))
+    assert lines[:3] == ["goal for", "red", "می\u200cرود"]
+
+
 def test_voices_and_readings_of_webvtt(read):
     cues = [(0, 1, "<v Anna>goal</v> <v Bo>yes</v>"), (1, 2, "<ruby>球<rt>たま</rt></ruby>だ")]
     assert read(vtt(*cues), 2) == (["goal yes", "球だ"], {"speaker": 2})

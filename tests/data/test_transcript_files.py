@@ -149,3 +149,21 @@ def test_a_file_that_is_not_a_transcript_is_named_in_one_line(words_of, content,
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.json cannot be read"):
         read_cues(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Script Info]\nTitle: x\n",
+        "[V4+ Styles]\n",
+        "[ti:Match]\n[00:01.00]goal\n",
+        "[00:01.00]goal\n",
+        "0:00:00.000,0:00:01.000\ngoal\n",
+    ],
+    ids=["ass", "ssa", "lrc with a title", "lrc", "sbv"],
+)
+def test_captions_of_another_kind_are_told_how_to_be_converted(tmp_path, text):
+    path = tmp_path / "captions"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"is not a transcript; .* \(ffmpeg -i FILE NEW.srt converts other captions\)"):
+        read_cues(path)

@@ -194,6 +194,21 @@ def misshapen_weight(folder):
     edit_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.zeros(5)}))
 
 
+def nan_weight(folder):
+    edit_weights(folder, lambda weights: weights["model.norm.weight"].fill_(torch.nan))
+
+
+def integer_weights(folder):
+    name = "model.layers.0.mlp.down_proj.weight"
+    edit_weights(folder, lambda weights: weights.update({name: weights[name].to(torch.int8)}))
+
+
+def shards_elsewhere(folder):
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def text_config(**values):
     def spoil(folder):
         config = json.loads((folder / "config.json").read_text())
@@ -279,6 +294,24 @@ SPOILT = {
         lambda folder: edit_config(folder, streamingvlm={"fps": 2.0, "chunk_s": 1.0}),
         "was renamed to streamingvlm.turn_s; rename it there",
     ),
+    "misspelt setting": (
+        lambda folder: edit_config(folder, streamingvlm={"vision_windw_s": 8.0}),
+        "has 'vision_windw_s', which is unknown; vision_window_s is meant",
+    ),
+    "setting of another type": (
+        lambda folder: edit_config(folder, streamingvlm={"fps": "two"}),
+        "cannot be used: video.fps='two' is not a number",
+    ),
+    "sampling out of range": (
+        write("generation_config.json", '{"top_p": 2}'),
+        "the settings in the processor files of",
+    ),
+    "weights of NaN": (nan_weight, "are not finite (model.language_model.norm.weight); the training that wrote them"),
+    "8-bit weights": (
+        integer_weights,
+        "has weights of type I8 (model.layers.0.mlp.down_proj.weight), but config.json has no quantization_config",
+    ),
+    "shards elsewhere": (shards_elsewhere, "names ../model.safetensors, expected the name of a file beside it"),
     "no weights": (without("model.safetensors"), "has no weights; put model.safetensors"),
     "pickled weights": (pickled, "has only pytorch_model.bin, which can execute code when read; put model.safetensors"),
     "index of nonsense": (

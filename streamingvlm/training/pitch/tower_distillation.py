@@ -42,8 +42,8 @@ class TowerWithTeacher(TowerWithHeads):
     ) -> dict[str, torch.Tensor]:
         """Return the loss, and the logits of both heads for the filmed seconds.
 
-        The loss is the squared errors of the tokens and of their mean, each relative to the teacher's variance, plus the
-        loss of the heads.
+        The loss is the squared errors of the tokens and of their mean, relative to the teacher's variances, plus that
+        of the heads.
         """
         with torch.no_grad():
             target = self.teacher(rendered).float()
