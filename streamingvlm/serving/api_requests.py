@@ -18,8 +18,17 @@ MAX_TIME_S = 9_000_000.0
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 
 
-class ApiRequest(BaseModel):
-    """Base of the request bodies; an unknown field is refused."""
+class RequestBody(BaseModel):
+    """Base of all request bodies: a null means that the field is absent, as at OpenAI."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: Any) -> Any:
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
+
+
+class ApiRequest(RequestBody):
+    """Base of the session API's request bodies; an unknown field is refused."""
 
     model_config = ConfigDict(extra="forbid")
 

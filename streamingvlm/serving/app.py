@@ -57,6 +57,15 @@ def base_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
     return app
 
 
+_NO_JSON = "the body is not one JSON object in UTF-8; send it uncompressed, with Content-Type: application/json"
+# Messages of FastAPI and Starlette that lack the remedy.
+_FRAMEWORK_MESSAGES = {
+    "There was an error parsing the body": _NO_JSON,
+    "Not Found": "there is nothing at {path}; docs/serving.md lists the addresses",
+    "Method Not Allowed": "{method} is not allowed at {path}; see the Allow header",
+}
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     manager: SessionManager = app.state.manager
@@ -73,8 +82,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(sweeping, return_exceptions=True)
 
 
-async def _on_http_error(_: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    message = str(error.detail)
+    if message in _FRAMEWORK_MESSAGES:
+        message = _FRAMEWORK_MESSAGES[message].format(method=request.method, path=request.url.path[:100])
+    return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
 
 
 async def _on_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -97,8 +109,9 @@ def _first_error(error: RequestValidationError) -> str:
     """
     errors = error.errors()
     deepest = max(errors, key=lambda one: len(one["loc"]))
-    if deepest["type"] == "json_invalid":
-        return "the request is not valid JSON; send one object"
+    is_whole_body = tuple(deepest["loc"]) == ("body",) and deepest["type"] != "value_error"
+    if is_whole_body or deepest["type"] == "json_invalid":
+        return _NO_JSON
     field = ".".join(str(part) for part in deepest["loc"][1:])  # the first is "body", "query" or "path"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     message = str(deepest["msg"]).removeprefix("Value error, ")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from streamingvlm.config import VideoConfig
 from streamingvlm.errors import VideoError
 from streamingvlm.serving.api_errors import ApiError
-from streamingvlm.serving.api_requests import check_unicode
+from streamingvlm.serving.api_requests import RequestBody, check_unicode
 from streamingvlm.serving.jpeg import decode_picture
 from streamingvlm.serving.server_config import ServerLimits
 from streamingvlm.video.pyav import open_container
@@ -61,15 +61,9 @@ _WITHOUT_EFFECT = {
 """Parameters that change no answer. All others are refused, as OpenAI does."""
 
 
-class _OpenAIModel(BaseModel):
+class _OpenAIModel(RequestBody):
     # Parts and messages have fields that do not change an answer, such as name.
     model_config = ConfigDict(extra="ignore")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, fields: Any) -> Any:
-        """A null means that the field is absent, as at OpenAI."""
-        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
 
 
 class MediaUrl(_OpenAIModel):
@@ -101,10 +95,15 @@ class ChatMessage(_OpenAIModel):
     content: str | list[MessagePart] | None = None
 
     def text(self) -> str:
-        """Return the text of the message."""
-        if isinstance(self.content, str):
-            return check_unicode(self.content)
-        return check_unicode("\n".join(part.text for part in self.content or [] if part.type == "text" and part.text))
+        """Return the text of the message, "" if it is blank."""
+        parts = self.content if isinstance(self.content, list) else [MessagePart(type="text", text=self.content)]
+        text = check_unicode("\n".join(part.text for part in parts if part.type == "text" and part.text))
+        return text if text.strip() else ""
+
+    @property
+    def has_media(self) -> bool:
+        """Return True if there is a picture or a video."""
+        return isinstance(self.content, list) and any(part.type != "text" for part in self.content)
 
     def urls(self, kind: str) -> list[str]:
         """Return the URLs of all parts of type ``image_url`` or ``video_url``, in order. Raises ApiError."""
@@ -133,6 +132,14 @@ class ChatRequest(_OpenAIModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _media_is_the_users(self) -> "ChatRequest":
+        if any(message.role != "user" and message.has_media for message in self.messages):
+            raise ValueError("only messages of the user may have pictures and videos; move them there")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream=true; leave it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """One-shot clips, asked for by OpenAI's own client."""
 
 import base64
+import gzip
 import io
 import threading
 import time
@@ -305,6 +306,47 @@ def test_a_null_means_that_the_field_is_absent(locked, match_jpegs):
     parts = [{**part, "text": None, "video_url": None} for part in images(match_jpegs[:2])]
     body = {"model": "pitch", "messages": user(*parts), **dict.fromkeys(names)}
     assert locked.http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_pictures_of_others_than_the_user_are_refused(locked, match_jpegs, role):
+    messages = [*user(*images(match_jpegs[:2])), {"role": role, "content": images(match_jpegs[:2])}]
+    body = {"model": "pitch", "messages": [*messages, *user({"type": "text", "text": "Who has the ball?"})]}
+    assert "only messages of the user may have pictures" in error_of(
+        locked.http.post("/v1/chat/completions", json=body)
+    )
+
+
+def test_a_blank_text_asks_nothing(client, match_jpegs):
+    def said(*parts):
+        messages = user(*images(match_jpegs[:4]), *parts)
+        return client.chat.completions.create(model="pitch", messages=messages).choices[0].message.content
+
+    assert said({"type": "text", "text": " \n"}) == said()
+
+
+def test_stream_options_need_a_stream(client, match_jpegs):
+    with pytest.raises(openai.BadRequestError, match="stream_options needs stream=true; leave it out"):
+        client.chat.completions.create(
+            model="pitch", messages=user(*images(match_jpegs[:2])), stream_options={"include_usage": True}
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b"{}", {"content-type": "text/plain"}),
+        (gzip.compress(b"{}"), {"content-type": "application/json", "content-encoding": "gzip"}),
+        ("{'é'}".encode("latin-1"), {"content-type": "application/json"}),
+        (b"[]", {"content-type": "application/json"}),
+        (b"", {}),
+    ],
+    ids=["text", "gzip", "latin-1", "a list", "nothing"],
+)
+def test_a_body_that_is_no_json_object_is_told_what_to_send(locked, content, headers):
+    response = locked.http.post("/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == 400
+    assert "the body is not one JSON object in UTF-8; send it uncompressed" in error_of(response)
 
 
 def test_an_image_url_as_a_string_gets_the_right_form(locked):

@@ -284,3 +284,18 @@ def test_metrics_of_sessions_lines_and_caches(serving, match_jpegs):
         assert metrics["streamingvlm_cache_tokens"] == state["cache"]["num_tokens"]
         assert metrics['streamingvlm_frames_total{outcome="accepted"}'] == 8
         assert 0 < metrics["streamingvlm_cache_fill_max"] <= 1
+
+
+def test_a_null_means_that_the_field_is_absent(server):
+    nulls = dict.fromkeys(["source", "query", "previous_text", "lag", "cache", "sampling"])
+    response = server.http.post("/v1/sessions", json=nulls)
+    assert response.status_code == 201
+    server.http.delete(f"/v1/sessions/{response.json()['id']}")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "told"),
+    [("GET", "/v1/nothing", "there is nothing at /v1/nothing"), ("PUT", "/v1/sessions", "PUT is not allowed at")],
+)
+def test_a_wrong_address_is_named(server, method, path, told):
+    assert told in error_of(server.http.request(method, path))
