@@ -1,10 +1,12 @@
 """Looks at paths before torch is imported, so that a wrong one is reported at once."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from streamingvlm.cli.configurations import choices
+from streamingvlm.config import above
 from streamingvlm.data.manifest import read_manifest
 from streamingvlm.data.sources import resolve_sources
 from streamingvlm.errors import CheckpointError, ConfigError
@@ -17,9 +19,15 @@ _QUESTIONS = ("transcripts", "segments", "events", "questions")
 
 
 def check_stream(options: dict[str, Any]):
-    """Check the sources and the model."""
-    source = options["source"] or []
+    """Check the sources, the part of them and the model."""
+    if not 0 <= options["start_s"] < math.inf:
+        raise ConfigError(f"start_s={options['start_s']}, expected seconds from the start of the file, such as 60")
+    if options["duration_s"] is not None:
+        above("duration_s", options["duration_s"], 0, "seconds to watch; null is all")
+    source = [] if options["source"] is None else options["source"]
     for name in [source] if isinstance(source, str) else source:
+        if not name.strip():
+            raise ConfigError("the source is empty; give a video, or nothing to watch the embedded match")
         address = parse_address(os.path.expanduser(name))
         if address.kind == "file" and not Path(address.target).is_dir():
             check_video_file(address.target)

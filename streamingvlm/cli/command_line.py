@@ -74,11 +74,15 @@ class Command:
             raise ConfigError(
                 f"{second} is a second {self.plain} after {first}; give one, in quotes if it contains spaces"
             )
-        chosen = [self._override(word) for word in kept if word.partition("=")[0] in GROUPS]
+        chosen = self.choices_in(kept)
         overrides = [self._override(self._spelled_out(word, chosen)) for word in kept]
         if len(plain) > 1:
             return [*overrides, f"{self.plain}=[{','.join(map(quote, plain))}]"]
         return overrides + [f"{self.plain}={quote(word)}" for word in plain]
+
+    def choices_in(self, words: Sequence[str]) -> list[str]:
+        """Return the overrides that choose a file of a group, such as ``benchmark=pitch``."""
+        return [self._override(word) for word in words if word.partition("=")[0] in GROUPS]
 
     def _is_override(self, word: str) -> bool:
         """Return True for ``name=value``, unless a file has that name and no option does, and for ``~name``."""
@@ -141,5 +145,7 @@ def _first_part(key: str) -> str:
 
 
 def _unknown_flag(word: str) -> ConfigError:
+    if Path(word).exists():
+        return ConfigError(f"{word} looks like an option; give the file as ./{word}")
     name = (word.lstrip("-") or "name").partition("=")[0]
     return ConfigError(f"{word} is unknown; options are written {name}=VALUE, and --help lists them")

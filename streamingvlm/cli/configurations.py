@@ -1,10 +1,13 @@
 """The files of ``configs/``, in the checkout or in the wheel, and their composition by Hydra."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+
+from streamingvlm.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
@@ -31,3 +34,17 @@ def option_names(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, bo
             yield from option_names(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", node
+
+
+def check_types(given: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""):
+    """Raise ConfigError for a value that is no number, or neither true nor false, where the default is one."""
+    for name, value in given.items():
+        default, key = defaults.get(name), f"{prefix}{name}"
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, dict) and isinstance(default, dict):
+            check_types(value, default, f"{key}.")
+        elif isinstance(default, bool):
+            if not isinstance(value, bool | None):
+                raise ConfigError(f"{key}={value} is neither true nor false; give one of them")
+        elif isinstance(default, int | float) and not (is_number or value is None):
+            raise ConfigError(f"{key}={value} is not a number; give one, such as {default}")

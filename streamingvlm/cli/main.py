@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import streamingvlm
 from streamingvlm.cli.command_line import Command
-from streamingvlm.cli.configurations import compose_config
+from streamingvlm.cli.configurations import check_types, compose_config
 from streamingvlm.cli.explanations import explain, nearest
 from streamingvlm.cli.help_page import help_page, verbs_page
 from streamingvlm.cli.verbs import VERBS
@@ -51,6 +51,7 @@ def run(command: Command, words: Sequence[str]):
             return
         config = compose_config(command.config_name, command.overrides(words))
         options = OmegaConf.to_container(config, resolve=True)
+        check_types(options, OmegaConf.to_container(compose_config(command.config_name, command.choices_in(words))))
         if command.check:
             command.check(options)
         _task(command)(options)

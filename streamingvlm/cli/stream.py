@@ -94,8 +94,6 @@ def check_sources(addresses: list[Address], options: dict[str, Any]):
         raise ConfigError(f"start_s={options['start_s']}, but {live[0].shown} is live; leave start_s out")
     if live and writes_video:
         raise ConfigError(f"output has mp4, but {live[0].shown} is live; a captioned video is made from a file")
-    if not 0 <= options["start_s"] < math.inf:
-        raise ConfigError(f"start_s={options['start_s']}, expected seconds from the start of the file, such as 60")
     if num > 1 and path and is_one_file(path):
         raise ConfigError(f"output.path={path} is one file, but {num} videos are given; name a folder")
     if num > 1 and options["autosave"]:

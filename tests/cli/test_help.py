@@ -129,6 +129,14 @@ def test_a_wrong_verb_is_answered_with_the_right_one(word, message, monkeypatch,
 
 WRONG = {
     "a wrong path": ["stream", "nowhere.mp4"],
+    "a file that looks like an option": ["stream", "-dash.mp4"],
+    "an empty source": ["stream", ""],
+    "a start that is no number": ["stream", "start_s=soon"],
+    "no duration": ["stream", "duration_s=0"],
+    "a duration that is no number": ["stream", "duration_s=long"],
+    "a number that is none, in a group": ["stream", "live.stall_timeout_s=wide"],
+    "a switch that is neither true nor false": ["stream", "output.overwrite=perhaps"],
+    "a port that is no number": ["serve", "port=http"],
     "an unknown option": ["stream", "cache.vision_windw_s=8"],
     "training without data": ["train"],
     "a batch of no examples": ["train", "data=small", "fit.batch_size=0"],
@@ -151,6 +159,7 @@ finally:
 
 @pytest.mark.parametrize("words", WRONG.values(), ids=WRONG)
 def test_wrong_input_is_refused_before_torch_is_imported(words, folder):
+    (folder / "-dash.mp4").touch()
     for name, split in (("small", "chunks_train"), ("held_out", "chunks_held_out")):
         (folder / name).mkdir()
         (folder / name / MANIFEST).write_text(json.dumps({"version": VERSION, "counts": {split: 3}}))
