@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from streamingvlm.cache.kv_cache import bytes_per_token
+from streamingvlm.cli.architectures import architecture_named
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.sizing import StreamSizing, tokens_per_s
 from streamingvlm.inference.stream_config import StreamConfig
@@ -13,6 +17,7 @@ from streamingvlm.model.family import FAMILIES
 from streamingvlm.model.loading import load_model, load_without_weights
 from streamingvlm.pitch.tokenizer import build_tokenizer
 
+ROOT = Path(__file__).parents[2]
 NUM_STREAMS = 3
 SMALL = {"cache": {"vision_window_s": 8.0}, "video": {"max_pixels": 100_000}}
 
@@ -89,3 +94,18 @@ def test_the_tokens_of_a_second_are_those_of_its_frames(tiny_checkpoint, model_t
     config = StreamConfig.resolve(model)
     frames = torch.zeros(config.video.num_frames, 3, 360, 640, dtype=torch.uint8)
     assert tokens_per_s(config, 360, 640) == len(config.vision_encoder.features(frames).embeddings)
+
+
+def test_the_page_has_the_bytes_of_a_token():
+    page = (ROOT / "docs" / "sizing.md").read_text(encoding="utf-8")
+    for row, architecture, dtype in (
+        ("shape of Qwen2.5-VL-3B | bfloat16", "3b", torch.bfloat16),
+        ("shape of Qwen2.5-VL-7B | bfloat16", "7b", torch.bfloat16),
+        ("embedded model | float32", None, torch.float32),
+    ):
+        text_config = (
+            load_without_weights("pitch").hf.config.text_config
+            if architecture is None
+            else SimpleNamespace(**architecture_named(architecture)["text_config"])
+        )
+        assert f"| {row} | {bytes_per_token(text_config, dtype):,} |" in page
