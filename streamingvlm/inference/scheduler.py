@@ -1,18 +1,22 @@
 """Decides which requests run in the next round, and how many tokens of each.
 
 A request waits, prefills, then decodes; it may end after any of the three. At most one request of a stream runs at a
-time. A round prefills at most max_prefill_tokens in total, in the order of the prefilling queue. If none of its
-prefills completes, the first request moves to the back of the queue, so that a long prefill does not block the others.
+time. A round prefills at most max_prefill_tokens in total, in the order of the prefilling queue, and a quarter of that
+of one request if others run, so that a long prefill does not hold them up. If none of its prefills completes, the first
+request moves to the back of the queue.
 
 The scheduler does no tensor work. It may be called from any thread.
 """
 
+import math
 import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from streamingvlm.inference.requests import Request
 from streamingvlm.inference.stream import Stream
+
+_SHARE = 0.25  # of a round's prefill, for one request while others run
 
 
 class ScheduledPrefill(NamedTuple):
@@ -101,9 +105,11 @@ class Scheduler:
         """Plan the next round; changes no state."""
         prefills, budget = [], self.max_prefill_tokens
         with self.condition:
+            is_alone = len(self._prefilling) + len(self._decoding) == 1
+            share = budget if is_alone else math.ceil(budget * _SHARE)
             for request in self._prefilling:
                 if budget > 0:
-                    num_tokens = min(budget, request.sequence.num_pending)
+                    num_tokens = min(share, budget, request.sequence.num_pending)
                     prefills.append(ScheduledPrefill(request, num_tokens))
                     budget -= num_tokens
             return SchedulerOutput(prefills, list(self._decoding))

@@ -158,6 +158,10 @@ class ChatRequest(_OpenAIModel):
         names = ("temperature", "top_p", "seed")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
+    def all_text(self) -> str:
+        """Return the text of all messages."""
+        return "\n".join(message.text() for message in self.messages)
+
     def query(self) -> str:
         """Return the stream's query: the system and developer messages."""
         return "\n".join(m.text() for m in self.messages if m.role in ("system", "developer") and m.text())

@@ -196,9 +196,9 @@ class ServedSession:
             self.num_questions -= 1
 
     async def set_query(self, query: str):
-        """Change the query from the next turn on. Raises ApiError."""
+        """Change the query from the next turn on. Raises ApiError, and EngineFull if the cache cannot hold it."""
         self._check_live()
-        self._stream.set_query(query)
+        await asyncio.to_thread(self._stream.set_query, query)
         self.info = replace(self.info, query=query)
 
     def finish(self, reason: str = "finished"):

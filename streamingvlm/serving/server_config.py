@@ -24,6 +24,7 @@ class ServerLimits:
     max_waiting_s, max_waiting_bytes: video that waits for the model, per session.
     requests_per_s, burst_requests: per client address.
     max_subscribers: listeners per session; backlog_lines: lines kept for listeners that are slow or reconnect.
+    max_text_tokens: length of a query, of the text before a stream, of a question, and of all text of a chat.
     max_questions: pending questions per session; max_answer_tokens: length of an answer.
     idle_s: a session without new frames ends after this time; session_s: any session does (None: never).
     retention_s: how long the lines of an ended session can be read.
@@ -46,6 +47,7 @@ class ServerLimits:
     burst_requests: int = 200
     max_subscribers: int = 16
     backlog_lines: int = 7200
+    max_text_tokens: int = 2048
     max_questions: int = 4
     max_answer_tokens: int = 256
     idle_s: float = 300.0

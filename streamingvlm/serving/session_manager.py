@@ -76,6 +76,7 @@ class SessionManager:
     async def open(self, request: SessionRequest, owner: str) -> ServedSession:
         """Open a session and start processing. Raises ApiError and StreamingVLMError."""
         self._check_settings(request)
+        await self.check_text(query=request.query, previous_text=request.previous_text)
         with self._reserve_session():
             loop = asyncio.get_running_loop()
             source = await loop.run_in_executor(self.openers, self._open_source, request)
@@ -92,6 +93,14 @@ class SessionManager:
         self.metrics.opened.inc()
         log.info("session opened", extra={"session": session.id, "owner": owner, "source": session.info.source})
         return session
+
+    async def check_text(self, **texts: str):
+        """Raise ApiError for a text of too many tokens; the texts by the names that the client knows."""
+        limit = self.config.limits.max_text_tokens
+        for name, text in texts.items():
+            num_tokens = await asyncio.to_thread(self.pool.count_tokens, text)
+            if num_tokens > limit:
+                raise ApiError(400, f"{name} has {num_tokens:,} tokens, at most {limit:,} are allowed; shorten it")
 
     async def run(self):
         """End and remove sessions whose time is up, until cancelled."""

@@ -14,7 +14,9 @@ from streamingvlm.errors import ClosedError
 from streamingvlm.inference.commentary import Commentary
 from streamingvlm.inference.engine import Engine
 from streamingvlm.inference.session import StreamingSession
+from streamingvlm.inference.sizing import stream_tokens
 from streamingvlm.inference.snapshot import SnapshotWriter
+from streamingvlm.inference.stream import Stream
 from streamingvlm.model.loading import StreamingModel
 from streamingvlm.video.video_turn import VideoTurn
 
@@ -48,6 +50,10 @@ class StreamPool:
     def is_running(self) -> bool:
         """Return True while the engine's thread runs."""
         return self._engine.is_running
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return len(self.model.tokenizer.encode(text, add_special_tokens=False))
 
     def open(
         self,
@@ -137,7 +143,8 @@ class StreamHandle:
         return self.session.num_appended_tokens
 
     def set_query(self, query: str):
-        """Change the query from the next turn on."""
+        """Change the query from the next turn on. Raises EngineFull if the cache cannot hold it: the old one stays."""
+        self.session.run_between_turns(lambda stream: _reserve_(stream, query))
         self.session.query = query
 
     def save(self, writer: SnapshotWriter):
@@ -150,6 +157,13 @@ class StreamHandle:
 
     def _update_status(self):
         self.status = StreamStatus.of(self.session)
+
+
+def _reserve_(stream: Stream, query: str):
+    """Grow the cache of a stream to hold a query. Raises EngineFull."""
+    num_tokens = stream_tokens(stream.config, query, stream.previous_text)
+    if num_tokens is not None:
+        stream.sequence.kv.reserve_(num_tokens, is_bounded=True)
 
 
 def _then(done: "Future[Result]", callback: Callable[[], None] = lambda: None) -> "Future[Result]":

@@ -310,6 +310,24 @@ def test_a_long_prefill_is_split_while_others_decode(model):
     assert long.result().text == alone.step(frames(0), question="word " * 200).text
 
 
+def test_a_long_prefill_takes_a_quarter_of_a_round_while_others_run(model, monkeypatch):
+    lengths, prefill = [], ModelRunner.prefill
+
+    def record(runner, batch):
+        lengths.append((len(batch), max(sum(map(len, part.slices)) for part in batch)))
+        return prefill(runner, batch)
+
+    engine = Engine(model, num_slots=2, max_prefill_tokens=200)
+    reader, speaker = (open_in(engine, cache={"policy": "full"}, video=VIDEO, sampling=GREEDY) for _ in range(2))
+    monkeypatch.setattr(ModelRunner, "prefill", record)
+    reader.submit(frames(0), question="word " * 300)
+    engine.step()
+    speaker.submit(frames(0))
+    engine.run_until_idle()
+    assert lengths[0] == (1, 200), "nobody waits"
+    assert {longest for num, longest in lengths if num == 2} == {50}
+
+
 def test_an_error_fails_one_stream_alone(model):
     engine, (good, bad, loud) = open_many(model, 3, WORDY)
     loud.on_token = lambda piece: 1 / 0

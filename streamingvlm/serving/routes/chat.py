@@ -22,6 +22,7 @@ async def complete(request: Request, body: ChatRequest) -> dict[str, Any] | Stre
     name = manager.pool.model.name
     if body.model not in ("", name):
         raise ApiError(404, f"there is no model {body.model[:100]!r} here; use {name!r}")
+    await manager.check_text(**{"the text of the chat": body.all_text()})
     completion = ChatCompletion(body, manager)
     if not body.stream:
         return await while_connected(request, completion.as_json())

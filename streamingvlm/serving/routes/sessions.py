@@ -35,8 +35,9 @@ async def inspect(session: Session) -> dict[str, Any]:
 
 
 @router.patch("/{session_id}")
-async def set_query(session: Session, body: QueryRequest) -> dict[str, Any]:
+async def set_query(request: Request, session: Session, body: QueryRequest) -> dict[str, Any]:
     """Change the query of a running session."""
+    await manager_of(request).check_text(query=body.query)
     await session.set_query(body.query)
     return session.as_json()
 
@@ -58,6 +59,7 @@ async def finish(session: Session) -> dict[str, Any]:
 @router.post("/{session_id}/questions")
 async def ask(request: Request, session: Session, body: QuestionRequest) -> dict[str, Any]:
     """Answer a question about the stream, without changing it."""
+    await manager_of(request).check_text(question=body.question)
     answer = await while_connected(request, session.ask(body.question, body.max_new_tokens))
     return {"object": "answer", "question": body.question, "answer": answer, "time_s": session.end_s}
 
