@@ -108,7 +108,7 @@ def _first_error(error: RequestValidationError) -> str:
     A field that accepts several types has an error for each; the deepest is of the type that the client meant.
     """
     errors = error.errors()
-    deepest = max(errors, key=lambda one: len(one["loc"]))
+    deepest = max(errors, key=lambda one: (len(one["loc"]), one["type"] != "string_type"))
     is_whole_body = tuple(deepest["loc"]) == ("body",) and deepest["type"] != "value_error"
     if is_whole_body or deepest["type"] == "json_invalid":
         return _NO_JSON

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -92,7 +92,7 @@ class ChatMessage(_OpenAIModel):
     """A message of the chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[MessagePart] | None = None
+    content: str | Annotated[list[MessagePart], Field(max_length=2 * _MAX_IMAGES)] | None = None
 
     def text(self) -> str:
         """Return the text of the message, "" if it is blank."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ PUBLIC_FOLDERS = ("/static/", "/sample/")
 """Served without a key: the page asks for the key itself, and none of this belongs to a user."""
 
 _LINGER_S = 5.0
+_MAX_JSON_VALUES = 50_000
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _KNOWN_METHODS = frozenset({*_SAFE_METHODS, "POST", "PATCH", "PUT", "DELETE", "WEBSOCKET"})
 _HEADERS = {
@@ -54,7 +56,8 @@ class RequestMiddleware:
         try:
             scope.setdefault("state", {})["owner"] = self._authorize(scope)
             if scope["type"] == "http":
-                receive = _limit_body(receive, _max_body_bytes(scope, limits), limits.request_s)
+                max_values = math.inf if _is_frame(scope) else _MAX_JSON_VALUES
+                receive = _limit_body(receive, _max_body_bytes(scope, limits), max_values, limits.request_s)
                 _check_content_length(scope, limits)
             await self._app(scope, receive, response.send)
         except ApiError as error:
@@ -111,8 +114,11 @@ def _max_body_bytes(scope: Scope, limits: ServerLimits) -> int:
     path = scope["path"]
     if path == "/v1/chat/completions":
         return limits.max_clip_bytes
-    is_frame = scope["method"] == "POST" and path.endswith("/frames")
-    return limits.max_frame_bytes if is_frame else limits.max_body_bytes
+    return limits.max_frame_bytes if _is_frame(scope) else limits.max_body_bytes
+
+
+def _is_frame(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"].endswith("/frames")
 
 
 def _check_content_length(scope: Scope, limits: ServerLimits):
@@ -125,22 +131,29 @@ def _too_large(most: int) -> ApiError:
     return ApiError(413, f"the request is larger than {most} bytes; send less at a time")
 
 
-def _limit_body(receive: Receive, max_bytes: int, timeout_s: float) -> Receive:
-    """Wrap ``receive``: raise ApiError if the body is too large or not complete in time; no limit afterwards."""
-    num_bytes, is_complete = 0, False
+def _limit_body(receive: Receive, max_bytes: int, max_values: float, timeout_s: float) -> Receive:
+    """Wrap ``receive``: raise ApiError for a body that is too large or not complete in time; no limit afterwards.
+
+    max_values: of commas and opening brackets. JSON of many small values takes minutes to parse, in the event loop;
+    base64 has none of these characters.
+    """
+    num_bytes, num_values, is_complete = 0, 0, False
     deadline_s = time.monotonic() + timeout_s
 
     async def limited() -> Message:
-        nonlocal num_bytes, is_complete
+        nonlocal num_bytes, num_values, is_complete
         if is_complete:
             return await receive()
         try:
             message = await asyncio.wait_for(receive(), max(0.0, deadline_s - time.monotonic()))
         except TimeoutError:
             raise ApiError(408, f"the request was not complete within {timeout_s:g} s; send it again") from None
-        num_bytes += len(message.get("body", b""))
+        body = message.get("body", b"")
+        num_bytes, num_values = num_bytes + len(body), num_values + sum(map(body.count, (b",", b"[", b"{")))
         if num_bytes > max_bytes:
             raise _too_large(max_bytes)
+        if num_values > max_values:
+            raise ApiError(413, f"the request has more than {max_values:,} values; send fewer at a time")
         is_complete = not message.get("more_body", False)
         return message
 

@@ -27,6 +27,20 @@ def test_long_texts_are_refused_beside_a_session(server, pitch, match_jpegs):
         assert server.http.get(f"/v1/sessions/{session}").json()["query"] == ""
 
 
+@pytest.mark.parametrize(
+    "values", [b"{}," * 1_200_000, b"[]," * 7_000_000, b'{"type":"text"},' * 9_000], ids=["parts", "lists", "few parts"]
+)
+def test_many_small_values_are_refused_beside_a_session(server, pitch, match_jpegs, values):
+    body = b'{"messages":[{"role":"user","content":[' + values + b"{}]}]}"
+    with undisturbed(server, pitch, match_jpegs):
+        refused = server.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        assert refused.status_code in (400, 413), refused.text
+        assert "more than 50,000 values" in refused.text or "at most 2048 items" in refused.text, refused.text
+        path = f"/v1/sessions/{server.open()}/frames"
+        refused = server.http.patch(path, content=body[:4_000_000], headers={"content-type": "application/json"})
+        assert refused.status_code == 413
+
+
 def test_a_query_that_the_operators_memory_cannot_hold_is_refused_and_the_session_goes_on(serving, pitch, match_jpegs):
     with serving(limits={"max_sessions": 2, "max_cache_bytes": 2 * 7_600_000}) as server:
         first, second = (server.open(source={"push": True}, lag="wait") for _ in range(2))
