@@ -1,5 +1,6 @@
 """The files of ``configs/``, in the checkout or in the wheel, and their composition by Hydra."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,22 @@ def option_names(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, bo
 
 
 def check_types(given: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""):
-    """Raise ConfigError for a value that is no number, or neither true nor false, where the default is one."""
+    """Raise ConfigError for a value that is no number, or neither true nor false, where the default is one.
+
+    A number may be given as text, as a plain word of the command line is.
+    """
     for name, value in given.items():
         default, key = defaults.get(name), f"{prefix}{name}"
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if isinstance(value, dict) and isinstance(default, dict):
             check_types(value, default, f"{key}.")
         elif isinstance(default, bool):
             if not isinstance(value, bool | None):
                 raise ConfigError(f"{key}={value} is neither true nor false; give one of them")
-        elif isinstance(default, int | float) and not (is_number or value is None):
+        elif isinstance(default, int | float) and not (value is None or _is_number(value)):
             raise ConfigError(f"{key}={value} is not a number; give one, such as {default}")
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value.strip(), re.IGNORECASE) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
