@@ -81,10 +81,10 @@ def base_with_processors(request, tiny_checkpoint, tmp_path):
 
 def test_other_engines_load_what_training_and_merging_write(data, base_with_processors, tmp_path):
     words = [data, f"model={base_with_processors}", *FEW, "fit.num_steps=1"]
-    call(*words, f"folder={tmp_path / 'whole'}")
     call(*words, f"folder={tmp_path / 'lora'}", "lora=default")
     run(VERBS["merge"], [str(tmp_path / "lora" / "model"), f"target={tmp_path / 'merged'}"])
-    for folder in (tmp_path / "whole" / "model", tmp_path / "merged"):
+    call(*words, f"folder={tmp_path / 'whole'}")
+    for folder in (tmp_path / "merged", tmp_path / "whole" / "model"):
         assert list(transformers.AutoImageProcessor.from_pretrained(folder).image_mean) == MEAN
         assert json.loads((folder / "video_preprocessor_config.json").read_text())["image_mean"] == MEAN
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

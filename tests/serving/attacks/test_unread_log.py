@@ -11,7 +11,7 @@ import pytest
 
 from streamingvlm.serving.logs import DroppingQueueHandler, JsonFormatter
 
-NUM_REQUESTS = 2000
+NUM_REQUESTS = 600  # a pipe holds the log of some 200
 LIMITS = ["limits.requests_per_s=100000", "limits.burst_requests=100000"]
 
 
