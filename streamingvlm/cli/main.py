@@ -1,5 +1,6 @@
 """``streamingvlm VERB ...``: picks the verb, runs it, and prints an error of the user as one line."""
 
+import atexit
 import errno
 import os
 import sys
@@ -33,14 +34,16 @@ def main():
     elif verb in _HELP:
         print(verbs_page(VERBS))
     elif verb in VERBS:
-        run(VERBS[verb], words)
+        with _quick_exit_after_interrupt():
+            run(VERBS[verb], words)
     else:
         _exit("streamingvlm", _unknown_verb(verb), EXIT_BAD_INPUT)
 
 
 def run_verb(verb: str):
     """Run a verb with the words of ``sys.argv``."""
-    run(VERBS[verb], sys.argv[1:])
+    with _quick_exit_after_interrupt():
+        run(VERBS[verb], sys.argv[1:])
 
 
 def run(command: Command, words: Sequence[str]):
@@ -55,6 +58,20 @@ def run(command: Command, words: Sequence[str]):
         if command.check:
             command.check(options)
         _task(command)(options)
+
+
+@contextmanager
+def _quick_exit_after_interrupt() -> Iterator[None]:
+    """After Ctrl-C, end the process without the interpreter's teardown, over a second once torch is loaded."""
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != EXIT_INTERRUPTED:
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
 
 
 def _task(command: Command):
