@@ -184,7 +184,7 @@ def _previous_text(spans: Iterable[Span], retired: Iterable[Span]) -> list[Span]
 
 
 def _cut(spans: Iterable[Span], kept: list[tuple[int, int]]) -> Iterator[Span]:
-    """Yield the parts of ``spans`` inside the kept ranges, which count the tokens of all spans together."""
+    """Yield the parts of ``spans`` in the kept ranges; these count tokens from the start of the first span."""
     start = 0
     for span in spans:
         stop = start + span.segment.num_tokens
@@ -196,7 +196,7 @@ def _cut(spans: Iterable[Span], kept: list[tuple[int, int]]) -> Iterator[Span]:
 
 
 def _without_last_token(spans: Iterable[Span]) -> Iterator[Span]:
-    """Yield each turn's spans without the last token of the turn."""
+    """Yield the spans, without the last token of each turn."""
     by_turn: dict[int, list[Span]] = {}
     for span in spans:
         by_turn.setdefault(span.segment.turn, []).append(span)

@@ -105,7 +105,7 @@ class TokenSequence:
 
     @property
     def next_position(self) -> float:
-        """The position of the token that comes next."""
+        """Position of the token after the last one in the layout."""
         self._update_positions()
         return self._next_position
 
@@ -138,7 +138,7 @@ class TokenSequence:
         self.stale_range = range(min(first, stop, self.stale_range.start if self.stale_range else stop), stop)
 
     def moves_pending(self, plan: EvictionPlan) -> bool:
-        """Return True if the plan moves a new token before a cached one, where it could not be prefilled."""
+        """Return True if the plan puts a new token before a cached one: new tokens can be prefilled at the end only."""
         if self.config.recompute:
             return False
         # A cached token behind a new one: a later run starts before the new tokens.
@@ -168,7 +168,7 @@ class TokenSequence:
         self.vision[turn] = vision
 
     def commit_reply(self, tokens: Tokens):
-        """Replace the ids from `append_token` by ``tokens``: the same ids with segments, plus the reply's end."""
+        """Replace the ids from `append_token` by ``tokens``: the same ids with their segments, then the reply's end."""
         del self.ids[self.layout.num_tokens :]
         self.append(tokens)
 
@@ -204,7 +204,7 @@ class TokenSequence:
         return [SequenceSlice.of(self.kv, part.start, part.stop) for part in (stale, new) if part]
 
     def mark_computed(self, slices: list[SequenceSlice]):
-        """Mark slices that `pending` returned as computed, and drop vision features that are no longer needed."""
+        """Mark slices from `pending` as computed; drop the vision features once no new token is left."""
         for part in slices:
             if part.first == self.kv.num_tokens:
                 self.kv.num_tokens = part.stop
@@ -215,7 +215,7 @@ class TokenSequence:
             self.vision.clear()
 
     def append_token(self, token: int):
-        """Append a token of the reply; call `commit_token` when its key and value are in the cache."""
+        """Append a token of the reply. After its forward pass, call `commit_token`."""
         self.ids.append(token)
 
     def decode_inputs(self) -> tuple[int, int, int, int]:
@@ -253,5 +253,5 @@ class TokenSequence:
 
 
 def _select(numbers: Sequence[int], runs: Sequence[range]) -> list[int]:
-    """Return the numbers in the ranges, one range after the other."""
+    """Return the numbers at the indices of the ranges, in their order."""
     return list(chain.from_iterable(numbers[run.start : run.stop] for run in runs))

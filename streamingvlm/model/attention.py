@@ -94,7 +94,7 @@ def _varlen(query, keys, values, *, offsets, max_seqlens, is_causal, scaling, se
 
 
 def _rows_of(buffer: torch.Tensor, part: SequenceSlice) -> torch.Tensor:
-    """Return the rows that a slice attends to, [1, kv heads, S, D].
+    """Return the pool rows of the tokens that a slice attends to, [1, kv heads, S, D].
 
     ``part.row`` is the pool row of its stream's first token; ``part.stop`` counts from there.
     """

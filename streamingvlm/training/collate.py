@@ -27,7 +27,7 @@ class Collate:
         self.silence_weight = silence_weight
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Return the inputs of `SFTModel`, the names of the examples, and weights [A] of the A supervised tokens.
+        """Return a batch: inputs of `SFTModel`, names of the examples, and weights [A] of its A supervised tokens.
 
         Padded: input_ids and labels [B, L], position_ids [3, B, L]. Packed: input_ids and labels [1, T], position_ids
         [4, 1, T], whose first row restarts at 0 with each example, and cu_seqlens [B + 1]. Both: vision and deepstack

@@ -33,8 +33,8 @@ class Backlog:
     """The turns that wait, and the policy that chooses the next one for the model.
 
     wait: every turn in order; `put` blocks while there is no room. drop: the newest turn; the others are dropped.
-    coalesce: one turn merged from all that wait, up to a gap in the stream. degrade: every turn in order, with less
-    detail the longer the model is late; turns beyond `max_lag_s` are dropped.
+    coalesce: one turn merged from all that wait, up to a gap in the stream. degrade: every turn in order, with a
+    step less detail for each turn that finds others waiting; turns beyond `max_lag_s` are dropped.
 
     One reentrant lock guards all state, so that locked methods may call each other.
     """
